@@ -1,0 +1,38 @@
+# C++ tests: csrc/tests/test_*.cpp, each a program of its own that returns 0, once as it is and once under
+# AddressSanitizer and UndefinedBehaviorSanitizer. And hmsa_raw_kernels, a Python module that runs kernels on arrays.
+
+file(GLOB test_sources CONFIGURE_DEPENDS csrc/tests/test_*.cpp)
+foreach(source IN LISTS test_sources)
+  get_filename_component(name ${source} NAME_WE)
+  foreach(variant plain sanitized)
+    set(program ${name}_${variant})
+    add_executable(${program} ${source})
+    target_link_libraries(${program} PRIVATE hmsa_flags)
+    target_compile_options(${program} PRIVATE -UNDEBUG)
+    set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+    add_test(NAME ${program} COMMAND ${program})
+    if(variant STREQUAL "sanitized")
+      target_compile_options(${program} PRIVATE -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+                                                -fno-sanitize-recover=all)
+      target_link_options(${program} PRIVATE -fsanitize=address,undefined)
+    else()
+      target_compile_options(${program} PRIVATE ${HMSA_CPU_FLAGS})
+    endif()
+  endforeach()
+endforeach()
+
+if(EXISTS ${CMAKE_SOURCE_DIR}/csrc/tests/raw_kernels.cpp)
+  find_package(Python 3.10 COMPONENTS Interpreter Development.Module REQUIRED)
+  if(NOT pybind11_DIR)
+    execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir OUTPUT_VARIABLE pybind11_DIR
+                    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE status)
+    if(status)
+      message(FATAL_ERROR "HMSA_BUILD_TESTS needs pybind11: ${Python_EXECUTABLE} -m pip install pybind11")
+    endif()
+  endif()
+  find_package(pybind11 CONFIG REQUIRED)
+  pybind11_add_module(hmsa_raw_kernels NO_EXTRAS csrc/tests/raw_kernels.cpp)
+  target_link_libraries(hmsa_raw_kernels PRIVATE hmsa_flags)
+  target_compile_options(hmsa_raw_kernels PRIVATE ${HMSA_CPU_FLAGS})
+  set_target_properties(hmsa_raw_kernels PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endif()

@@ -1,0 +1,112 @@
+// One axis of a bilinear resize, and its adjoint, in exact rational arithmetic.
+//
+// Output position o reads from the source coordinate
+//
+//     align_corners=False   src(o) = (o + 1/2) * in / out - 1/2  =  ((2 o + 1) in - out) / (2 out),   clamped below at 0
+//     align_corners=True    src(o) = o (in - 1) / (out - 1)
+//
+// which is the convention of torch.nn.functional.interpolate(mode="bilinear", antialias=False). Both are a fraction
+// (slope * o + offset) / den of integers, so the index floor(src) and the weight frac(src) are exact: the weight is
+// rounded once, the same on every device, and "which outputs touch input i" has a closed form that cannot disagree
+// with the forward direction.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace hmsa {
+
+// Half-open interval of rows or columns.
+struct Range {
+  int32_t lo;
+  int32_t hi;
+
+  HMSA_HOST_DEVICE int32_t size() const { return hi > lo ? hi - lo : 0; }
+  HMSA_HOST_DEVICE bool empty() const { return hi <= lo; }
+};
+
+// Smallest interval that holds both; an empty one adds nothing.
+HMSA_HOST_DEVICE Range hull(Range a, Range b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  return Range{a.lo < b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
+}
+
+// The two inputs that an output reads, and the weight of the second; the first has weight 1 - weight.
+template <typename T>
+struct Taps {
+  int32_t first;
+  int32_t second;
+  T weight;
+};
+
+struct AxisMap {
+  int32_t in;
+  int32_t out;
+  int64_t slope;
+  int64_t offset;
+  int64_t den;
+
+  HMSA_HOST_DEVICE bool identity() const { return in == out; }
+
+  template <typename T>
+  HMSA_HOST_DEVICE Taps<T> taps(int32_t o) const {
+    // An equal size is a copy, as in PyTorch: no zero weight may turn a neighbour's inf into NaN.
+    if (identity()) return Taps<T>{o, o, T(0)};
+    const int64_t numerator = slope * o + offset;
+    if (numerator <= 0) return Taps<T>{0, in > 1 ? 1 : 0, T(0)};
+    const int64_t whole = numerator / den;
+    const int32_t first = whole < in - 1 ? static_cast<int32_t>(whole) : in - 1;
+    const int32_t second = first < in - 1 ? first + 1 : first;
+    return Taps<T>{first, second, static_cast<T>(numerator - whole * den) / static_cast<T>(den)};
+  }
+
+  // Weight with which output o reads input i: nonzero only for o in outputs(i).
+  template <typename T>
+  HMSA_HOST_DEVICE T weight(int32_t o, int32_t i) const {
+    const Taps<T> t = taps<T>(o);
+    return (t.first == i ? T(1) - t.weight : T(0)) + (t.second == i ? t.weight : T(0));
+  }
+
+  // Inputs read by the outputs in `range`.
+  HMSA_HOST_DEVICE Range sources(Range range) const {
+    if (range.empty()) return Range{0, 0};
+    return Range{taps<float>(range.lo).first, taps<float>(range.hi - 1).second + 1};
+  }
+
+  // Outputs that may read input i: all o with i - 1 < src(o) < i + 1, and the clamped ones at both ends. When a large
+  // reduction skips input i altogether the range is empty.
+  HMSA_HOST_DEVICE Range outputs(int32_t i) const {
+    if (identity()) return Range{i, i + 1};
+    if (slope == 0) return i == 0 ? Range{0, out} : Range{0, 0};  // one input (or one output): all read input 0
+    const int32_t lo = i == 0 ? 0 : clamp_output(floor_div((i - 1) * den - offset, slope) + 1);
+    const int32_t hi = i == in - 1 ? out : clamp_output(floor_div((i + 1) * den - offset - 1, slope) + 1);
+    return Range{lo, hi};
+  }
+
+  // Outputs that may read any input in `range`.
+  HMSA_HOST_DEVICE Range outputs(Range range) const {
+    if (range.empty()) return Range{0, 0};
+    if (!identity() && slope == 0) return outputs(range.lo);
+    return Range{outputs(range.lo).lo, outputs(range.hi - 1).hi};
+  }
+
+ private:
+  HMSA_HOST_DEVICE static int64_t floor_div(int64_t a, int64_t b) {  // b > 0
+    return a >= 0 ? a / b : -((-a + b - 1) / b);
+  }
+  HMSA_HOST_DEVICE int32_t clamp_output(int64_t o) const {
+    return o < 0 ? 0 : o > out ? out : static_cast<int32_t>(o);
+  }
+};
+
+HMSA_HOST_DEVICE AxisMap make_axis_map(int32_t in, int32_t out, bool align_corners) {
+  if (align_corners) {
+    // One output reads input 0: slope 0 over any denominator.
+    return AxisMap{in, out, out > 1 ? in - 1 : 0, 0, out > 1 ? out - 1 : 1};
+  }
+  return AxisMap{in, out, 2 * static_cast<int64_t>(in), static_cast<int64_t>(in) - out, 2 * static_cast<int64_t>(out)};
+}
+
+}  // namespace hmsa

@@ -1,0 +1,554 @@
+// Runs a grid of CUDA threads on one CPU thread, for tests only: every thread of a block is a fiber.
+//
+// Between two barriers the fibers run one after another in a random order that the seed chooses, each until it waits
+// for the others or ends; blocks are shuffled as well. Correct kernels give the same bits for every seed. What a GPU
+// leaves undefined is an error here (std::runtime_error with kernel, block and thread): a barrier or warp operation
+// that not all of its threads reach, a mask with lanes that do not exist, a shuffle from a lane outside the mask.
+// Shared memory is allocated per block, exactly as large as asked for, and filled with 0xff bytes: NaN in every
+// floating-point type, -1 in the integers. AddressSanitizer therefore sees each access outside it, and is told about
+// every change of stack.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define HMSA_HOST_RUN_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HMSA_HOST_RUN_ASAN 1
+#endif
+#endif
+#if defined(HMSA_HOST_RUN_ASAN)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if !defined(__x86_64__) && !defined(HMSA_HOST_RUN_UCONTEXT)
+#define HMSA_HOST_RUN_UCONTEXT 1
+#endif
+#if defined(HMSA_HOST_RUN_UCONTEXT)
+#include <ucontext.h>
+#endif
+
+struct uint3 {
+  unsigned int x, y, z;
+};
+
+struct dim3 {
+  unsigned int x, y, z;
+  constexpr dim3(unsigned int x_ = 1, unsigned int y_ = 1, unsigned int z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+// The built-in variables of the thread that runs now.
+inline uint3 threadIdx;
+inline uint3 blockIdx;
+inline dim3 blockDim;
+inline dim3 gridDim;
+constexpr int warpSize = 32;
+
+namespace hmsa {
+namespace host_run {
+
+constexpr std::size_t kStaticSharedLimit = 48 * 1024;  // also of dynamic memory, unless opted in
+constexpr std::size_t kSharedLimit = 227 * 1024;       // per block on an H100
+constexpr std::size_t kParameterLimit = 4096;          // bytes of kernel parameters that every driver takes
+constexpr std::size_t kStackBytes = 256 * 1024;        // of a fiber; reports of the sanitizers are made on it
+
+// Chooses the order of threads and blocks. Starts as the environment variable HMSA_HOST_RUN_SEED, or 0.
+inline std::uint64_t& seed() {
+  static std::uint64_t value = [] {
+    const char* text = std::getenv("HMSA_HOST_RUN_SEED");
+    return text ? std::strtoull(text, nullptr, 0) : 0ull;
+  }();
+  return value;
+}
+
+// SplitMix64: any state is a good one.
+struct Random {
+  std::uint64_t state;
+
+  std::uint64_t next() {
+    std::uint64_t z = (state += 0x9e3779b97f4a7c15ull);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+  }
+  std::size_t below(std::size_t n) { return static_cast<std::size_t>(next() % n); }
+};
+
+// ---- Stacks -----------------------------------------------------------------------------------------------------
+
+#if defined(HMSA_HOST_RUN_UCONTEXT)
+
+struct Context {
+  ucontext_t state;
+};
+
+inline void prepare(Context& context, unsigned char* stack, void (*entry)()) {
+  getcontext(&context.state);
+  context.state.uc_stack.ss_sp = stack;
+  context.state.uc_stack.ss_size = kStackBytes;
+  context.state.uc_link = nullptr;
+  makecontext(&context.state, entry, 0);
+}
+
+inline void change(Context& from, Context& to) {
+  swapcontext(&from.state, &to.state);
+}
+
+#else
+
+struct Context {
+  void* stack_pointer;
+};
+
+// Saves the registers that a callee must keep, leaves this stack for the other, and returns there. Unlike swapcontext
+// it makes no system call, and AddressSanitizer does not forget the red zones of the stack it goes to.
+__attribute__((naked, noinline)) inline void change_stack([[maybe_unused]] void** from, [[maybe_unused]] void* to) {
+  asm("pushq %rbp\n\t"
+      "pushq %rbx\n\t"
+      "pushq %r12\n\t"
+      "pushq %r13\n\t"
+      "pushq %r14\n\t"
+      "pushq %r15\n\t"
+      "movq %rsp, (%rdi)\n\t"
+      "movq %rsi, %rsp\n\t"
+      "popq %r15\n\t"
+      "popq %r14\n\t"
+      "popq %r13\n\t"
+      "popq %r12\n\t"
+      "popq %rbx\n\t"
+      "popq %rbp\n\t"
+      "ret");
+}
+
+inline void prepare(Context& context, unsigned char* stack, void (*entry)()) {
+  // Six registers, the address that change_stack returns to, and where a caller's return address would be: the entry
+  // finds the stack pointer 8 below a multiple of 16, as after a call.
+  void** top = reinterpret_cast<void**>(stack + kStackBytes) - 8;
+  std::memset(top, 0, 8 * sizeof(void*));
+  top[6] = reinterpret_cast<void*>(entry);
+  context.stack_pointer = top;
+}
+
+inline void change(Context& from, Context& to) {
+  change_stack(&from.stack_pointer, to.stack_pointer);
+}
+
+#endif
+
+// ---- The machine ------------------------------------------------------------------------------------------------
+
+enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+enum class Reduction { kNone, kCount, kAnd, kOr };
+
+// One thread of the block, and what it waits for.
+struct Fiber {
+  Context context;
+  unsigned char* stack = nullptr;
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  uint3 index{};
+  State state = State::kDone;
+  const char* what = nullptr;  // __syncthreads, __shfl_xor_sync ..., at file:line
+  const char* file = nullptr;
+  int line = 0;
+  std::uint32_t mask = 0;      // warp operation: the lanes that take part
+  int source = 0;              // warp operation: the lane whose value this one gets
+  std::uint64_t value = 0;     // in: what this thread gives; out: what it gets
+  Reduction reduction = Reduction::kNone;
+};
+
+// Memory of exactly `bytes`, filled with 0xff. Without AddressSanitizer 64 bytes behind it tell of stray writes.
+class PoisonedMemory {
+ public:
+  explicit PoisonedMemory(std::size_t bytes) : bytes_(bytes) {
+    if (posix_memalign(&data_, 128, bytes + kGuard) != 0) throw std::bad_alloc();
+    std::memset(data_, 0xff, bytes + kGuard);
+  }
+  PoisonedMemory(PoisonedMemory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
+  PoisonedMemory(const PoisonedMemory&) = delete;
+  PoisonedMemory& operator=(const PoisonedMemory&) = delete;
+  ~PoisonedMemory() { std::free(data_); }
+
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  bool guard_intact() const {
+    for (std::size_t i = 0; i < kGuard; ++i) {
+      if (static_cast<const unsigned char*>(data_)[bytes_ + i] != 0xff) return false;
+    }
+    return true;
+  }
+
+ private:
+#if defined(HMSA_HOST_RUN_ASAN)
+  static constexpr std::size_t kGuard = 0;
+#else
+  static constexpr std::size_t kGuard = 64;
+#endif
+  void* data_ = nullptr;
+  std::size_t bytes_;
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::size_t threads = 0;  // of the block; `fibers` keeps the stacks of the largest so far
+  Fiber* current = nullptr;
+  Context scheduler;
+  const void* scheduler_stack = nullptr;
+  std::size_t scheduler_stack_bytes = 0;
+  const std::function<void()>* body = nullptr;
+  std::string failure;                 // set by a fiber, thrown by the scheduler
+  std::vector<PoisonedMemory> shared;  // of this block; the first is the dynamic one
+  std::uint64_t block_serial = 0;      // differs from block to block
+  std::map<const void*, int> opted_in;  // kernel -> bytes of dynamic shared memory
+  bool busy = false;
+
+  ~Machine() {
+    for (Fiber& fiber : fibers) munmap(fiber.stack, kStackBytes);
+  }
+};
+
+inline Machine& machine() {
+  static Machine value;
+  return value;
+}
+
+inline std::string name(const uint3& i) {
+  return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+}
+
+inline std::string place(const Fiber& fiber) {
+  if (fiber.state == State::kDone) return "thread " + name(fiber.index) + " has ended";
+  return "thread " + name(fiber.index) + " waits at " + fiber.what + " (" + fiber.file + ":" +
+         std::to_string(fiber.line) + ")";
+}
+
+inline void resume(Fiber& fiber) {
+  Machine& m = machine();
+  m.current = &fiber;
+  threadIdx = fiber.index;
+#if defined(HMSA_HOST_RUN_ASAN)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, fiber.stack, kStackBytes);
+  change(m.scheduler, fiber.context);
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#else
+  change(m.scheduler, fiber.context);
+#endif
+}
+
+// Back to the scheduler, until it resumes this fiber.
+inline void yield() {
+  Machine& m = machine();
+  Fiber& fiber = *m.current;
+#if defined(HMSA_HOST_RUN_ASAN)
+  // Without a place to keep it, the fake stack of a fiber that has ended is freed.
+  __sanitizer_start_switch_fiber(fiber.state == State::kDone ? nullptr : &fiber.fake_stack, m.scheduler_stack,
+                                 m.scheduler_stack_bytes);
+  change(fiber.context, m.scheduler);
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
+#else
+  change(fiber.context, m.scheduler);
+#endif
+}
+
+inline void fiber_main() {
+#if defined(HMSA_HOST_RUN_ASAN)
+  __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack, &machine().scheduler_stack_bytes);
+#endif
+  (*machine().body)();
+  machine().current->state = State::kDone;
+  yield();
+}
+
+// Ends the launch from inside a thread; does not return.
+inline void fail(const std::string& text) {
+  Machine& m = machine();
+  m.failure = "thread " + name(m.current->index) + " " + text;
+  yield();
+  std::abort();
+}
+
+// ---- What threads call --------------------------------------------------------------------------------------------
+
+// A __shared__ variable: one object per place in the source (and per instantiation of a template), which hands every
+// block memory of its own.
+class SharedVariable {
+ public:
+  void* get(std::size_t bytes) {
+    Machine& m = machine();
+    if (serial_ != m.block_serial) {
+      std::size_t total = bytes;
+      for (std::size_t i = 1; i < m.shared.size(); ++i) total += m.shared[i].bytes();
+      if (total > kStaticSharedLimit) {
+        fail("needs " + std::to_string(total) + " bytes of static shared memory, more than " +
+             std::to_string(kStaticSharedLimit));
+      }
+      if (total + m.shared[0].bytes() > kSharedLimit) {
+        fail("needs " + std::to_string(total + m.shared[0].bytes()) + " bytes of shared memory, more than " +
+             std::to_string(kSharedLimit));
+      }
+      m.shared.emplace_back(bytes);
+      data_ = m.shared.back().data();
+      serial_ = m.block_serial;
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::uint64_t serial_ = 0;
+};
+
+inline void* dynamic_shared() {
+  return machine().shared[0].data();
+}
+
+// Waits for all threads of the block. Returns `value` reduced over them.
+inline int barrier(const char* what, int value, Reduction reduction, const char* file, int line) {
+  Fiber& fiber = *machine().current;
+  fiber.state = State::kAtBarrier;
+  fiber.what = what;
+  fiber.file = file;
+  fiber.line = line;
+  fiber.value = value != 0;
+  fiber.reduction = reduction;
+  yield();
+  return static_cast<int>(fiber.value);
+}
+
+inline int lane_of(const Fiber& fiber) {
+  return static_cast<int>(&fiber - machine().fibers.data()) % warpSize;
+}
+
+// Waits for the lanes in `mask`. Returns the value that lane `source` gave, or with source < 0 one bit per lane in the
+// mask: whether its value was not 0.
+inline std::uint64_t exchange(const char* what, std::uint32_t mask, std::uint64_t value, int source, const char* file,
+                              int line) {
+  Machine& m = machine();
+  Fiber& fiber = *m.current;
+  const int lane = lane_of(fiber);
+  const std::size_t warp_start = static_cast<std::size_t>(&fiber - m.fibers.data()) - lane;
+  const std::size_t lanes = m.threads - warp_start < 32 ? m.threads - warp_start : 32;
+  const std::string at = std::string(" at ") + what + " (" + file + ":" + std::to_string(line) + ")";
+  if (!(mask >> lane & 1u)) fail("is not in the mask it gives" + at);
+  if (lanes < 32 && mask >> lanes != 0) {
+    fail("gives a mask with lanes of a warp that has only " + std::to_string(lanes) + " threads" + at);
+  }
+  if (source >= 0 && !(mask >> source & 1u)) fail("reads lane " + std::to_string(source) + " outside the mask" + at);
+  fiber.state = State::kAtWarp;
+  fiber.what = what;
+  fiber.file = file;
+  fiber.line = line;
+  fiber.mask = mask;
+  fiber.value = value;
+  fiber.source = source;
+  yield();
+  return fiber.value;
+}
+
+// Segments of `width` lanes, as the shuffles define them.
+inline int segment_start(int width) {
+  return lane_of(*machine().current) & ~(width - 1);
+}
+
+template <typename T>
+T shuffle(const char* what, std::uint32_t mask, T value, int source, const char* file, int line) {
+  static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8), "as CUDA's shuffles");
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = exchange(what, mask, bits, source, file, line);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+// ---- The scheduler ----------------------------------------------------------------------------------------------
+
+// Lets the lanes of a warp operation go on once the last of them is there.
+inline void try_exchange(Fiber& arrived, std::vector<Fiber*>& ready) {
+  Fiber* warp = &arrived - lane_of(arrived);
+  std::uint64_t given[32] = {};
+  std::uint64_t ballot = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(arrived.mask >> lane & 1u)) continue;
+    const Fiber& other = warp[lane];
+    if (other.state != State::kAtWarp || other.mask != arrived.mask || std::strcmp(other.what, arrived.what) != 0) {
+      return;
+    }
+    given[lane] = other.value;
+    ballot |= static_cast<std::uint64_t>(other.value != 0) << lane;
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(arrived.mask >> lane & 1u)) continue;
+    Fiber& other = warp[lane];
+    other.value = other.source < 0 ? ballot : given[other.source];
+    other.state = State::kReady;
+    ready.push_back(&other);
+  }
+}
+
+// Nobody can run: either all threads are at one barrier and pass it, or the kernel is wrong.
+inline void pass_barrier(std::vector<Fiber*>& ready) {
+  Machine& m = machine();
+  const Fiber* first = nullptr;
+  for (std::size_t i = 0; i < m.threads; ++i) {
+    if (m.fibers[i].state == State::kAtWarp) {
+      const Fiber& fiber = m.fibers[i];
+      const Fiber* warp = &fiber - lane_of(fiber);
+      for (int lane = 0; lane < 32; ++lane) {
+        if (!(fiber.mask >> lane & 1u)) continue;
+        const Fiber& other = warp[lane];
+        if (other.state != State::kAtWarp || other.mask != fiber.mask || std::strcmp(other.what, fiber.what) != 0) {
+          throw std::runtime_error("divergent warp: " + place(fiber) + " for lane " + std::to_string(lane) + ", but " +
+                                   place(other));
+        }
+      }
+    } else if (m.fibers[i].state == State::kAtBarrier && !first) {
+      first = &m.fibers[i];
+    }
+  }
+  std::uint64_t count = 0;
+  for (std::size_t i = 0; i < m.threads; ++i) {
+    const Fiber& fiber = m.fibers[i];
+    if (fiber.state != State::kAtBarrier || fiber.line != first->line || std::strcmp(fiber.file, first->file) != 0 ||
+        std::strcmp(fiber.what, first->what) != 0) {
+      throw std::runtime_error("divergent barrier: " + place(*first) + ", but " + place(fiber));
+    }
+    count += fiber.value;
+  }
+  for (std::size_t i = 0; i < m.threads; ++i) {
+    Fiber& fiber = m.fibers[i];
+    fiber.value = fiber.reduction == Reduction::kAnd  ? count == m.threads
+                  : fiber.reduction == Reduction::kOr ? count > 0
+                                                      : count;
+    fiber.state = State::kReady;
+    ready.push_back(&fiber);
+  }
+}
+
+inline void run_block(std::size_t shared_bytes, Random random) {
+  Machine& m = machine();
+  m.shared.clear();
+  m.shared.emplace_back(shared_bytes);
+  ++m.block_serial;
+  std::vector<Fiber*> ready;
+  for (std::size_t i = 0; i < m.threads; ++i) {
+    Fiber& fiber = m.fibers[i];
+    const unsigned int id = static_cast<unsigned int>(i);
+    fiber.index = uint3{id % blockDim.x, id / blockDim.x % blockDim.y, id / blockDim.x / blockDim.y};
+    fiber.state = State::kReady;
+    prepare(fiber.context, fiber.stack, fiber_main);
+    ready.push_back(&fiber);
+  }
+  std::size_t done = 0;
+  while (done < m.threads) {
+    if (ready.empty()) pass_barrier(ready);
+    const std::size_t pick = random.below(ready.size());
+    Fiber& fiber = *ready[pick];
+    ready[pick] = ready.back();
+    ready.pop_back();
+    resume(fiber);
+    if (!m.failure.empty()) throw std::runtime_error(m.failure);
+    if (fiber.state == State::kDone) ++done;
+    if (fiber.state == State::kAtWarp) try_exchange(fiber, ready);
+  }
+  for (const PoisonedMemory& memory : m.shared) {
+    if (!memory.guard_intact()) {
+      throw std::runtime_error("wrote behind its " + std::to_string(memory.bytes()) + " bytes of shared memory");
+    }
+  }
+}
+
+inline void add_stacks(std::size_t threads) {
+  Machine& m = machine();
+  while (m.fibers.size() < threads) {
+    void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) throw std::bad_alloc();
+    mprotect(stack, 4096, PROT_NONE);  // an overflow stops here
+    m.fibers.emplace_back();
+    m.fibers.back().stack = static_cast<unsigned char*>(stack);
+  }
+}
+
+inline void check_launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes) {
+  const auto refuse = [](const std::string& text) { throw std::runtime_error("invalid launch: " + text); };
+  const auto within = [](const dim3& d, unsigned int x, unsigned int y, unsigned int z) {
+    return d.x >= 1 && d.y >= 1 && d.z >= 1 && d.x <= x && d.y <= y && d.z <= z;
+  };
+  if (!within(grid, 0x7fffffffu, 65535u, 65535u)) refuse("grid " + name(uint3{grid.x, grid.y, grid.z}));
+  if (!within(block, 1024u, 1024u, 64u) || block.x * block.y * block.z > 1024u) {
+    refuse("block " + name(uint3{block.x, block.y, block.z}));
+  }
+  const auto opted_in = machine().opted_in.find(kernel);
+  const std::size_t limit = opted_in == machine().opted_in.end() ? kStaticSharedLimit
+                                                                 : static_cast<std::size_t>(opted_in->second);
+  if (shared_bytes > kStaticSharedLimit && shared_bytes > limit) {
+    refuse(std::to_string(shared_bytes) + " bytes of dynamic shared memory, allowed are " + std::to_string(limit));
+  }
+}
+
+inline void run_grid(const char* call, const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
+                     const std::function<void()>& body) {
+  Machine& m = machine();
+  if (m.busy) throw std::runtime_error(std::string(call) + ": a launch inside a launch");
+  try {
+    check_launch(kernel, grid, block, shared_bytes);
+    add_stacks(static_cast<std::size_t>(block.x) * block.y * block.z);
+    m.busy = true;
+    m.threads = static_cast<std::size_t>(block.x) * block.y * block.z;
+    m.body = &body;
+    m.failure.clear();
+    gridDim = grid;
+    blockDim = block;
+    std::vector<std::uint64_t> order(static_cast<std::size_t>(grid.x) * grid.y * grid.z);
+    std::iota(order.begin(), order.end(), std::uint64_t{0});
+    Random random{seed()};
+    for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+    for (const std::uint64_t id : order) {
+      blockIdx = uint3{static_cast<unsigned int>(id % grid.x), static_cast<unsigned int>(id / grid.x % grid.y),
+                       static_cast<unsigned int>(id / grid.x / grid.y)};
+      run_block(shared_bytes, Random{random.next()});
+    }
+  } catch (const std::runtime_error& error) {
+    std::string text = std::string(call) + ": " + error.what();
+    if (m.busy) text += " [block " + name(blockIdx) + "]";
+#if defined(HMSA_HOST_RUN_ASAN)
+    // The abandoned fibers left the red zones of their frames behind.
+    for (Fiber& fiber : m.fibers) __asan_unpoison_memory_region(fiber.stack + 4096, kStackBytes - 4096);
+#endif
+    m.shared.clear();
+    m.busy = false;
+    throw std::runtime_error(text);
+  }
+  m.shared.clear();
+  m.busy = false;
+}
+
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), finished when it returns.
+template <typename Stream, typename... Parameters, typename... Arguments>
+void run(const char* call, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream,
+         Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable<Parameters>::value && ...), "kernel parameters are copied as bytes");
+  static_assert((sizeof(Parameters) + ... + 0) <= kParameterLimit, "more than 4 KiB of kernel parameters");
+  const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
+  run_grid(call, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+           [&] { std::apply(kernel, parameters); });
+}
+
+}  // namespace host_run
+}  // namespace hmsa

@@ -1,0 +1,67 @@
+// How a .cu file here starts a kernel and asks for shared memory, under nvcc and under csrc/host_run alike.
+//
+//     template <typename S, int N>
+//     __global__ void blur(const S* from, S* to) {
+//       HMSA_SHARED(float, tile, [8][33]);        // static: __shared__ float tile[8][33]
+//       HMSA_DYNAMIC_SHARED(float, rows);         // dynamic: float* rows, as many bytes as the launch gave
+//       ...
+//     }
+//     HMSA_LAUNCH(blur<float, 4>, grid, block, shared_bytes, stream, from, to);
+//
+// Plain __shared__ is refused by host_run, which could not fill it with NaN at the start of each block. A .cu file
+// includes this header, core/ and nothing of torch; the registration with torch lives in the .cpp beside it.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#define HMSA_SHARED(type, name, extent) __shared__ type name extent
+
+// One symbol of one type for all kernels of a file: an extern array per type would clash between instantiations.
+#define HMSA_DYNAMIC_SHARED(type, name)                                       \
+  extern __shared__ __align__(16) unsigned char hmsa_dynamic_shared_memory[]; \
+  type* const name = reinterpret_cast<type*>(hmsa_dynamic_shared_memory)
+
+#elif !defined(HMSA_HOST_RUN)
+#error "a .cu file needs nvcc, or g++ with -include csrc/host_run/cuda_host.h"
+#endif
+
+namespace hmsa {
+namespace cuda {
+
+// Throws std::runtime_error when a runtime call failed; `what` names the call.
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  }
+}
+
+// Starts kernel(args...). More than the 48 KiB of shared memory that every kernel may have is opted in to. The launch
+// is checked, the execution is not: it is asynchronous.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* call, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            cudaStream_t stream, Arguments&&... arguments) {
+  constexpr std::size_t kWithoutOptIn = 48 * 1024;
+  if (shared_bytes > kWithoutOptIn) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          call);
+  }
+#if defined(__CUDACC__)
+  kernel<<<grid, block, shared_bytes, stream>>>(std::forward<Arguments>(arguments)...);
+#else
+  host_run::run(call, kernel, grid, block, shared_bytes, stream, std::forward<Arguments>(arguments)...);
+#endif
+  check(cudaGetLastError(), call);
+}
+
+}  // namespace cuda
+}  // namespace hmsa
+
+// HMSA_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...); `kernel` may be a template with commas.
+#define HMSA_LAUNCH(...) ::hmsa::cuda::launch(#__VA_ARGS__, __VA_ARGS__)

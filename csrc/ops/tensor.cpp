@@ -1,0 +1,113 @@
+#include "ops/tensor.h"
+
+#include <torch/csrc/stable/device.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace hmsa {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+// The rule of PyTorch's suggest_memory_format for four dimensions: strides ascend in the order C, W, H, N. A map of
+// which channels_last cannot be told from contiguous (C = 1, or H = W = 1) counts as contiguous.
+bool is_channels_last(const Tensor& tensor) {
+  if (tensor.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (const int d : {1, 3, 2, 0}) {
+    if (tensor.size(d) == 0 || tensor.stride(d) < least) return false;
+    if (d == 0 && least == tensor.stride(1)) return false;
+    least = tensor.stride(d);
+    if (tensor.size(d) > 1) least *= tensor.size(d);
+  }
+  return true;
+}
+
+void ask_for_huge_pages(const Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const size_t bytes = tensor.numel() * tensor.element_size();
+  if (!tensor.is_cpu() || bytes < 4 * kHuge) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t last = (begin + bytes) / kHuge * kHuge;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failure changes nothing
+#endif
+}
+
+}  // namespace
+
+std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    text += (d > 0 ? ", " : "") + std::to_string(tensor.size(d));
+  }
+  return text + "]";
+}
+
+std::string dtype_name(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return concat("dtype number ", static_cast<int>(tensor.scalar_type()));
+  }
+}
+
+std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return concat(tensor.is_cuda() ? "cuda:" : "device ", tensor.get_device_index());
+}
+
+bool is_floating(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+    case ScalarType::Double:
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return true;
+    default:
+      return false;
+  }
+}
+
+Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes) {
+  Tensor tensor = torch::stable::empty(sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(),
+                                       /*pin_memory=*/std::nullopt,
+                                       is_channels_last(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  ask_for_huge_pages(tensor);
+  return tensor;
+}
+
+Tensor workspace_like(const Tensor& like, int64_t count) {
+  const ScalarType type = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::empty({count}, type, torch::headeronly::Layout::Strided, like.device(), std::nullopt,
+                              std::nullopt);
+}
+
+void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, count, 1, body);
+}
+
+}  // namespace hmsa

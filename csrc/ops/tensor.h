@@ -1,0 +1,70 @@
+// What the ops need of torch: tensors as views, allocation in a memory format, and words for error messages.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+#include "core/half.h"
+#include "core/view.h"
+
+namespace hmsa {
+
+using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// Heights and widths stay below this, so that twice a side times another fits 64 bits with room to spare.
+constexpr int64_t kMaxSide = int64_t(1) << 24;
+
+std::string shape_of(const Tensor& tensor);
+std::string dtype_name(const Tensor& tensor);
+std::string device_name(const Tensor& tensor);
+bool is_floating(const Tensor& tensor);  // one of the four dtypes that the ops take
+
+// Uninitialised, with the dtype and device of `like`, channels_last if `like` is, else contiguous. Large CPU tensors
+// are asked for in huge pages: touching 160 MB in pages of 4 KiB takes longer than computing them.
+Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes);
+
+// `count` numbers of the arithmetic type of `like` (float64 for float64, else float32) on its device.
+Tensor workspace_like(const Tensor& like, int64_t count);
+
+// body(begin, end) over parts of [0, count) on torch's threads.
+void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body);
+
+template <typename S>
+MapView<S> view(const Tensor& tensor) {
+  return MapView<S>{static_cast<S*>(tensor.mutable_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2),
+                    tensor.stride(3)};
+}
+
+template <typename S>
+MapView<const S> const_view(const Tensor& tensor) {
+  return MapView<const S>{static_cast<const S*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1),
+                          tensor.stride(2), tensor.stride(3)};
+}
+
+// Calls body(S()) with the storage type of the tensor.
+template <typename Body>
+void dispatch_floating(const Tensor& tensor, const Body& body) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return body(float());
+    case ScalarType::Double:
+      return body(double());
+    case ScalarType::Half:
+      return body(Half());
+    default:
+      return body(BFloat16());
+  }
+}
+
+}  // namespace hmsa

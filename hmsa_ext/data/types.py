@@ -1,0 +1,114 @@
+"""What data sets, augmentation and loaders hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+IGNORE_LABEL = 255
+
+
+class DataError(ValueError):
+    """The data on disk is not what training needs. The text names the file, what was found and what was expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTable:
+    """Names and display colours of the classes.
+
+    names: one per class, in the order of the label values.
+    colours: uint8 [C, 3], red, green, blue; kept as a read-only copy.
+    ignore_label: the value of pixels that belong to no class, as data sets return it; always 255.
+    """
+
+    names: tuple[str, ...]
+    colours: np.ndarray
+    ignore_label: int = IGNORE_LABEL
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if not 0 < len(self.names) <= IGNORE_LABEL:
+            raise ValueError(f"names: expected 1 to {IGNORE_LABEL} classes, got {len(self.names)}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"names: expected each class once, got {list(self.names)}")
+        colours = np.array(self.colours)
+        if colours.shape != (len(self.names), 3) or colours.min() < 0 or colours.max() > 255:
+            raise ValueError(f"colours: expected [{len(self.names)}, 3] values of 0..255, got shape {colours.shape}")
+        colours = colours.astype(np.uint8)
+        colours.setflags(write=False)
+        object.__setattr__(self, "colours", colours)
+        if self.ignore_label != IGNORE_LABEL:
+            raise ValueError(
+                f"ignore_label: data sets return {IGNORE_LABEL} for ignored pixels, got {self.ignore_label}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, without the ignored value."""
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ClassTable):
+            return NotImplemented
+        return self.names == other.names and np.array_equal(self.colours, other.colours)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+
+@dataclass
+class Sample:
+    """One picture with its label map, both at the same size.
+
+    image: uint8 [H, W, 3], red, green, blue.
+    label: uint8 [H, W], class numbers; 255 = ignored.
+    name: what the user knows the picture by (a file name without its ending).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A sequence of samples with one table of classes.
+
+    A data set may also have ``inspect(index) -> list[str]``: the problems of one item in words, found with less work
+    than loading it takes. :func:`hmsa_ext.data.check` uses it where it exists.
+    """
+
+    classes: ClassTable
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass
+class Batch:
+    """What a loader yields.
+
+    images: float32 [B, 3, h, w], normalised (see :mod:`hmsa_ext.data.normalise`).
+    labels: uint8 [B, h, w]; 255 = ignored.
+    names: one per image.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The batch on another device. From pinned memory the copy runs beside the host."""
+        images = self.images.to(device, non_blocking=non_blocking)
+        return Batch(images, self.labels.to(device, non_blocking=non_blocking), self.names)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; called by ``torch.utils.data.DataLoader``."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.names)

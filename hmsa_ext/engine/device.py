@@ -1,0 +1,64 @@
+"""Which device and which arithmetic a run uses, and why: the reason is printed."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from hmsa_ext.engine.config import ConfigError
+
+
+def choose_device(wanted: str = "auto", local_rank: int = 0) -> tuple[torch.device, str]:
+    """Device for ``wanted`` ("auto", "cpu", "cuda", "cuda:1", ...) and the reason for it, as text.
+
+    With several processes on one machine, "auto" and "cuda" take the GPU of the process's local rank.
+    """
+    gpus = torch.cuda.device_count()
+    if wanted == "auto":
+        if gpus == 0:
+            built = torch.version.cuda is not None
+            return torch.device("cpu"), f"cpu: {'no GPU is visible' if built else 'this PyTorch is built without CUDA'}"
+        wanted = "cuda"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"device: got {wanted!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return device, "cpu: asked for"
+    if device.type != "cuda":
+        raise ConfigError(f"device: got {wanted!r}, expected auto, cpu, cuda or cuda:N")
+    index = local_rank if device.index is None else device.index
+    if index >= gpus:
+        raise ConfigError(f"device: got {wanted!r} for GPU number {index}, expected one of the {gpus} visible GPUs")
+    return torch.device("cuda", index), f"cuda:{index}: {torch.cuda.get_device_name(index)}"
+
+
+def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Arithmetic for ``wanted`` ("auto", "float32", "bfloat16") on a device, and the reason for it, as text."""
+    if wanted != "auto":
+        return getattr(torch, wanted), f"{wanted}: asked for"
+    if device.type != "cuda":
+        return torch.float32, "float32: the rule on the CPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return torch.bfloat16, f"bfloat16 (autocast): compute capability {major}.{minor}"
+    return torch.float32, f"float32: compute capability {major}.{minor}, bfloat16 needs 8.0"
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Context in which a model runs in ``dtype``: autocast, or nothing at all for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and the mode of before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,124 @@
+"""One process or many: what torchrun started, seen as one :class:`Process` that the rest of the engine is handed.
+
+Without torchrun every function here is the identity, so that the loop has no second path.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hmsa_ext.engine.config import ConfigError
+from hmsa_ext.engine.device import choose_device
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place among those of the run."""
+
+    device: torch.device
+    reason: str = ""
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes files."""
+        return self.rank == 0
+
+    def print(self, *words: object) -> None:
+        """Prints on the main process only."""
+        if self.is_main:
+            print(*words, flush=True)
+
+
+@contextlib.contextmanager
+def start(device: str = "auto") -> Iterator[Process]:
+    """Joins the processes that torchrun started, if it did, and leaves them at the end.
+
+    NCCL carries what lies on GPUs, Gloo what lies on the CPU. Raises :class:`ConfigError` for more processes on a
+    machine than it has GPUs.
+    """
+    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if world_size > 1 and device.startswith("cuda:"):
+        raise ConfigError(f"device: got {device!r} for {world_size} processes, expected auto, cpu or cuda")
+    chosen, reason = choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        yield Process(chosen, reason)
+        return
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
+    try:
+        yield Process(chosen, reason, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, process: Process, *, all_used: bool) -> nn.Module:
+    """The model whose gradients are averaged over the processes; with one process the model itself.
+
+    ``all_used``: every parameter takes part in every step, which saves DDP a search.
+    """
+    if process.world_size == 1:
+        return model
+    devices = [process.device] if process.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=not all_used)
+
+
+def with_shared_statistics(model: nn.Module, process: Process) -> nn.Module:
+    """The model with synchronized batch norm where that exists and matters: several processes with GPUs.
+
+    One process, and processes on CPUs, keep the plain layers: nobody has to edit a configuration for them.
+    """
+    if process.world_size == 1:
+        return model
+    if process.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    process.print("batch norm: statistics per process (synchronized batch norm needs GPUs)")
+    return model
+
+
+def any_process(process: Process, *flags: bool) -> tuple[bool, ...]:
+    """Each flag, true when it is true in any process, so that all processes decide alike.
+
+    The flags travel through CPU memory: no process waits for its GPU.
+    """
+    if process.world_size == 1:
+        return flags
+    shared = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return tuple(bool(x) for x in shared)
+
+
+def total(process: Process, values: Tensor) -> Tensor:
+    """Sum over the processes, in the dtype it has: integers stay exact."""
+    if process.world_size == 1:
+        return values
+    values = values.cpu()
+    dist.all_reduce(values, dist.ReduceOp.SUM)
+    return values
+
+
+def gather(process: Process, value: Any) -> list[Any]:
+    """The value of every process, in order of rank, in every process."""
+    if process.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * process.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(process: Process, value: Any) -> Any:
+    """The main process's value, in every process."""
+    if process.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]

@@ -1,0 +1,240 @@
+"""A run: its folder, its data, its network and optimizer, and where it stands; begun anew or taken from a checkpoint."""
+
+import contextlib
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import hmsa_ext
+from hmsa_ext import data, models
+from hmsa_ext.data import DataError, Dataset
+from hmsa_ext.engine import checkpoint, distributed, schedule
+from hmsa_ext.engine.checkpoint import CheckpointError
+from hmsa_ext.engine.config import ConfigError, TrainConfig
+from hmsa_ext.engine.device import choose_dtype
+from hmsa_ext.engine.distributed import Process
+
+CONFIG, RESULTS, PICTURES = "config.yaml", "results.json", "pictures"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. ``batch``: batches done in ``epoch``; ``best``: the best validation mIoU so far."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -math.inf
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """What the loop works on. ``average``: moving average of the weights, or None; ``steps``: length of the run."""
+
+    config: TrainConfig
+    process: Process
+    dtype: torch.dtype
+    folder: Path
+    train_set: Dataset
+    val_set: Dataset
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor] | None
+    steps: int
+    progress: Progress = field(default_factory=Progress)
+
+    def training_batches(self, *, epoch: int, first: int = 0) -> Any:
+        """This process's training batches of an epoch, from batch number ``first`` on."""
+        return _training_batches(self.config, self.process, self.train_set, epoch, first)
+
+    def validation_batches(self) -> Any:
+        """This process's share of the validation images."""
+        process = self.process
+        return data.evaluation_loader(
+            self.val_set, rank=process.rank, world_size=process.world_size, workers=self.config.workers
+        )
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the model has the moving average of its weights, where the run keeps one."""
+        if self.average is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def save(self, *, best: bool = False) -> None:
+        """Writes the last checkpoint, and with ``best`` the best one too. Every process must call this."""
+        rng = distributed.gather(self.process, checkpoint.rng_state(self.process.device))
+        if not self.process.is_main:
+            return
+        content = {
+            "state_dict": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "rng": rng,
+            "config": self.config.to_dict(),
+            "class_names": list(self.train_set.classes.names),
+            "versions": versions(),
+        }
+        checkpoint.save(self.folder / checkpoint.LAST, content)
+        if best:
+            checkpoint.save(self.folder / checkpoint.BEST, content)
+
+
+def open_run(config: TrainConfig, process: Process) -> Run:
+    """Everything a run needs, checked before training begins; with ``config.resume`` as its last checkpoint left it.
+
+    Raises :class:`ConfigError`, :class:`CheckpointError`, :class:`hmsa_ext.data.DataError` or
+    :class:`hmsa_ext.models.WeightError` for whatever does not fit.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # Warn only: a kernel without a deterministic form is named, and the run goes on.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    dtype, reason = choose_dtype(config.dtype, process.device)
+    process.print(f"device {process.reason}")
+    process.print(f"dtype  {reason}")
+
+    train_set, val_set = _build_data(config, process)
+    classes = train_set.classes
+    stored = None
+    if config.resume:
+        path = checkpoint.find(config.resume)
+        stored = checkpoint.load(path)
+        checkpoint.require_resumable(stored, config, classes.names, process, path)
+
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, classes.num_classes)
+    if config.weights and stored is None:
+        _load_initial_weights(model, config.weights, process)
+    model = distributed.with_shared_statistics(model, process).to(process.device)
+    optimizer = schedule.build_optimizer(model, config)
+    average = {n: v.clone() for n, v in model.state_dict().items()} if config.ema else None
+    torch.manual_seed(config.seed + 1 + process.rank)  # dropout: another stream in every process
+
+    per_epoch = len(_training_batches(config, process, train_set, 0, 0))
+    if per_epoch == 0:
+        raise ConfigError(
+            f"batch_size: got {config.batch_size} for {process.world_size} processes and {len(train_set)} training "
+            "images, expected at least one full batch per epoch"
+        )
+    steps = config.iterations or config.epochs * per_epoch
+    folder = distributed.from_main(process, _make_folder(config) if process.is_main else None)
+    run = Run(config, process, dtype, folder, train_set, val_set, model, optimizer, average, steps)
+    if stored is not None:
+        _restore(run, stored)
+        process.print(f"resumed {folder} after step {run.progress.step} of {steps}")
+    else:
+        run.save()  # a run that is killed at once can be resumed like any other
+        process.print(f"run    {folder}")
+    parameters = sum(p.numel() for p in model.parameters())
+    process.print(
+        f"model  {config.model}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
+        f"data   {config.data}, {len(train_set)} training and {len(val_set)} validation images\n"
+        f"steps  {steps}, {per_epoch} per epoch, {config.batch_size * process.world_size} crops of "
+        f"{config.crop[0]}x{config.crop[1]} each"
+    )
+    return run
+
+
+def versions() -> dict[str, str]:
+    """What the run was computed with."""
+    found = {
+        "hmsa_ext": hmsa_ext.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    if torch.cuda.is_available():
+        found |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()}
+    return {name: str(version) for name, version in found.items()}
+
+
+def _training_batches(config: TrainConfig, process: Process, train_set: Dataset, epoch: int, first: int) -> Any:
+    augment = data.Augment(
+        crop=config.crop, scale=config.scale_range, flip=config.mirror, colour=config.colour, blur=config.blur
+    )
+    return data.training_loader(
+        train_set, augment, batch_size=config.batch_size, epoch=epoch, seed=config.seed, rank=process.rank,
+        world_size=process.world_size, workers=config.workers, start_batch=first,
+    )  # fmt: skip
+
+
+def _build_data(config: TrainConfig, process: Process) -> tuple[Dataset, Dataset]:
+    options = {"root": config.root, "size": config.size}
+    train_set = data.build(config.data, "train", length=config.length, **options)
+    val_set = data.build(config.data, "val", length=config.val_length, **options)
+    problem = None
+    if process.is_main:  # one process reads the files, and all learn what it found
+        try:
+            data.check(train_set)
+            data.check(val_set)
+        except DataError as error:
+            problem = str(error)
+    problem = distributed.from_main(process, problem)
+    if problem is not None:
+        raise DataError(problem)
+    return train_set, val_set
+
+
+def _load_initial_weights(model: nn.Module, path: str, process: Process) -> None:
+    """Takes what fits. A file with another head, or a trunk alone, is a good beginning; what was left out is printed."""
+    process.print(models.load_weights(model, path))
+
+
+def _make_folder(config: TrainConfig) -> Path:
+    """A new folder for the run, or that of the run to resume; with the configuration in it."""
+    if config.resume:
+        folder = Path(config.resume)
+        checkpoint.remove_leftovers(folder)
+        return folder
+    if config.output:
+        folder = Path(config.output)
+        if any((folder / name).exists() for name in (CONFIG, checkpoint.LAST)):
+            raise ConfigError(f"output: {folder} already holds a run; expected a new folder, or --resume {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _new_folder(Path("runs"), f"{config.data}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    config.save(folder / CONFIG)
+    return folder
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run began in the same second
+            number += 1
+
+
+def _restore(run: Run, stored: dict[str, Any]) -> None:
+    try:
+        run.model.load_state_dict(stored["state_dict"])
+        run.optimizer.load_state_dict(stored["optimizer"])
+        if run.average is not None:
+            run.average = {n: v.to(run.process.device) for n, v in stored["average"].items()}
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {run.folder / checkpoint.LAST} does not fit the model: {error}") from error
+    run.progress = Progress(**stored["progress"])
+    checkpoint.set_rng_state(stored["rng"][run.process.rank], run.process.device)

@@ -1,0 +1,216 @@
+"""Versions, what was built, devices, and which op has a kernel for which device.
+
+python -m hmsa_ext.info
+python -m hmsa_ext.info --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hmsa_ext
+from hmsa_ext.ops import library
+
+# Flags of /proc/cpuinfo that make up each level of x86-64, as CPUs name them there.
+_X86_LEVELS = {
+    "x86-64-v2": {"cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2"},
+    "x86-64-v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"},
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+}
+# Columns of the table of kernels, and the dispatch keys that count for each.
+_KERNELS = {
+    "CPU": ("CPU",),
+    "CUDA": ("CUDA",),
+    "fake": ("Meta",),
+    "autograd": ("Autograd", "AutogradCPU", "AutogradCUDA"),
+    "autocast": ("AutocastCPU", "AutocastCUDA"),
+    "vmap": ("FuncTorchBatched",),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hmsa_ext.info", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    options = parser.parse_args(arguments)
+    facts = collect()
+    print(json.dumps(facts, indent=2) if options.json else as_text(facts))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """All facts as plain data: strings, numbers, lists and dicts, ready for JSON."""
+    level = x86_level(_cpu_flags())
+    return {
+        "versions": {
+            "hmsa_ext": hmsa_ext.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": _version("numpy"),
+            "cv2": _opencv(),
+            "cuda of torch": torch.version.cuda,
+        },
+        "library": {"path": str(library.load()), **library.build_info()},
+        "system": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "instruction sets": level or platform.machine(),
+            "row primitives": os.environ.get("HMSA_SIMD") or (level.removeprefix("x86-64-") if level else "generic"),
+            "processors": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory": _memory(),
+        },
+        "devices": [_describe_gpu(index) for index in range(torch.cuda.device_count())],
+        "kernels": kernels(),
+        "warnings": [text for text in (opencv_clash(), _gpu_without_kernels()) if text],
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The facts as aligned text."""
+    built = facts["library"]
+    cuda = built["cuda"]
+    library_rows = {
+        "file": built["path"],
+        "built for": f"torch >= {built['torch_target']}, {built['system']} (headers of torch {built['torch_headers']})",
+        "compiler": built["compiler"],
+        "flags": built["cxx_flags"],
+        "CPU kernels": ", ".join(built["simd"]),
+    }
+    if cuda is None:
+        library_rows["CUDA kernels"] = f"none: {built['no_cuda']}"
+    else:
+        library_rows |= {
+            "CUDA kernels": f"machine code for {', '.join(cuda['archs'])}; PTX for {', '.join(cuda['ptx']) or 'none'}",
+            "nvcc": cuda["nvcc"],
+            "nvcc flags": cuda["flags"],
+        }
+    devices = {f"cuda:{index}": text for index, text in enumerate(facts["devices"])} or {"cuda": "none"}
+    parts = [
+        _section("versions", facts["versions"]),
+        _section("library", library_rows),
+        _section("system", facts["system"]),
+        _section("devices", devices),
+        _kernel_table(facts["kernels"]),
+    ]
+    parts += [f"warning: {text}" for text in facts["warnings"]]
+    return "\n\n".join(parts)
+
+
+def kernels() -> dict[str, dict[str, bool]]:
+    """For each registered op of ours: what it has a kernel for, asked of torch's dispatcher."""
+    library.load()
+    names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hmsa::"))
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {name: {column: any(has(name, key) for key in keys) for column, keys in _KERNELS.items()} for name in names}
+
+
+def x86_level(flags: Iterable[str]) -> str | None:
+    """The highest level of x86-64 that a processor with these flags (names of /proc/cpuinfo) has; None for others."""
+    have = set(flags)
+    level = None
+    for name, needed in _X86_LEVELS.items():
+        if not needed <= have:
+            break
+        level = name
+    return level
+
+
+def opencv_clash(installed: Iterable[str] | None = None) -> str | None:
+    """What to do where several OpenCV wheels are installed, which overwrite each other's files; else None."""
+    if installed is None:
+        installed = (distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions())
+    wheels = {"opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"}
+    found = sorted(wheels & {name.lower().replace("_", "-") for name in installed})
+    if len(found) < 2:
+        return None
+    return (
+        f"{' and '.join(found)} are installed together. They share the folder cv2 and overwrite each other, so that "
+        f"removing one breaks the other. Keep one: pip uninstall -y {' '.join(found)} && pip install {found[-1]}"
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _opencv() -> str:
+    try:
+        import cv2
+    except ImportError as error:  # also where a system library of the full wheel is missing
+        return f"does not import: {error}"
+    return cv2.__version__
+
+
+def _processor() -> str:
+    return next((value for key, value in _cpuinfo() if key == "model name"), platform.processor() or platform.machine())
+
+
+def _cpu_flags() -> list[str]:
+    return next((value.split() for key, value in _cpuinfo() if key == "flags"), [])
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+
+
+def _memory() -> str | None:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _describe_gpu(index: int) -> str:
+    gpu = torch.cuda.get_device_properties(index)
+    built = library.build_info()["cuda"]
+    runs = built is not None and library.runs_on((gpu.major, gpu.minor), built["archs"], built["ptx"])
+    return (
+        f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.1f} GiB, "
+        f"{'our kernels run on it' if runs else 'no kernels of ours for it'}"
+    )
+
+
+def _gpu_without_kernels() -> str | None:
+    for index in range(torch.cuda.device_count()):
+        try:
+            library.require_kernels(torch.device("cuda", index))
+        except NotImplementedError as error:
+            return str(error)
+    return None
+
+
+def _section(title: str, rows: dict[str, Any]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(
+        [title, *(f"  {name:<{width}}  {'none' if value is None else value}" for name, value in rows.items())]
+    )
+
+
+def _kernel_table(table: dict[str, dict[str, bool]]) -> str:
+    width = max(map(len, table), default=0)
+    lines = [f"{'kernels':<{width + 2}}  " + "  ".join(_KERNELS)]
+    for name, row in table.items():
+        cells = (f"{'yes' if has else '-':<{len(column)}}" for column, has in row.items())
+        lines.append(f"  {name:<{width}}  {'  '.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

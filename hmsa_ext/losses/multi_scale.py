@@ -1,0 +1,58 @@
+"""The training loss of a multi-scale model."""
+
+from torch import Tensor, nn
+
+from hmsa_ext.losses.cross_entropy import cross_entropy
+from hmsa_ext.losses.rmi import rmi_bce_loss, rmi_loss
+from hmsa_ext.models.scale_outputs import ScaleOutputs
+
+_FUNCTIONS = {"ce": (cross_entropy, cross_entropy), "rmi": (rmi_loss, rmi_bce_loss)}
+
+
+class MultiScaleLoss(nn.Module):
+    """Loss of :class:`ScaleOutputs`, as the published network is trained: ``criterion(outputs, target)`` -> scalar.
+
+        main(fuse()) + aux_weight * plain(fuse_aux()) + scale_weight * sum over scales of plain(single_scale(i))
+
+    ``plain`` is the main loss without its RMI part: cross-entropy for ``"ce"``, the binary cross-entropy for ``"rmi"``.
+    Where the outputs have no aux logits, that term is left out. Gradients reach the attention through the fused terms.
+    A target of nothing but ignored pixels gives 0, with gradients of 0 (see the single losses).
+
+    Args:
+        main: ``"ce"`` (:func:`hmsa_ext.losses.cross_entropy`) or ``"rmi"`` (:func:`hmsa_ext.losses.rmi_loss`).
+        aux_weight: weight of the fused auxiliary logits (published: 0.4).
+        scale_weight: weight of each single scale (published: 0 in the paper, 0.05 in the later recipes).
+        ignore_index: label of pixels that do not count.
+    """
+
+    def __init__(
+        self, main: str = "ce", aux_weight: float = 0.4, scale_weight: float = 0.0, ignore_index: int = 255
+    ) -> None:
+        super().__init__()
+        if main not in _FUNCTIONS:
+            raise ValueError(f"main: expected one of {', '.join(map(repr, _FUNCTIONS))}, got {main!r}")
+        for name, value in (("aux_weight", aux_weight), ("scale_weight", scale_weight)):
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+        self.main = main
+        self.aux_weight = float(aux_weight)
+        self.scale_weight = float(scale_weight)
+        self.ignore_index = int(ignore_index)
+
+    def forward(self, outputs: ScaleOutputs, target: Tensor) -> Tensor:
+        """``target`` [B, H, W] integers at the size of the images, on the outputs' device; a float32 scalar."""
+        main, plain = _FUNCTIONS[self.main]
+        loss = main(outputs.fuse(), target, ignore_index=self.ignore_index)
+        if outputs.aux is not None and self.aux_weight > 0:
+            loss = loss + self.aux_weight * plain(outputs.fuse_aux(), target, ignore_index=self.ignore_index)
+        if self.scale_weight > 0:
+            for index in range(len(outputs.scales)):
+                single = plain(outputs.single_scale(index), target, ignore_index=self.ignore_index)
+                loss = loss + self.scale_weight * single
+        return loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"main={self.main!r}, aux_weight={self.aux_weight}, scale_weight={self.scale_weight}, "
+            f"ignore_index={self.ignore_index}"
+        )

@@ -1,0 +1,236 @@
+"""HRNetV2 trunks (Sun et al. 2019): parallel branches at strides 4, 8, 16 and 32 that keep exchanging features.
+
+Parameter names are those of the published checkpoints (``conv1``, ``layer1``, ``transition1``, ``stage2`` ...), so
+ImageNet trunks load as they are. Differences between trunks are data (:class:`HRNetConfig`), not code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BATCH_NORM_MOMENTUM = 0.1
+BOTTLENECK_EXPANSION = 4
+
+
+@dataclass(frozen=True)
+class HRNetConfig:
+    """Widths and depths of a trunk.
+
+    A stage with n branches has ``widths[:n]`` channels in them; stage 2 has two branches, stage 3 three, stage 4 four.
+    """
+
+    widths: tuple[int, int, int, int]
+    """Channels of the branches at strides 4, 8, 16, 32."""
+    modules: tuple[int, int, int] = (1, 4, 3)
+    """Multi-resolution modules (each ends by an exchange between branches) in stages 2, 3, 4."""
+    blocks: int = 4
+    """Residual blocks of each branch in each module."""
+    stem_channels: int = 64
+    """Channels of the two stride-2 convolutions that begin the trunk."""
+    bottleneck_channels: int = 64
+    """Inner channels of the bottleneck blocks of stage 1; they put out four times as many."""
+    bottleneck_blocks: int = 4
+    """Bottleneck blocks of stage 1."""
+
+    def __post_init__(self) -> None:
+        for name, count in (("widths", 4), ("modules", 3)):
+            values = getattr(self, name)
+            if len(values) != count or any(v < 1 for v in values):
+                raise ValueError(f"HRNetConfig.{name}: expected {count} positive integers, got {values!r}")
+        for name in ("blocks", "stem_channels", "bottleneck_channels", "bottleneck_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"HRNetConfig.{name}: expected a positive integer, got {getattr(self, name)!r}")
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the trunk puts out: those of all four branches."""
+        return sum(self.widths)
+
+
+W18 = HRNetConfig(widths=(18, 36, 72, 144))
+W32 = HRNetConfig(widths=(32, 64, 128, 256))
+W48 = HRNetConfig(widths=(48, 96, 192, 384))
+# For CPUs and tests: multiples of 8 fill vector registers, and nothing is deeper than four branches need.
+SMALL = HRNetConfig(
+    widths=(16, 32, 64, 128),
+    modules=(1, 1, 1),
+    blocks=2,
+    stem_channels=24,
+    bottleneck_channels=16,
+    bottleneck_blocks=1,
+)
+
+
+class HRNet(nn.Module):
+    """HRNetV2 trunk: images [B, 3, H, W] -> features [B, sum(widths), ceil(H / 4), ceil(W / 4)].
+
+    The four branches are resized (bilinear, ``align_corners=False``) to stride 4 and concatenated, widest last.
+
+    >>> HRNet(SMALL)(torch.zeros(1, 3, 65, 64)).shape
+    torch.Size([1, 240, 17, 16])
+    """
+
+    def __init__(self, config: HRNetConfig) -> None:
+        super().__init__()
+        self.out_channels = config.out_channels
+        stem, widths = config.stem_channels, config.widths
+
+        self.conv1 = _conv3x3(3, stem, stride=2)
+        self.bn1 = _batch_norm(stem)
+        self.conv2 = _conv3x3(stem, stem, stride=2)
+        self.bn2 = _batch_norm(stem)
+        self.relu = nn.ReLU(inplace=True)
+
+        inner, channels = config.bottleneck_channels, stem
+        self.layer1 = nn.Sequential()
+        for _ in range(config.bottleneck_blocks):
+            self.layer1.append(Bottleneck(channels, inner))
+            channels = inner * BOTTLENECK_EXPANSION
+
+        self.transition1 = _transition((channels,), widths[:2])
+        self.stage2 = _stage(config.modules[0], config.blocks, widths[:2])
+        self.transition2 = _transition(widths[:2], widths[:3])
+        self.stage3 = _stage(config.modules[1], config.blocks, widths[:3])
+        self.transition3 = _transition(widths[:3], widths[:4])
+        self.stage4 = _stage(config.modules[2], config.blocks, widths[:4])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        branches = [self.layer1(x)]
+        branches = self.stage2(_branch_out(self.transition1, branches))
+        branches = self.stage3(_branch_out(self.transition2, branches))
+        branches = self.stage4(_branch_out(self.transition3, branches))
+        size = branches[0].shape[-2:]
+        return torch.cat([branches[0]] + [_resize(b, size) for b in branches[1:]], dim=1)
+
+
+class ResolutionModule(nn.Module):
+    """Residual blocks on each branch, then an exchange: every branch receives the sum of all, brought to its size.
+
+    Takes and returns one tensor per branch. It keeps no state between calls, so it can be recomputed in backward.
+    """
+
+    def __init__(self, widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(w) for _ in range(blocks))) for w in widths)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(_exchange(widths, source, target) for source in range(len(widths)))
+            for target in range(len(widths))
+        )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        sources = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
+        outputs = []
+        for target, layers in enumerate(self.fuse_layers):
+            size = sources[target].shape[-2:]
+            total = None
+            for source, layer in enumerate(layers):
+                term = layer(sources[source])
+                if source > target:
+                    term = _resize(term, size)
+                total = term if total is None else total + term
+            outputs.append(self.relu(total))
+        return outputs
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and an identity shortcut; channels and size stay."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(channels, channels)
+        self.bn1 = _batch_norm(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(channels, channels)
+        self.bn2 = _batch_norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions to ``4 * inner`` channels; the shortcut is projected where the channels differ."""
+
+    def __init__(self, in_channels: int, inner: int) -> None:
+        super().__init__()
+        out_channels = inner * BOTTLENECK_EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = _batch_norm(inner)
+        self.conv2 = _conv3x3(inner, inner)
+        self.bn2 = _batch_norm(inner)
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.bn3 = _batch_norm(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, bias=False), _batch_norm(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def _stage(modules: int, blocks: int, widths: Sequence[int]) -> nn.Sequential:
+    return nn.Sequential(*(ResolutionModule(widths, blocks) for _ in range(modules)))
+
+
+def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
+    """Layers that bring the branches ``before`` to the widths ``after``; each new branch halves the last one.
+
+    The extra ``nn.Sequential`` around a new branch is there for the published names (``transition1.1.0.0.weight``).
+    """
+    layers = nn.ModuleList()
+    for index, width in enumerate(after):
+        if index >= len(before):
+            layers.append(nn.Sequential(_conv_bn_relu(before[-1], width, stride=2)))
+        elif width != before[index]:
+            layers.append(_conv_bn_relu(before[index], width))
+        else:
+            layers.append(nn.Identity())
+    return layers
+
+
+def _branch_out(transition: nn.ModuleList, branches: list[Tensor]) -> list[Tensor]:
+    return [layer(branches[min(index, len(branches) - 1)]) for index, layer in enumerate(transition)]
+
+
+def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:
+    """What branch ``source`` passes through on its way to branch ``target`` (upsampling comes after, in forward)."""
+    if source == target:
+        return nn.Identity()
+    if source > target:
+        return nn.Sequential(nn.Conv2d(widths[source], widths[target], 1, bias=False), _batch_norm(widths[target]))
+    steps = nn.Sequential()
+    for _ in range(source, target - 1):
+        steps.append(_conv_bn_relu(widths[source], widths[source], stride=2))
+    steps.append(nn.Sequential(_conv3x3(widths[source], widths[target], stride=2), _batch_norm(widths[target])))
+    return steps
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        _conv3x3(in_channels, out_channels, stride), _batch_norm(out_channels), nn.ReLU(inplace=True)
+    )
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
