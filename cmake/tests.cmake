@@ -1,13 +1,17 @@
 # C++ tests: csrc/tests/test_*.cpp, each a program of its own that returns 0, once as it is and once under
 # AddressSanitizer and UndefinedBehaviorSanitizer. And hmsa_raw_kernels, a Python module that runs kernels on arrays.
 
+# The CPU kernels for tests that call them; a test takes from it only what it uses.
+add_library(hmsa_kernels STATIC ${kernel_objects})
+set_target_properties(hmsa_kernels PROPERTIES LINKER_LANGUAGE CXX)
+
 file(GLOB test_sources CONFIGURE_DEPENDS csrc/tests/test_*.cpp)
 foreach(source IN LISTS test_sources)
   get_filename_component(name ${source} NAME_WE)
   foreach(variant plain sanitized)
     set(program ${name}_${variant})
     add_executable(${program} ${source})
-    target_link_libraries(${program} PRIVATE hmsa_flags)
+    target_link_libraries(${program} PRIVATE hmsa_flags hmsa_kernels)
     target_compile_options(${program} PRIVATE -UNDEBUG)
     set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
     add_test(NAME ${program} COMMAND ${program})
@@ -32,7 +36,7 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/csrc/tests/raw_kernels.cpp)
   endif()
   find_package(pybind11 CONFIG REQUIRED)
   pybind11_add_module(hmsa_raw_kernels NO_EXTRAS csrc/tests/raw_kernels.cpp)
-  target_link_libraries(hmsa_raw_kernels PRIVATE hmsa_flags)
+  target_link_libraries(hmsa_raw_kernels PRIVATE hmsa_flags hmsa_kernels)
   target_compile_options(hmsa_raw_kernels PRIVATE ${HMSA_CPU_FLAGS})
   set_target_properties(hmsa_raw_kernels PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 endif()

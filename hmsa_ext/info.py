@@ -50,13 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
 def collect() -> dict[str, Any]:
     """All facts as plain data: strings, numbers, lists and dicts, ready for JSON."""
     level = x86_level(_cpu_flags())
+    opencv, wheels = _opencv()
     return {
         "versions": {
             "hmsa_ext": hmsa_ext.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": _version("numpy"),
-            "cv2": _opencv(),
+            "cv2": opencv,
             "cuda of torch": torch.version.cuda,
         },
         "library": {"path": str(library.load()), **library.build_info()},
@@ -71,7 +72,7 @@ def collect() -> dict[str, Any]:
         },
         "devices": [_describe_gpu(index) for index in range(torch.cuda.device_count())],
         "kernels": kernels(),
-        "warnings": [text for text in (opencv_clash(), _gpu_without_kernels()) if text],
+        "warnings": [text for text in (opencv_clash(wheels), _gpu_without_kernels()) if text],
     }
 
 
@@ -111,7 +112,11 @@ def kernels() -> dict[str, dict[str, bool]]:
     library.load()
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hmsa::"))
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {name: {column: any(has(name, key) for key in keys) for column, keys in _KERNELS.items()} for name in names}
+    table = {name: {column: any(has(name, key) for key in keys) for column, keys in _KERNELS.items()} for name in names}
+    if not library.has_cuda_kernels():  # then what is registered for CUDA only explains what is missing
+        for row in table.values():
+            row["CUDA"] = False
+    return table
 
 
 def x86_level(flags: Iterable[str]) -> str | None:
@@ -125,17 +130,14 @@ def x86_level(flags: Iterable[str]) -> str | None:
     return level
 
 
-def opencv_clash(installed: Iterable[str] | None = None) -> str | None:
-    """What to do where several OpenCV wheels are installed, which overwrite each other's files; else None."""
-    if installed is None:
-        installed = (distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions())
-    wheels = {"opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"}
-    found = sorted(wheels & {name.lower().replace("_", "-") for name in installed})
-    if len(found) < 2:
+def opencv_clash(wheels: list[str]) -> str | None:
+    """What to do where several of the wheels that provide ``cv2`` are installed and it works all the same; else None."""
+    if len(wheels) < 2:
         return None
     return (
-        f"{' and '.join(found)} are installed together. They share the folder cv2 and overwrite each other, so that "
-        f"removing one breaks the other. Keep one: pip uninstall -y {' '.join(found)} && pip install {found[-1]}"
+        f"{' and '.join(wheels)} are installed together. They share the folder cv2 and overwrite each other, so that "
+        f"removing one breaks the other. Keep one: pip uninstall -y {' '.join(wheels)} && "
+        "pip install opencv-python-headless"
     )
 
 
@@ -146,12 +148,13 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _opencv() -> str:
+def _opencv() -> tuple[str, list[str]]:
+    """Version of OpenCV, or why it does not import, and the wheels that provide it."""
     try:
-        import cv2
-    except ImportError as error:  # also where a system library of the full wheel is missing
-        return f"does not import: {error}"
-    return cv2.__version__
+        from hmsa_ext.data.opencv import cv2, installed_wheels
+    except ImportError as error:
+        return str(error), []
+    return cv2.__version__, installed_wheels()
 
 
 def _processor() -> str:

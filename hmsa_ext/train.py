@@ -10,7 +10,6 @@ A run writes one folder: config.yaml, metrics.jsonl, TensorBoard files, last.pt,
 Steps and learning rates are for the batch over all processes; nothing is scaled behind your back.
 """
 
-import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -52,17 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def finish(run: Run) -> EvaluationResult:
     """Evaluates the final weights at the evaluation scales; writes the results and the pictures."""
     process, scales = run.process, run.config.eval_scales
-    classes = run.val_set.classes
     with run.averaged_weights():
         result = evaluation.evaluate(
-            run.model, run.validation_batches(), classes, scales, process,
+            run.model, run.validation_batches(), run.val_set.classes, scales, process,
             dtype=run.dtype, progress=progress_bar(process, "evaluation"),
         )  # fmt: skip
         if process.is_main and run.config.pictures:
-            folder = run.folder / PICTURES
-            some = data.evaluation_loader(run.val_set)  # the main process alone: from all images, not its share
-            chosen = itertools.islice(some, run.config.pictures)
-            pictures.draw(run.model, chosen, classes, scales, folder, process.device, dtype=run.dtype)
+            folder, count = run.folder / PICTURES, run.config.pictures
+            pictures.draw(run.model, run.val_set, count, scales, folder, process.device, dtype=run.dtype)
     if process.is_main:
         content = result.to_dict() | {
             "config": run.config.to_dict(),

@@ -112,7 +112,7 @@ struct ForwardTiles {
   Tile heads[kMaxScales];  // of each scale's logits and attention
 };
 
-HMSA_HOST_DEVICE ForwardTiles forward_tiles(const Chain& chain, const Tile& output) {
+HMSA_HOST_DEVICE_CALL ForwardTiles forward_tiles(const Chain& chain, const Tile& output) {
   ForwardTiles tiles;
   tiles.output = output;
   for (int i = chain.unit + 1; i < chain.count; ++i) {
@@ -143,7 +143,7 @@ HMSA_HOST_DEVICE Range share(int32_t size, int32_t parts, int32_t part) {
                static_cast<int32_t>(static_cast<int64_t>(size) * (part + 1) / parts)};
 }
 
-HMSA_HOST_DEVICE BackwardTiles backward_tiles(const Chain& chain, Extent parts, int32_t row, int32_t column) {
+HMSA_HOST_DEVICE_CALL BackwardTiles backward_tiles(const Chain& chain, Extent parts, int32_t row, int32_t column) {
   BackwardTiles tiles;
   for (int i = 0; i < chain.count; ++i) {
     tiles.owned[i] = Tile{share(chain.heads[i].height, parts.height, row),

@@ -52,9 +52,7 @@ HMSA_HOST_DEVICE float to_float(BFloat16 value) {
   return __bfloat162float(__nv_bfloat16(raw));
 }
 
-HMSA_HOST_DEVICE Half to_half(float value) {
-  return Half{static_cast<__half_raw>(__float2half_rn(value)).x};
-}
+HMSA_HOST_DEVICE Half to_half(float value) { return Half{static_cast<__half_raw>(__float2half_rn(value)).x}; }
 
 HMSA_HOST_DEVICE BFloat16 to_bfloat16(float value) {
   return BFloat16{static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x};
@@ -133,31 +131,15 @@ HMSA_HOST_DEVICE BFloat16 to_bfloat16(float value) {
 #endif
 
 // A stored element as the number that kernels calculate with ...
-HMSA_HOST_DEVICE float to_arithmetic(float value) {
-  return value;
-}
-HMSA_HOST_DEVICE double to_arithmetic(double value) {
-  return value;
-}
-HMSA_HOST_DEVICE float to_arithmetic(Half value) {
-  return to_float(value);
-}
-HMSA_HOST_DEVICE float to_arithmetic(BFloat16 value) {
-  return to_float(value);
-}
+HMSA_HOST_DEVICE float to_arithmetic(float value) { return value; }
+HMSA_HOST_DEVICE double to_arithmetic(double value) { return value; }
+HMSA_HOST_DEVICE float to_arithmetic(Half value) { return to_float(value); }
+HMSA_HOST_DEVICE float to_arithmetic(BFloat16 value) { return to_float(value); }
 
 // ... and back, rounded once.
-HMSA_HOST_DEVICE void from_arithmetic(float* to, float value) {
-  *to = value;
-}
-HMSA_HOST_DEVICE void from_arithmetic(double* to, double value) {
-  *to = value;
-}
-HMSA_HOST_DEVICE void from_arithmetic(Half* to, float value) {
-  *to = to_half(value);
-}
-HMSA_HOST_DEVICE void from_arithmetic(BFloat16* to, float value) {
-  *to = to_bfloat16(value);
-}
+HMSA_HOST_DEVICE void from_arithmetic(float* to, float value) { *to = value; }
+HMSA_HOST_DEVICE void from_arithmetic(double* to, double value) { *to = value; }
+HMSA_HOST_DEVICE void from_arithmetic(Half* to, float value) { *to = to_half(value); }
+HMSA_HOST_DEVICE void from_arithmetic(BFloat16* to, float value) { *to = to_bfloat16(value); }
 
 }  // namespace hmsa

@@ -31,24 +31,17 @@
 #define HMSA_SHARED(type, name, extent)                           \
   using name##_shared_type = type extent;                         \
   static ::hmsa::host_run::SharedVariable name##_shared_variable; \
-  name##_shared_type& name =                                      \
-      *static_cast<name##_shared_type*>(name##_shared_variable.get(sizeof(name##_shared_type)))
+  name##_shared_type& name = *static_cast<name##_shared_type*>(name##_shared_variable.get(sizeof(name##_shared_type)))
 
 #define HMSA_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::hmsa::host_run::dynamic_shared())
 
 // ---- Vector types, aligned as CUDA's: the sanitizer for undefined behaviour reports misaligned access ---------------
 
-#define HMSA_HOST_RUN_VECTORS(element, name, align2, align4) \
-  struct alignas(align2) name##2 {                           \
-    element x, y;                                            \
-  };                                                         \
-  struct alignas(align4) name##4 {                           \
-    element x, y, z, w;                                      \
-  };                                                         \
-  inline name##2 make_##name##2(element x, element y) {      \
-    return name##2{x, y};                                    \
-  }                                                          \
-  inline name##4 make_##name##4(element x, element y, element z, element w) { return name##4{x, y, z, w}; }
+#define HMSA_HOST_RUN_VECTORS(element, name, align2, align4)                     \
+  struct alignas(align2) name##2 { element x, y; };                              \
+  struct alignas(align4) name##4 { element x, y, z, w; };                        \
+  inline name##2 make_##name##2(element x, element y) { return name##2 {x, y}; } \
+  inline name##4 make_##name##4(element x, element y, element z, element w) { return name##4 {x, y, z, w}; }
 
 HMSA_HOST_RUN_VECTORS(float, float, 8, 16)
 HMSA_HOST_RUN_VECTORS(double, double, 16, 16)
@@ -179,18 +172,10 @@ atomic_integer<T> atomicCAS(T* to, std::common_type_t<T> compare, std::common_ty
 // ---- Arithmetic ---------------------------------------------------------------------------------------------------
 
 // As CUDA's: of a NaN and a number the number.
-inline float min(float a, float b) {
-  return fminf(a, b);
-}
-inline double min(double a, double b) {
-  return fmin(a, b);
-}
-inline float max(float a, float b) {
-  return fmaxf(a, b);
-}
-inline double max(double a, double b) {
-  return fmax(a, b);
-}
+inline float min(float a, float b) { return fminf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
 template <typename T>
 std::enable_if_t<std::is_integral<T>::value, T> min(T a, T b) {
   return b < a ? b : a;
@@ -200,48 +185,24 @@ std::enable_if_t<std::is_integral<T>::value, T> max(T a, T b) {
   return a < b ? b : a;
 }
 
-inline float __fmaf_rn(float a, float b, float c) {
-  return fmaf(a, b, c);
-}
-inline float __fadd_rn(float a, float b) {
-  return a + b;
-}
-inline float __fsub_rn(float a, float b) {
-  return a - b;
-}
-inline float __fmul_rn(float a, float b) {
-  return a * b;
-}
-inline float __fdiv_rn(float a, float b) {
-  return a / b;
-}
-inline double __dadd_rn(double a, double b) {
-  return a + b;
-}
-inline double __dmul_rn(double a, double b) {
-  return a * b;
-}
-inline float __fdividef(float a, float b) {
-  return a / b;
-}
-inline float __saturatef(float a) {
-  return a > 0.0f ? (a < 1.0f ? a : 1.0f) : 0.0f;
-}
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __saturatef(float a) { return a > 0.0f ? (a < 1.0f ? a : 1.0f) : 0.0f; }
 // The C library declares functions of these names, so they cannot be functions of ours.
 #define __expf(x) ::expf(x)
 #define __logf(x) ::logf(x)
 #define rsqrtf(x) (1.0f / ::sqrtf(x))
 #define rsqrt(x) (1.0 / ::sqrt(x))
 
-inline int __popc(unsigned value) {
-  return __builtin_popcount(value);
-}
-inline int __ffs(int value) {
-  return __builtin_ffs(value);
-}
-inline int __clz(int value) {
-  return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value));
-}
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
@@ -255,12 +216,8 @@ inline float __int_as_float(int bits) {
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
-inline unsigned __float_as_uint(float value) {
-  return static_cast<unsigned>(__float_as_int(value));
-}
-inline float __uint_as_float(unsigned bits) {
-  return __int_as_float(static_cast<int>(bits));
-}
+inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(__float_as_int(value)); }
+inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
 
 // ---- Runtime: one small device with the limits of an H100 -----------------------------------------------------------
 
@@ -285,9 +242,7 @@ enum cudaDeviceAttr {
 };
 
 // A launch that fails has thrown, so nothing is left to report.
-inline cudaError_t cudaGetLastError() {
-  return cudaSuccess;
-}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid argument";
 }
@@ -299,16 +254,36 @@ inline cudaError_t cudaGetDevice(int* device) {
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return cudaErrorInvalidValue;
   switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = 1024; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 * 1024; return cudaSuccess;
-    case cudaDevAttrWarpSize: *value = 32; return cudaSuccess;
-    case cudaDevAttrMultiProcessorCount: *value = 4; return cudaSuccess;  // few, so that loops over a grid go round
-    case cudaDevAttrL2CacheSize: *value = 50 * 1024 * 1024; return cudaSuccess;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 228 * 1024; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 * 1024; return cudaSuccess;
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = 1024;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = 48 * 1024;
+      return cudaSuccess;
+    case cudaDevAttrWarpSize:
+      *value = 32;
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = 4;
+      return cudaSuccess;  // few, so that loops over a grid go round
+    case cudaDevAttrL2CacheSize:
+      *value = 50 * 1024 * 1024;
+      return cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = 2048;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = 0;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = 228 * 1024;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = 227 * 1024;
+      return cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }

@@ -9,15 +9,13 @@
 // every change of stack.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
-#include <memory>
+#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -26,24 +24,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define HMSA_HOST_RUN_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define HMSA_HOST_RUN_ASAN 1
-#endif
-#endif
-#if defined(HMSA_HOST_RUN_ASAN)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-
-#if !defined(__x86_64__) && !defined(HMSA_HOST_RUN_UCONTEXT)
-#define HMSA_HOST_RUN_UCONTEXT 1
-#endif
-#if defined(HMSA_HOST_RUN_UCONTEXT)
-#include <ucontext.h>
-#endif
+#include "stacks.h"
 
 struct uint3 {
   unsigned int x, y, z;
@@ -67,7 +48,6 @@ namespace host_run {
 constexpr std::size_t kStaticSharedLimit = 48 * 1024;  // also of dynamic memory, unless opted in
 constexpr std::size_t kSharedLimit = 227 * 1024;       // per block on an H100
 constexpr std::size_t kParameterLimit = 4096;          // bytes of kernel parameters that every driver takes
-constexpr std::size_t kStackBytes = 256 * 1024;        // of a fiber; reports of the sanitizers are made on it
 
 // Chooses the order of threads and blocks. Starts as the environment variable HMSA_HOST_RUN_SEED, or 0.
 inline std::uint64_t& seed() {
@@ -91,67 +71,6 @@ struct Random {
   std::size_t below(std::size_t n) { return static_cast<std::size_t>(next() % n); }
 };
 
-// ---- Stacks -----------------------------------------------------------------------------------------------------
-
-#if defined(HMSA_HOST_RUN_UCONTEXT)
-
-struct Context {
-  ucontext_t state;
-};
-
-inline void prepare(Context& context, unsigned char* stack, void (*entry)()) {
-  getcontext(&context.state);
-  context.state.uc_stack.ss_sp = stack;
-  context.state.uc_stack.ss_size = kStackBytes;
-  context.state.uc_link = nullptr;
-  makecontext(&context.state, entry, 0);
-}
-
-inline void change(Context& from, Context& to) {
-  swapcontext(&from.state, &to.state);
-}
-
-#else
-
-struct Context {
-  void* stack_pointer;
-};
-
-// Saves the registers that a callee must keep, leaves this stack for the other, and returns there. Unlike swapcontext
-// it makes no system call, and AddressSanitizer does not forget the red zones of the stack it goes to.
-__attribute__((naked, noinline)) inline void change_stack([[maybe_unused]] void** from, [[maybe_unused]] void* to) {
-  asm("pushq %rbp\n\t"
-      "pushq %rbx\n\t"
-      "pushq %r12\n\t"
-      "pushq %r13\n\t"
-      "pushq %r14\n\t"
-      "pushq %r15\n\t"
-      "movq %rsp, (%rdi)\n\t"
-      "movq %rsi, %rsp\n\t"
-      "popq %r15\n\t"
-      "popq %r14\n\t"
-      "popq %r13\n\t"
-      "popq %r12\n\t"
-      "popq %rbx\n\t"
-      "popq %rbp\n\t"
-      "ret");
-}
-
-inline void prepare(Context& context, unsigned char* stack, void (*entry)()) {
-  // Six registers, the address that change_stack returns to, and where a caller's return address would be: the entry
-  // finds the stack pointer 8 below a multiple of 16, as after a call.
-  void** top = reinterpret_cast<void**>(stack + kStackBytes) - 8;
-  std::memset(top, 0, 8 * sizeof(void*));
-  top[6] = reinterpret_cast<void*>(entry);
-  context.stack_pointer = top;
-}
-
-inline void change(Context& from, Context& to) {
-  change_stack(&from.stack_pointer, to.stack_pointer);
-}
-
-#endif
-
 // ---- The machine ------------------------------------------------------------------------------------------------
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
@@ -167,9 +86,9 @@ struct Fiber {
   const char* what = nullptr;  // __syncthreads, __shfl_xor_sync ..., at file:line
   const char* file = nullptr;
   int line = 0;
-  std::uint32_t mask = 0;      // warp operation: the lanes that take part
-  int source = 0;              // warp operation: the lane whose value this one gets
-  std::uint64_t value = 0;     // in: what this thread gives; out: what it gets
+  std::uint32_t mask = 0;   // warp operation: the lanes that take part
+  int source = 0;           // warp operation: the lane whose value this one gets
+  std::uint64_t value = 0;  // in: what this thread gives; out: what it gets
   Reduction reduction = Reduction::kNone;
 };
 
@@ -212,14 +131,14 @@ struct Machine {
   const void* scheduler_stack = nullptr;
   std::size_t scheduler_stack_bytes = 0;
   const std::function<void()>* body = nullptr;
-  std::string failure;                 // set by a fiber, thrown by the scheduler
-  std::vector<PoisonedMemory> shared;  // of this block; the first is the dynamic one
-  std::uint64_t block_serial = 0;      // differs from block to block
+  std::string failure;                  // set by a fiber, thrown by the scheduler
+  std::vector<PoisonedMemory> shared;   // of this block; the first is the dynamic one
+  std::uint64_t block_serial = 0;       // differs from block to block
   std::map<const void*, int> opted_in;  // kernel -> bytes of dynamic shared memory
   bool busy = false;
 
   ~Machine() {
-    for (Fiber& fiber : fibers) munmap(fiber.stack, kStackBytes);
+    for (Fiber& fiber : fibers) delete_stack(fiber.stack);
   }
 };
 
@@ -232,54 +151,46 @@ inline std::string name(const uint3& i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
+inline std::string site(const Fiber& fiber) {
+  return std::string(" at ") + fiber.what + " (" + fiber.file + ":" + std::to_string(fiber.line) + ")";
+}
+
 inline std::string place(const Fiber& fiber) {
-  if (fiber.state == State::kDone) return "thread " + name(fiber.index) + " has ended";
-  return "thread " + name(fiber.index) + " waits at " + fiber.what + " (" + fiber.file + ":" +
-         std::to_string(fiber.line) + ")";
+  return "thread " + name(fiber.index) + (fiber.state == State::kDone ? " has ended" : " waits" + site(fiber));
 }
 
 inline void resume(Fiber& fiber) {
   Machine& m = machine();
   m.current = &fiber;
   threadIdx = fiber.index;
-#if defined(HMSA_HOST_RUN_ASAN)
   void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, fiber.stack, kStackBytes);
+  leave(&fake_stack, fiber.stack, kStackBytes);
   change(m.scheduler, fiber.context);
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#else
-  change(m.scheduler, fiber.context);
-#endif
+  arrive(fake_stack, nullptr, nullptr);
 }
 
 // Back to the scheduler, until it resumes this fiber.
 inline void yield() {
   Machine& m = machine();
   Fiber& fiber = *m.current;
-#if defined(HMSA_HOST_RUN_ASAN)
-  // Without a place to keep it, the fake stack of a fiber that has ended is freed.
-  __sanitizer_start_switch_fiber(fiber.state == State::kDone ? nullptr : &fiber.fake_stack, m.scheduler_stack,
-                                 m.scheduler_stack_bytes);
+  leave(fiber.state == State::kDone ? nullptr : &fiber.fake_stack, m.scheduler_stack, m.scheduler_stack_bytes);
   change(fiber.context, m.scheduler);
-  __sanitizer_finish_switch_fiber(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
-#else
-  change(fiber.context, m.scheduler);
-#endif
+  arrive(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 }
 
 inline void fiber_main() {
-#if defined(HMSA_HOST_RUN_ASAN)
-  __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack, &machine().scheduler_stack_bytes);
-#endif
-  (*machine().body)();
-  machine().current->state = State::kDone;
+  Machine& m = machine();
+  arrive(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
+  (*m.body)();
+  m.current->state = State::kDone;
   yield();
 }
 
-// Ends the launch from inside a thread; does not return.
-inline void fail(const std::string& text) {
-  Machine& m = machine();
-  m.failure = "thread " + name(m.current->index) + " " + text;
+// Ends the launch from inside a thread; does not return. `describe` makes the text, so that no string is left on the
+// stack of the fiber, which is abandoned.
+template <typename Describe>
+void fail(Describe describe) {
+  machine().failure = "thread " + name(machine().current->index) + " " + describe();
   yield();
   std::abort();
 }
@@ -295,13 +206,12 @@ class SharedVariable {
     if (serial_ != m.block_serial) {
       std::size_t total = bytes;
       for (std::size_t i = 1; i < m.shared.size(); ++i) total += m.shared[i].bytes();
+      const std::size_t with_dynamic = total + m.shared[0].bytes();
       if (total > kStaticSharedLimit) {
-        fail("needs " + std::to_string(total) + " bytes of static shared memory, more than " +
-             std::to_string(kStaticSharedLimit));
+        fail([=] { return "needs " + std::to_string(total) + " bytes of static shared memory, more than 48 KiB"; });
       }
-      if (total + m.shared[0].bytes() > kSharedLimit) {
-        fail("needs " + std::to_string(total + m.shared[0].bytes()) + " bytes of shared memory, more than " +
-             std::to_string(kSharedLimit));
+      if (with_dynamic > kSharedLimit) {
+        fail([=] { return "needs " + std::to_string(with_dynamic) + " bytes of shared memory, more than 227 KiB"; });
       }
       m.shared.emplace_back(bytes);
       data_ = m.shared.back().data();
@@ -315,9 +225,7 @@ class SharedVariable {
   std::uint64_t serial_ = 0;
 };
 
-inline void* dynamic_shared() {
-  return machine().shared[0].data();
-}
+inline void* dynamic_shared() { return machine().shared[0].data(); }
 
 // Waits for all threads of the block. Returns `value` reduced over them.
 inline int barrier(const char* what, int value, Reduction reduction, const char* file, int line) {
@@ -332,9 +240,7 @@ inline int barrier(const char* what, int value, Reduction reduction, const char*
   return static_cast<int>(fiber.value);
 }
 
-inline int lane_of(const Fiber& fiber) {
-  return static_cast<int>(&fiber - machine().fibers.data()) % warpSize;
-}
+inline int lane_of(const Fiber& fiber) { return static_cast<int>(&fiber - machine().fibers.data()) % warpSize; }
 
 // Waits for the lanes in `mask`. Returns the value that lane `source` gave, or with source < 0 one bit per lane in the
 // mask: whether its value was not 0.
@@ -345,16 +251,17 @@ inline std::uint64_t exchange(const char* what, std::uint32_t mask, std::uint64_
   const int lane = lane_of(fiber);
   const std::size_t warp_start = static_cast<std::size_t>(&fiber - m.fibers.data()) - lane;
   const std::size_t lanes = m.threads - warp_start < 32 ? m.threads - warp_start : 32;
-  const std::string at = std::string(" at ") + what + " (" + file + ":" + std::to_string(line) + ")";
-  if (!(mask >> lane & 1u)) fail("is not in the mask it gives" + at);
-  if (lanes < 32 && mask >> lanes != 0) {
-    fail("gives a mask with lanes of a warp that has only " + std::to_string(lanes) + " threads" + at);
-  }
-  if (source >= 0 && !(mask >> source & 1u)) fail("reads lane " + std::to_string(source) + " outside the mask" + at);
-  fiber.state = State::kAtWarp;
   fiber.what = what;
   fiber.file = file;
   fiber.line = line;
+  if (!(mask >> lane & 1u)) fail([&] { return "is not in the mask it gives" + site(fiber); });
+  if (lanes < 32 && mask >> lanes != 0) {
+    fail([&] { return "gives lanes of a warp that has only " + std::to_string(lanes) + " threads" + site(fiber); });
+  }
+  if (source >= 0 && !(mask >> source & 1u)) {
+    fail([&] { return "reads lane " + std::to_string(source) + " outside the mask" + site(fiber); });
+  }
+  fiber.state = State::kAtWarp;
   fiber.mask = mask;
   fiber.value = value;
   fiber.source = source;
@@ -363,9 +270,7 @@ inline std::uint64_t exchange(const char* what, std::uint32_t mask, std::uint64_
 }
 
 // Segments of `width` lanes, as the shuffles define them.
-inline int segment_start(int width) {
-  return lane_of(*machine().current) & ~(width - 1);
-}
+inline int segment_start(int width) { return lane_of(*machine().current) & ~(width - 1); }
 
 template <typename T>
 T shuffle(const char* what, std::uint32_t mask, T value, int source, const char* file, int line) {
@@ -452,6 +357,7 @@ inline void run_block(std::size_t shared_bytes, Random random) {
     const unsigned int id = static_cast<unsigned int>(i);
     fiber.index = uint3{id % blockDim.x, id / blockDim.x % blockDim.y, id / blockDim.x / blockDim.y};
     fiber.state = State::kReady;
+    forget_frames(fiber.stack, 4096);  // of fiber_main, which ends where it calls yield
     prepare(fiber.context, fiber.stack, fiber_main);
     ready.push_back(&fiber);
   }
@@ -474,14 +380,11 @@ inline void run_block(std::size_t shared_bytes, Random random) {
   }
 }
 
-inline void add_stacks(std::size_t threads) {
+inline void add_fibers(std::size_t threads) {
   Machine& m = machine();
   while (m.fibers.size() < threads) {
-    void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) throw std::bad_alloc();
-    mprotect(stack, 4096, PROT_NONE);  // an overflow stops here
     m.fibers.emplace_back();
-    m.fibers.back().stack = static_cast<unsigned char*>(stack);
+    m.fibers.back().stack = new_stack();
   }
 }
 
@@ -495,8 +398,8 @@ inline void check_launch(const void* kernel, dim3 grid, dim3 block, std::size_t 
     refuse("block " + name(uint3{block.x, block.y, block.z}));
   }
   const auto opted_in = machine().opted_in.find(kernel);
-  const std::size_t limit = opted_in == machine().opted_in.end() ? kStaticSharedLimit
-                                                                 : static_cast<std::size_t>(opted_in->second);
+  const std::size_t limit =
+      opted_in == machine().opted_in.end() ? kStaticSharedLimit : static_cast<std::size_t>(opted_in->second);
   if (shared_bytes > kStaticSharedLimit && shared_bytes > limit) {
     refuse(std::to_string(shared_bytes) + " bytes of dynamic shared memory, allowed are " + std::to_string(limit));
   }
@@ -508,7 +411,7 @@ inline void run_grid(const char* call, const void* kernel, dim3 grid, dim3 block
   if (m.busy) throw std::runtime_error(std::string(call) + ": a launch inside a launch");
   try {
     check_launch(kernel, grid, block, shared_bytes);
-    add_stacks(static_cast<std::size_t>(block.x) * block.y * block.z);
+    add_fibers(static_cast<std::size_t>(block.x) * block.y * block.z);
     m.busy = true;
     m.threads = static_cast<std::size_t>(block.x) * block.y * block.z;
     m.body = &body;
@@ -524,13 +427,10 @@ inline void run_grid(const char* call, const void* kernel, dim3 grid, dim3 block
                        static_cast<unsigned int>(id / grid.x / grid.y)};
       run_block(shared_bytes, Random{random.next()});
     }
-  } catch (const std::runtime_error& error) {
+  } catch (const std::exception& error) {
     std::string text = std::string(call) + ": " + error.what();
     if (m.busy) text += " [block " + name(blockIdx) + "]";
-#if defined(HMSA_HOST_RUN_ASAN)
-    // The abandoned fibers left the red zones of their frames behind.
-    for (Fiber& fiber : m.fibers) __asan_unpoison_memory_region(fiber.stack + 4096, kStackBytes - 4096);
-#endif
+    for (Fiber& fiber : m.fibers) forget_frames(fiber.stack, kStackBytes);
     m.shared.clear();
     m.busy = false;
     throw std::runtime_error(text);

@@ -55,9 +55,9 @@ uint16_t encode(float value, int mantissa) {
   }
   if (std::isinf(magnitude)) return sign | infinity;
   // Infinity stands where the next number would be, were the exponent larger.
-  const double above = high == infinity ? 2 * decode(static_cast<uint16_t>(infinity - (1 << (mantissa - 1))), mantissa) /
-                                              1.5
-                                        : decode(static_cast<uint16_t>(high), mantissa);
+  const double above = high == infinity
+                           ? 2 * decode(static_cast<uint16_t>(infinity - (1 << (mantissa - 1))), mantissa) / 1.5
+                           : decode(static_cast<uint16_t>(high), mantissa);
   const double to_low = magnitude - decode(static_cast<uint16_t>(low), mantissa);
   const double to_high = above - magnitude;
   const int nearest = to_low < to_high ? low : to_low > to_high ? high : (low % 2 == 0 ? low : high);

@@ -105,30 +105,30 @@ std::string run_in_child(Function function) {
 #define RUN_TEST(function) ::testing::run(#function, function)
 
 // EXPECT(condition, parts of a message...)
-#define EXPECT(condition, ...)                                                                \
-  do {                                                                                        \
+#define EXPECT(condition, ...)                                                                       \
+  do {                                                                                               \
     if (!(condition)) ::testing::fail(__FILE__, __LINE__, #condition, " is false. ", ##__VA_ARGS__); \
   } while (false)
 
-#define EXPECT_EQUAL(got, wanted, ...)                                                                     \
-  do {                                                                                                     \
-    const auto& got_value = (got);                                                                         \
-    const auto& wanted_value = (wanted);                                                                   \
-    if (!(got_value == wanted_value)) {                                                                    \
+#define EXPECT_EQUAL(got, wanted, ...)                                                                           \
+  do {                                                                                                           \
+    const auto& got_value = (got);                                                                               \
+    const auto& wanted_value = (wanted);                                                                         \
+    if (!(got_value == wanted_value)) {                                                                          \
       ::testing::fail(__FILE__, __LINE__, #got, " is ", got_value, ", not ", wanted_value, ". ", ##__VA_ARGS__); \
-    }                                                                                                      \
+    }                                                                                                            \
   } while (false)
 
 // The statement throws a std::exception whose text contains `part`.
-#define EXPECT_THROWS(statement, part)                                                                        \
-  do {                                                                                                        \
-    std::string thrown;                                                                                       \
-    try {                                                                                                     \
-      statement;                                                                                              \
-    } catch (const std::exception& error) {                                                                   \
-      thrown = error.what();                                                                                  \
-    }                                                                                                         \
-    if (!::testing::contains(thrown, part)) {                                                                 \
+#define EXPECT_THROWS(statement, part)                                                                           \
+  do {                                                                                                           \
+    std::string thrown;                                                                                          \
+    try {                                                                                                        \
+      statement;                                                                                                 \
+    } catch (const std::exception& error) {                                                                      \
+      thrown = error.what();                                                                                     \
+    }                                                                                                            \
+    if (!::testing::contains(thrown, part)) {                                                                    \
       ::testing::fail(__FILE__, __LINE__, #statement, " threw '", thrown, "', which does not say '", part, "'"); \
-    }                                                                                                         \
+    }                                                                                                            \
   } while (false)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import textwrap
 import typing
@@ -49,12 +50,12 @@ class TrainConfig:
     mirror: bool = True
     """Mirror half of the training crops."""
     colour: float = 0.25
-    """Strength of the colour jitter of training crops; 0 switches it off."""
+    """Colour jitter of training crops: brightness, contrast, saturation by 1 +- this, hue by +- this many turns."""
     blur: float = 0.0
-    """Probability of a Gaussian blur of a training crop, 0 to 1."""
+    """Largest sigma of the Gaussian blur of a training crop, in pixels; 0 is none."""
 
     model: str = "hrnet_small_ocr"
-    """Network, one of hmsa_ext.models.NAMES."""
+    """Network: hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr or hrnet_w48_ocr."""
     weights: str | None = None
     """Checkpoint to take the initial weights from (also a published one, or a trunk); what did not fit is listed."""
     scales: tuple[float, ...] = (0.5, 1.0)
@@ -195,6 +196,20 @@ def parse_scales(value: str | Sequence[float] | float, name: str = "scales") -> 
     return tuple(sorted(scales))
 
 
+def field_documentation() -> dict[str, str]:
+    """The text under each field of :class:`TrainConfig`, read from the source; empty where there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(TrainConfig))
+    except OSError:
+        return {}
+    body = ast.parse(source).body[0].body
+    texts = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[field.target.id] = text.value.value
+    return texts
+
+
 def _are_scales(s: tuple[float, ...]) -> bool:
     positive = all(math.isfinite(x) and x > 0 for x in s)
     return 1 <= len(s) <= 8 and positive and len(set(s)) == len(s) and (len(s) == 1 or 1.0 in s)
@@ -215,7 +230,6 @@ def _is_range(v: tuple[float, float]) -> bool:
 _SCALES = (_are_scales, "1 to 8 different positive numbers, 1.0 among them when there are several")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a number above 0")
 _NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "a number not below 0")
-_SHARE = (lambda v: 0 <= v <= 1, "a number from 0 to 1")
 _BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _SIZE = (_is_size, "HxW in pixels, for example 128x256")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -225,8 +239,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "length": _POSITIVE,
     "val_length": _POSITIVE,
     "scale_range": (_is_range, "SMALLEST,LARGEST, both above 0"),
-    "colour": _NOT_NEGATIVE,
-    "blur": _SHARE,
+    "colour": (lambda v: 0 <= v <= 0.5, "a number from 0 to 0.5"),
+    "blur": _NOT_NEGATIVE,
     "scales": (_are_scales_with_one, "up to 8 different positive numbers, 1.0 among them"),
     "eval_scales": _SCALES,
     "aux_weight": _NOT_NEGATIVE,
@@ -258,6 +272,16 @@ _GROUPS = {  # the first field of each group on the help page
     "seed": "machine",
     "output": "run",
 }
+
+
+def _metavar(name: str) -> str:
+    if name in _choices():
+        return "|".join(_choices()[name])
+    if name in ("crop", "size"):
+        return "HxW"
+    kinds = {int: "N", float: "X", str: "TEXT"}
+    kind = next(k for k in (typing.get_args(_types()[name]) or (_types()[name],)) if k is not type(None))
+    return "X,X" if typing.get_origin(_types()[name]) is tuple else kinds[kind]
 
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
@@ -345,25 +369,15 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         default = field.default
         text = documentation.get(field.name, "")
         if default is not None:
-            shown = "x".join(map(str, default)) if field.name == "crop" else _shown(default).strip("'")
+            shown = (
+                ("x" if field.name == "crop" else ",").join(map(str, default))
+                if isinstance(default, tuple)
+                else default
+            )
             text = f"{text} [{shown}]"
         flag, options = f"--{field.name.replace('_', '-')}", {"default": argparse.SUPPRESS, "help": text}
         if isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
-            group.add_argument(flag, metavar=field.name.upper(), **options)
+            group.add_argument(flag, metavar=_metavar(field.name), **options)
     return parser
-
-
-def field_documentation() -> dict[str, str]:
-    """The text under each field of :class:`TrainConfig`, read from the source; empty where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(TrainConfig))
-    except OSError:
-        return {}
-    body = ast.parse(source).body[0].body
-    texts = {}
-    for field, text in zip(body, body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            texts[field.target.id] = text.value.value
-    return texts

@@ -5,7 +5,7 @@ Without torchrun every function here is the identity, so that the loop has no se
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,3 +122,10 @@ def from_main(process: Process, value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def copy_from_main(process: Process, tensors: Iterable[Tensor]) -> None:
+    """Overwrites tensors, in place, by those of the main process."""
+    if process.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

@@ -63,6 +63,7 @@ def train(run: Run) -> bool:
             progress.epoch, progress.batch = epoch + 1, 0
             watch.check()
             with log.paused():
+                run.agree_on_statistics()
                 validate = epoch + 1 == epochs or (config.eval_every and (epoch + 1) % config.eval_every == 0)
                 run.save(best=_validate(run, log) if validate else False)
             saved = time.monotonic()

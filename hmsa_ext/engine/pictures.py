@@ -1,7 +1,7 @@
 """One labelled picture per validation image: what went in, what came out of every scale, and who was trusted where."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hmsa_ext.data import Batch, ClassTable, denormalise
+from hmsa_ext.data import ClassTable, Dataset, normalise
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.evaluation import ATTENTION, MEAN
@@ -23,8 +23,8 @@ WRONG, IGNORED = (225, 45, 45), (20, 20, 20)
 
 def draw(
     model: nn.Module,
-    batches: Iterable[Batch],
-    classes: ClassTable,
+    dataset: Dataset,
+    count: int,
     scales: Sequence[float],
     folder: Path,
     device: torch.device,
@@ -32,32 +32,28 @@ def draw(
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
 ) -> list[Path]:
-    """Writes one PNG per image of ``batches`` into ``folder`` and returns the files.
+    """Draws ``count`` images, evenly spread over ``dataset``, one PNG each in ``folder``; returns the files.
 
     Three rows: input, truth, result of the attention, its errors; result of each scale alone and of the mean; share
     of each scale in the result, per pixel. Then the legend.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    ways = [*(str(s) for s in sorted(scales)), MEAN, ATTENTION]
     files = []
+    count = min(count, len(dataset))
     with evaluation_mode(model):
-        for batch in batches:
-            outputs = evaluation.run(model, batch.images, scales, device, dtype=dtype, flip=flip)
-            ways = [*(str(s) for s in sorted(scales)), MEAN, ATTENTION]
+        for index in (i * len(dataset) // count for i in range(count)):
+            sample = dataset[index]
+            images = normalise(sample.image)[None]
+            outputs = evaluation.run(model, images, scales, device, dtype=dtype, flip=flip)
             logits = evaluation.readings(outputs, flip=flip)
-            predictions = {w: z.argmax(1).cpu().numpy() for w, z in zip(ways, logits, strict=True)}
-            shares = {s: evaluation.unmirrored(m, flip=flip).float().cpu() for s, m in scale_shares(outputs).items()}
-            for i, name in enumerate(batch.names):
-                picture = compose(
-                    denormalise(batch.images[i]),
-                    batch.labels[i].numpy(),
-                    {way: p[i] for way, p in predictions.items()},
-                    {s: m[i, 0].numpy() for s, m in shares.items()},
-                    classes,
-                    name,
-                )
-                files.append(folder / f"{len(files):03d}_{Path(name).name}.png")
-                if not cv2.imwrite(str(files[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-                    raise OSError(f"cannot write {files[-1]}")
+            predictions = {way: z.argmax(1)[0].cpu().numpy() for way, z in zip(ways, logits, strict=True)}
+            shares = scale_shares(outputs)
+            shares = {s: evaluation.unmirrored(m, flip=flip)[0, 0].float().cpu().numpy() for s, m in shares.items()}
+            picture = compose(sample.image, sample.label, predictions, shares, dataset.classes, sample.name)
+            files.append(folder / f"{Path(sample.name).name}.png")
+            if not cv2.imwrite(str(files[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+                raise OSError(f"cannot write {files[-1]}")
     return files
 
 
@@ -180,7 +176,11 @@ def _scale_bar(page: np.ndarray, left: int, top: int, width: int, height: int) -
 
 def _legend(classes: ClassTable, width: int) -> np.ndarray:
     """Rows of colour fields with the class names, as wide as the page."""
-    entries = [*zip(classes.names, classes.colours, strict=True), ("ignored", np.array(IGNORED)), ("wrong", np.array(WRONG))]
+    entries = [
+        *zip(classes.names, classes.colours, strict=True),
+        ("ignored", np.array(IGNORED)),
+        ("wrong", np.array(WRONG)),
+    ]
     entry_width = 44 + max(_text_width(name) for name, _ in entries)
     per_row = max(1, (width - 2 * MARGIN) // entry_width)
     rows = math.ceil(len(entries) / per_row)

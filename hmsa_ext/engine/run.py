@@ -1,4 +1,4 @@
-"""A run: its folder, its data, its network and optimizer, and where it stands; begun anew or taken from a checkpoint."""
+"""A run: its folder, data, network and optimizer, and where it stands; begun anew or taken from a checkpoint."""
 
 import contextlib
 import math
@@ -76,6 +76,14 @@ class Run:
         finally:
             self.model.load_state_dict(own)
 
+    def agree_on_statistics(self) -> None:
+        """Gives every process the main one's batch-norm statistics, as each training step does before it begins.
+
+        Without synchronized batch norm the last step leaves them different, and with them what is evaluated.
+        """
+        tensors = [*self.model.buffers(), *(self.average or {}).values()]
+        distributed.copy_from_main(self.process, tensors)
+
     def save(self, *, best: bool = False) -> None:
         """Writes the last checkpoint, and with ``best`` the best one too. Every process must call this."""
         rng = distributed.gather(self.process, checkpoint.rng_state(self.process.device))
@@ -123,18 +131,14 @@ def open_run(config: TrainConfig, process: Process) -> Run:
     torch.manual_seed(config.seed)
     model = models.build(config.model, classes.num_classes)
     if config.weights and stored is None:
-        _load_initial_weights(model, config.weights, process)
+        # Whatever fits: a file with another head, or a trunk alone, is a good beginning. The rest is listed.
+        process.print(models.load_weights(model, config.weights))
     model = distributed.with_shared_statistics(model, process).to(process.device)
     optimizer = schedule.build_optimizer(model, config)
     average = {n: v.clone() for n, v in model.state_dict().items()} if config.ema else None
     torch.manual_seed(config.seed + 1 + process.rank)  # dropout: another stream in every process
 
     per_epoch = len(_training_batches(config, process, train_set, 0, 0))
-    if per_epoch == 0:
-        raise ConfigError(
-            f"batch_size: got {config.batch_size} for {process.world_size} processes and {len(train_set)} training "
-            "images, expected at least one full batch per epoch"
-        )
     steps = config.iterations or config.epochs * per_epoch
     folder = distributed.from_main(process, _make_folder(config) if process.is_main else None)
     run = Run(config, process, dtype, folder, train_set, val_set, model, optimizer, average, steps)
@@ -193,11 +197,6 @@ def _build_data(config: TrainConfig, process: Process) -> tuple[Dataset, Dataset
     if problem is not None:
         raise DataError(problem)
     return train_set, val_set
-
-
-def _load_initial_weights(model: nn.Module, path: str, process: Process) -> None:
-    """Takes what fits. A file with another head, or a trunk alone, is a good beginning; what was left out is printed."""
-    process.print(models.load_weights(model, path))
 
 
 def _make_folder(config: TrainConfig) -> Path:

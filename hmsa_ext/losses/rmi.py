@@ -31,11 +31,11 @@ def rmi_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tens
 
         rmi = sum over classes, mean over images, of log(det(M)) / (2 * 9)
 
-    is an upper bound of the entropy of y given p. Where the published code inverts P + eps I and then factorises M, this
-    factorises [[P + eps I, C^T], [C, Y + eps I]] once: the lower right block of that Cholesky factor *is* the factor of M.
-    The value is the same; but the joint matrix stays positive definite in floating point, while M after an inverse may
-    not (rounding there grows with the square of the map), which is why the published loss is known to abort. Classes
-    that are absent, constant predictions and saturated ones are all regular here. Logits that are not finite give NaN.
+    bounds the entropy of y given p from above. Where the published code inverts P + eps I and then factorises M, this
+    factorises [[P + eps I, C^T], [C, Y + eps I]] once: the lower right block of that Cholesky factor *is* the factor of
+    M. The value is the same; but the joint matrix stays positive definite in floating point, while M after an inverse
+    may not (its rounding grows with the square of the map), which is how the published loss comes to abort. Absent
+    classes, constant and saturated predictions are all regular here. Logits that are not finite give NaN.
 
     Raises:
         ValueError: shapes that do not fit, images too small, labels outside the classes (on the CPU; elsewhere such a
@@ -47,7 +47,9 @@ def rmi_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tens
     """
     if logits.dim() == 4 and min(logits.shape[-2:]) // POOL + 1 < RADIUS:
         smallest = (RADIUS - 1) * POOL
-        raise ValueError(f"logits: the RMI loss needs at least {smallest} x {smallest} pixels, got {list(logits.shape)}")
+        raise ValueError(
+            f"logits: the RMI loss needs at least {smallest} x {smallest} pixels, got {list(logits.shape)}"
+        )
     logits, one_hot, valid = _prepare(logits, target, ignore_index)
     bce = _binary_cross_entropy(logits, one_hot, valid)
     rmi = _region_mutual_information(logits, one_hot, valid)
@@ -58,8 +60,8 @@ def rmi_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tens
 def rmi_bce_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
     """The binary cross-entropy that goes with :func:`rmi_loss`, alone and at full weight.
 
-    Sum over valid pixels *and* classes of ``BCE(sigmoid(logits), one-hot target)``, divided by the number of valid pixels
-    plus 1. Arguments, result and errors as for :func:`rmi_loss`, of any size.
+    Sum over valid pixels *and* classes of ``BCE(sigmoid(logits), one-hot target)``, divided by the number of valid
+    pixels plus 1. Arguments, result and errors as for :func:`rmi_loss`, of any size.
     """
     return _binary_cross_entropy(*_prepare(logits, target, ignore_index))
 

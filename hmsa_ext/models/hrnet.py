@@ -53,9 +53,9 @@ class HRNetConfig:
 W18 = HRNetConfig(widths=(18, 36, 72, 144))
 W32 = HRNetConfig(widths=(32, 64, 128, 256))
 W48 = HRNetConfig(widths=(48, 96, 192, 384))
-# For CPUs and tests: multiples of 8 fill vector registers, and nothing is deeper than four branches need.
+# For CPUs and tests: four branches like the others, no deeper than that needs; multiples of 8 fill vector registers.
 SMALL = HRNetConfig(
-    widths=(16, 32, 64, 128),
+    widths=(16, 32, 64, 96),
     modules=(1, 1, 1),
     blocks=2,
     stem_channels=24,
@@ -70,7 +70,7 @@ class HRNet(nn.Module):
     The four branches are resized (bilinear, ``align_corners=False``) to stride 4 and concatenated, widest last.
 
     >>> HRNet(SMALL)(torch.zeros(1, 3, 65, 64)).shape
-    torch.Size([1, 240, 17, 16])
+    torch.Size([1, 208, 17, 16])
     """
 
     def __init__(self, config: HRNetConfig) -> None:
@@ -219,9 +219,7 @@ def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        _conv3x3(in_channels, out_channels, stride), _batch_norm(out_channels), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(_conv3x3(in_channels, out_channels, stride), _batch_norm(out_channels), nn.ReLU(inplace=True))
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -11,9 +11,9 @@ def initialise(module: nn.Module, predictions: Iterable[nn.Conv2d]) -> None:
     """Draw the weights of ``module`` for training from scratch; ``predictions`` are its last convolutions.
 
     Convolutions: He normal, fan-out, so that the variance of gradients keeps through ReLUs; biases 0; batch norm 1, 0.
-    The last convolutions (to logits, to attention) are drawn from N(0, 0.01) instead: with so few outputs, fan-out would
-    make the first logits large and the first attention 0 or 1, where the sigmoid passes no gradient. So training starts
-    at a loss of about log(classes) and an attention of about 1/2.
+    The last convolutions (to logits, to attention) are drawn from N(0, 0.01) instead: with so few outputs, fan-out
+    would make the first logits large and the first attention 0 or 1, where the sigmoid passes no gradient. So training
+    starts at a loss of about log(classes) and an attention of about 1/2.
 
     The published networks draw every trunk convolution from N(0, 0.001). That is meant to be overwritten by ImageNet
     weights; from scratch it trains poorly. Weights of a training run never depend on it once loaded.

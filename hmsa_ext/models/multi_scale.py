@@ -70,9 +70,9 @@ def forward_scales(
 ) -> ScaleOutputs:
     """Run ``network`` and ``scale_attention`` on ``images`` [B, 3, H, W] at each scale, smallest first.
 
-    At scale s the images are resized to ``floor(H * s), floor(W * s)`` (bilinear, ``align_corners=False``, no antialias).
-    ``scales`` come in any order. Logits and attention are float32 under autocast (the maps are small, and their
-    differences decide), else of the network's own dtype.
+    At scale s the images are resized to ``floor(H * s), floor(W * s)`` (bilinear, ``align_corners=False``, no
+    antialias). ``scales`` come in any order. Logits and attention are float32 under autocast, as published (the maps
+    are small, and their differences decide), else of the network's own dtype.
 
     The attention of the largest scale is part of no output. At evaluation it is not computed. In training the published
     network computes it all the same, which moves the running statistics of the head's batch norms: and those are what

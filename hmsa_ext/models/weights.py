@@ -134,9 +134,7 @@ def _harmless_globals() -> list:
         (scalar, "numpy.core.multiarray.scalar"),  # the name that files of NumPy 1 have
         (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
-        np.dtypes.Float64DType,
-        np.dtypes.Float32DType,
-        np.dtypes.Int64DType,
+        *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
     ]
 
 

@@ -96,8 +96,11 @@ def has_cuda_kernels() -> bool:
 
 
 def require_kernels(device: torch.device) -> None:
-    """Raise NotImplementedError, with the command that helps, unless the library has kernels that run on ``device``."""
-    if device.type == "cpu":
+    """Raise NotImplementedError, with the command that helps, unless the library has kernels that run on ``device``.
+
+    Nothing is checked while ``torch.compile`` traces: what it builds calls the op, and the op answers for itself.
+    """
+    if device.type == "cpu" or torch.compiler.is_compiling():
         return
     if device.type != "cuda":
         raise NotImplementedError(f"hmsa_ext has kernels for CPU and CUDA, but a tensor is on {device}")
@@ -107,6 +110,8 @@ def require_kernels(device: torch.device) -> None:
             f"a tensor is on {device}, but hmsa_ext was built without CUDA kernels ({build_info()['no_cuda']}). "
             f"Build them, in the source folder of hmsa_ext: HMSA_CUDA=1 {_REBUILD}"
         )
+    if not torch.cuda.is_available():
+        return  # no GPU, no torch with CUDA: only fake tensors can be there
     major, minor = _capability(device.index)
     if not runs_on((major, minor), cuda["archs"], cuda["ptx"]):
         raise NotImplementedError(

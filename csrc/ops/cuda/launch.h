@@ -23,12 +23,19 @@
 
 #define HMSA_SHARED(type, name, extent) __shared__ type name extent
 
+// A large struct as a kernel's parameter: read where it lies in constant memory, never copied to each thread's stack.
+#define HMSA_PARAMETER const __grid_constant__
+
 // One symbol of one type for all kernels of a file: an extern array per type would clash between instantiations.
 #define HMSA_DYNAMIC_SHARED(type, name)                                       \
   extern __shared__ __align__(16) unsigned char hmsa_dynamic_shared_memory[]; \
   type* const name = reinterpret_cast<type*>(hmsa_dynamic_shared_memory)
 
-#elif !defined(HMSA_HOST_RUN)
+#elif defined(HMSA_HOST_RUN)
+
+#define HMSA_PARAMETER const
+
+#else
 #error "a .cu file needs nvcc, or g++ with -include csrc/host_run/cuda_host.h"
 #endif
 

@@ -1,0 +1,57 @@
+"""Between pictures of bytes and what networks see; label maps in colour."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hmsa_ext.data.opencv import cv2
+from hmsa_ext.data.types import ClassTable
+
+# Of ImageNet, for values from 0 to 1, red, green, blue.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise(image: np.ndarray) -> torch.Tensor:
+    """(image / 255 - MEAN) / STD: uint8 [H, W, 3] to float32 [3, H, W].
+
+    >>> normalise(np.full((1, 1, 3), 124, np.uint8))[0].item()
+    0.00556...
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    # Channel by channel into planes: three times faster than arithmetic on triples followed by a transpose.
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    for plane, channel, mean, std in zip(planes, cv2.split(image), MEAN, STD, strict=True):
+        np.multiply(channel, np.float32(1 / (255 * std)), out=plane)
+        plane -= np.float32(mean / std)
+    return torch.from_numpy(planes)
+
+
+def denormalise(image: torch.Tensor) -> np.ndarray:
+    """The picture that was normalised: float [3, H, W] on any device to uint8 [H, W, 3]."""
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image: expected [3, H, W], got {list(image.shape)}")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    picture = (image.detach().float().cpu() * std + mean) * 255
+    return picture.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def colourise(label: np.ndarray | torch.Tensor, classes: ClassTable) -> np.ndarray:
+    """The label map in the colours of its classes, uint8 [H, W, 3]; ignored pixels are black.
+
+    label: integer [H, W] of class numbers and 255 for ignored.
+    """
+    array = label.detach().cpu().numpy() if isinstance(label, torch.Tensor) else np.asarray(label)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"label: expected integers [H, W], got {array.dtype} {list(array.shape)}")
+    wrong = (array != classes.ignore_label) & ((array < 0) | (array >= classes.num_classes))
+    if wrong.any():
+        raise ValueError(
+            f"label: expected 0..{classes.num_classes - 1} or {classes.ignore_label}, got {array[wrong][0]} "
+            f"and such in {wrong.sum()} pixels"
+        )
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: classes.num_classes] = classes.colours
+    return palette[array.astype(np.uint8)]

@@ -1,0 +1,84 @@
+"""Several processes: they agree, and together do what one would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hmsa_ext
+from hmsa_ext import evaluate
+from hmsa_ext.engine import distributed
+from hmsa_ext.engine.config import ConfigError
+from hmsa_ext.engine.device import choose_device, choose_dtype
+from hmsa_ext.engine.distributed import Process
+
+
+def torchrun(folder: Path, *arguments: str) -> list[dict[str, object]]:
+    """What the two processes of a run have to say."""
+    worker = Path(__file__).with_name("ddp_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker)]
+    # The processes import the package that is tested here, installed or not.
+    environment = os.environ | {"PYTHONPATH": str(Path(hmsa_ext.__file__).parents[1])}
+    done = subprocess.run(
+        [*command, str(folder), *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_train_one_model_and_score_every_image_once(tmp_path: Path, miniature: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    flags = ("--epochs", "1", "--val-length", "3", "--batch-size", "1", "--crop", "64x128")
+    begin = (*miniature, *flags, "--output", str(run))
+    # Stopped after its first step and resumed: the generators of both processes go on.
+    first = torchrun(tmp_path, *begin, "--max-minutes", "1e-9")
+    assert [r["step"] for r in first] == [1, 1]
+    ranks = torchrun(tmp_path, "--resume", str(run), "--max-minutes", "0")
+    assert [r["world_size"] for r in ranks] == [2, 2]
+    assert [r["step"] for r in ranks] == [4, 4]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert ranks[0]["result"] == ranks[1]["result"]
+    assert ranks[0]["result"]["images"] == 3  # an odd number over two processes
+    # One process evaluating the checkpoint counts the same pixels.
+    file = tmp_path / "alone.json"
+    assert evaluate.main([str(run), "--device", "cpu", "--threads", "1", "--output", str(file)]) == 0
+    alone = json.loads(file.read_text())
+    assert alone["miou"] == pytest.approx(ranks[0]["result"]["miou"], abs=1e-6)
+    assert alone["pixel_accuracy"] == pytest.approx(ranks[0]["result"]["pixel_accuracy"], abs=1e-6)
+
+
+def test_one_process_passes_everything_through() -> None:
+    process, model = Process(torch.device("cpu")), nn.BatchNorm2d(3)
+    values = torch.tensor([2**40 + 1])
+    assert distributed.wrap(model, process, all_used=True) is model
+    assert distributed.with_shared_statistics(model, process) is model
+    assert distributed.total(process, values) is values
+    assert distributed.any_process(process, True, False) == (True, False)
+    assert distributed.gather(process, "x") == ["x"]
+    assert distributed.from_main(process, "x") == "x"
+
+
+def test_batch_norm_is_synchronised_only_between_gpus() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    on_cpu = distributed.with_shared_statistics(model, Process(torch.device("cpu"), rank=1, world_size=2))
+    assert type(on_cpu[0]) is nn.BatchNorm2d
+    on_gpu = distributed.with_shared_statistics(model, Process(torch.device("cuda"), rank=1, world_size=2))
+    assert type(on_gpu[0]) is nn.SyncBatchNorm
+
+
+def test_the_choice_of_device_and_arithmetic_gives_its_reason() -> None:
+    device, reason = choose_device("cpu")
+    assert (device.type, reason) == ("cpu", "cpu: asked for")
+    assert choose_dtype("auto", device) == (torch.float32, "float32: the rule on the CPU")
+    assert choose_dtype("bfloat16", device) == (torch.bfloat16, "bfloat16: asked for")
+
+
+@pytest.mark.parametrize("wanted", ["tpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_refused(wanted: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: got '{wanted}'"):
+        choose_device(wanted)

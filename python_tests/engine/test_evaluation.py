@@ -1,0 +1,159 @@
+"""Evaluation: every reading of one pass is scored as it would be by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hmsa_ext.data import Batch, ClassTable
+from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.evaluation import EvaluationError, evaluate, readings, run, table
+from hmsa_ext.engine.metrics import confusion_matrix
+from hmsa_ext.models import ScaleOutputs, build
+
+CLASSES = ClassTable(("road", "sky", "car"), np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
+
+
+class Scripted(nn.Module):
+    """Says what it is told: at each scale a label map (by confidence 10) and an attention, at stride 1."""
+
+    def __init__(self, labels: dict[float, list[list[int]]], attention: dict[float, float]) -> None:
+        super().__init__()
+        self.labels, self.attention = labels, attention
+        self.calls: list[tuple[float, ...]] = []
+
+    def forward(self, images: Tensor, scales: tuple[float, ...]) -> ScaleOutputs:
+        self.calls.append(tuple(scales))
+        height, width = images.shape[-2:]
+        ordered = sorted(scales, reverse=True)
+        logits, attention = [], []
+        for i, s in enumerate(ordered):
+            labels = torch.tensor(self.labels[s], device=images.device)
+            z = 10.0 * nn.functional.one_hot(labels, 3).permute(2, 0, 1)[None].float()
+            z = nn.functional.interpolate(z, (int(height * s), int(width * s)), mode="nearest")
+            logits.append(z)
+            if i:
+                attention.append(torch.full_like(z[:, :1], self.attention[s]))
+        return ScaleOutputs(logits, attention, None, tuple(ordered), (height, width))
+
+
+def batch(labels: list[list[int]]) -> Batch:
+    truth = torch.tensor([labels], dtype=torch.uint8)
+    return Batch(torch.zeros(1, 3, *truth.shape[1:]), truth, ["one"])
+
+
+def test_every_way_equals_a_confusion_by_hand(device: torch.device) -> None:
+    truth = [[0, 0, 1, 255], [0, 0, 1, 2]]
+    large = [[0, 0, 1, 1], [0, 0, 1, 1]]  # scale 1.0: misses the car
+    small = [[1, 1, 1, 1], [1, 1, 1, 2]]  # scale 0.5, at 2x4 before the grid halves it
+    model = Scripted({1.0: large, 0.5: small}, {0.5: 0.0})
+    result = evaluate(model, [batch(truth)], CLASSES, (0.5, 1.0), Process(device))
+    assert list(result.scores) == ["0.5", "1.0", "mean", "attention"]
+    assert result.scores["1.0"].counts.tolist() == [[4, 0, 0], [0, 2, 0], [0, 1, 0]]
+    # Attention 0 trusts the larger scale alone.
+    assert torch.equal(result.scores["attention"].counts, result.scores["1.0"].counts)
+    assert result.scores["attention"].counts.dtype == torch.int64
+    assert result.miou["attention"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert result.scores["1.0"].pixel_accuracy == pytest.approx(6 / 7)
+    assert result.images == 1
+    assert model.calls == [(0.5, 1.0)]  # one pass, whatever is read from it
+
+
+def test_attention_chooses_between_scales(device: torch.device) -> None:
+    labels = {1.0: [[0, 0], [0, 0]], 0.5: [[1, 1], [1, 1]]}
+    truth = batch([[1, 1], [1, 1]])
+    trusting = evaluate(Scripted(labels, {0.5: 0.9}), [truth], CLASSES, (0.5, 1.0), Process(device))
+    doubting = evaluate(Scripted(labels, {0.5: 0.1}), [truth], CLASSES, (0.5, 1.0), Process(device))
+    assert trusting.scores["attention"].pixel_accuracy == 1.0
+    assert doubting.scores["attention"].pixel_accuracy == 0.0
+
+
+def test_scores_add_up_over_images(device: torch.device) -> None:
+    model = Scripted({1.0: [[0, 1]]}, {})
+    batches = [batch([[0, 1]]), batch([[0, 0]]), batch([[255, 255]])]
+    result = evaluate(model, batches, CLASSES, (1.0,), Process(device))
+    assert result.scores["attention"].counts.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert result.images == 3
+
+
+def test_one_scale_other_than_one_works(device: torch.device) -> None:
+    model = Scripted({0.5: [[0, 0, 1, 1], [0, 0, 1, 1]]}, {})
+    result = evaluate(model, [batch([[0, 0, 1, 1], [0, 0, 1, 1]])], CLASSES, (0.5,), Process(device))
+    assert result.miou["0.5"] == result.miou["attention"] == 1.0
+
+
+def test_readings_equal_the_outputs_own_methods(device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = build("hrnet_small_ocr", 3).to(device).eval()
+    images = torch.randn(1, 3, 64, 96, device=device)
+    with torch.no_grad():
+        outputs = model(images, scales=(0.5, 1.0, 2.0))
+        half, whole, double, mean, fused = readings(outputs)
+    assert torch.equal(half, outputs.single_scale(2))
+    assert torch.equal(whole, outputs.single_scale(1))
+    assert torch.equal(double, outputs.single_scale(0))
+    assert torch.equal(mean, outputs.mean())
+    assert torch.equal(fused, outputs.fuse())
+
+
+def test_flip_averages_the_logits_of_both_directions(device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = build("hrnet_small_ocr", 3).to(device).eval()
+    images = torch.randn(1, 3, 64, 96, device=device)
+    with torch.no_grad():
+        *_, mean, fused = readings(run(model, images, (0.5, 1.0), device, flip=True), flip=True)
+        straight = model(images, scales=(0.5, 1.0))
+        mirrored = model(images.flip(-1), scales=(0.5, 1.0))
+    # Two images in one batch may be convolved by another algorithm than one: equal up to rounding.
+    torch.testing.assert_close(fused, (straight.fuse() + mirrored.fuse().flip(-1)) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean, (straight.mean() + mirrored.mean().flip(-1)) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_flip_makes_the_result_independent_of_the_direction(device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = build("hrnet_small_ocr", 3).to(device)
+    images = torch.randn(1, 3, 64, 64)
+    labels = torch.randint(0, 3, (1, 64, 64), dtype=torch.uint8)
+    one = evaluate(model, [Batch(images, labels, ["a"])], CLASSES, (1.0,), Process(device), flip=True)
+    other = evaluate(
+        model, [Batch(images.flip(-1), labels.flip(-1), ["a"])], CLASSES, (1.0,), Process(device), flip=True
+    )
+    assert torch.equal(one.scores["attention"].counts, other.scores["attention"].counts)
+
+
+def test_the_models_mode_is_left_as_it_was(device: torch.device) -> None:
+    model = build("hrnet_small_ocr", 3).to(device).train()
+    images, labels = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.uint8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, [Batch(images, labels, ["a"])], CLASSES, (0.5, 1.0), Process(device))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_labels_outside_the_classes_raise_once_with_their_number(device: torch.device) -> None:
+    model = Scripted({1.0: [[0, 1]]}, {})
+    with pytest.raises(EvaluationError, match="2 pixels of 2 images are neither one of 3 classes"):
+        evaluate(model, [batch([[0, 7]]), batch([[9, 255]])], CLASSES, (1.0,), Process(device))
+
+
+def test_table_and_dictionary_show_absent_classes(device: torch.device) -> None:
+    model = Scripted({1.0: [[0, 1]]}, {})
+    result = evaluate(model, [batch([[0, 1]])], CLASSES, (1.0,), Process(device))
+    text = table(result)
+    assert "scale 1.0" in text
+    assert "absent" in text.splitlines()[4]
+    content = result.to_dict()
+    assert content["iou"]["attention"] == {"road": 1.0, "sky": 1.0, "car": None}
+    assert content["miou"] == {"1.0": 1.0, "mean": 1.0, "attention": 1.0}
+
+
+def test_counts_of_a_real_pass_equal_an_argmax(device: torch.device) -> None:
+    torch.manual_seed(1)
+    model = build("hrnet_small_ocr", 3).to(device).eval()
+    images = torch.randn(1, 3, 64, 64)
+    labels = torch.randint(0, 3, (1, 64, 64), dtype=torch.uint8)
+    result = evaluate(model, [Batch(images, labels, ["a"])], CLASSES, (0.5, 1.0), Process(device))
+    with torch.inference_mode():
+        guess = model(images.to(device), scales=(1.0, 0.5)).fuse().argmax(1)
+    counts, _ = confusion_matrix(guess, labels.to(device), 3)
+    assert torch.equal(result.scores["attention"].counts, counts.cpu())

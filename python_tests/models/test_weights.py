@@ -1,0 +1,203 @@
+"""Loading weights, and the report of it."""
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hmsa_ext.models
+import hmsa_ext.models.hrnet
+import hmsa_ext.models.hrnet_ocr
+import hmsa_ext.models.multi_scale
+import hmsa_ext.models.weights
+from hmsa_ext.models import HRNetOCR, MultiScale, WeightError, hrnet_small_ocr, load_weights
+
+
+@pytest.fixture
+def model() -> HRNetOCR:
+    return hrnet_small_ocr(num_classes=5)
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    """Those of another model of the same build, so that nothing agrees by chance."""
+    state = hrnet_small_ocr(num_classes=5).state_dict()
+    return {name: torch.full_like(value, 3) for name, value in state.items()}
+
+
+def assert_loaded(model: nn.Module, names: list[str]) -> None:
+    state = model.state_dict()
+    for name, value in state.items():
+        assert (value == 3).all() == (name in names), name
+
+
+def test_a_published_checkpoint_loads_whole(model, weights, tmp_path: Path):
+    checkpoint = {
+        "state_dict": {f"module.{name}": value for name, value in weights.items()},
+        "epoch": 174,
+        "arch": "ocrnet.HRNet_Mscale",
+        "num_classes": 5,
+        "mean_iu": np.float64(0.8692),  # published files hold a NumPy scalar
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0, 1]}]},
+        "command": "train.py",
+        "__metric": 0.8692,
+    }
+    torch.save(checkpoint, tmp_path / "best.pth")
+    report = load_weights(model, tmp_path / "best.pth", strict=True)
+    assert report.complete
+    assert report.loaded == list(weights)
+    assert_loaded(model, list(weights))
+    assert f"loaded {len(weights)} of the model's {len(weights)} entries" in str(report)
+
+
+def test_files_of_old_torch_and_numpy_load(model, weights, tmp_path: Path):
+    path = tmp_path / "old.pth"
+    checkpoint = {"state_dict": weights, "mean_iu": np.float64(0.8)}
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes().replace(b"cnumpy._core.multiarray\nscalar", b"cnumpy.core.multiarray\nscalar")
+    assert b"cnumpy.core.multiarray\nscalar" in content  # the name that NumPy 1 wrote
+    path.write_bytes(content)
+    assert load_weights(model, str(path)).complete
+
+
+def test_our_own_checkpoint_loads(model, weights, tmp_path: Path):
+    torch.save({"model": weights, "optimizer": {}, "epoch": 3, "config": {"lr": 0.1}}, tmp_path / "last.pt")
+    assert load_weights(model, tmp_path / "last.pt", strict=True).complete
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "module.model."])
+def test_what_wrappers_put_before_names_is_taken_off(model, weights, prefix: str):
+    report = load_weights(model, {prefix + name: value for name, value in weights.items()}, strict=True)
+    assert report.loaded == list(weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module."])
+def test_an_imagenet_trunk_goes_to_the_backbone(model, weights, prefix: str):
+    trunk = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
+    head = {"incre_modules.0.0.conv1.weight": torch.zeros(32, 16, 1, 1), "classifier.bias": torch.zeros(1000)}
+    report = load_weights(model, {prefix + name: value for name, value in (trunk | head).items()})
+    loaded = [name for name in weights if name.startswith("backbone.")]
+    assert report.loaded == loaded
+    assert report.unexpected == [prefix + name for name in head]
+    assert report.missing == [name for name in weights if not name.startswith("backbone.")]
+    assert_loaded(model, loaded)
+
+
+def test_a_networks_own_weights_go_to_what_was_wrapped():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    wrapped = MultiScale(network, feature_channels=4, bottleneck=4)
+    report = load_weights(wrapped, {"module.0.weight": torch.full((4, 3, 1, 1), 3.0)})
+    assert report.loaded == ["network.0.weight"]
+    assert_loaded(wrapped, ["network.0.weight"])
+
+
+def test_a_model_inside_data_parallel_loads_too(weights):
+    wrapped = nn.Sequential()
+    wrapped.add_module("module", hrnet_small_ocr(num_classes=5))
+    assert load_weights(wrapped, weights, strict=True).loaded == [f"module.{name}" for name in weights]
+
+
+def test_other_classes_keep_what_they_had_and_are_reported(weights):
+    model = hrnet_small_ocr(num_classes=11)
+    before = model.ocr.cls_head.weight.clone()
+    report = load_weights(model, weights)
+    assert set(report.mismatched) == {
+        "ocr.cls_head.weight",
+        "ocr.cls_head.bias",
+        "ocr.aux_head.2.weight",
+        "ocr.aux_head.2.bias",
+    }
+    assert report.mismatched["ocr.cls_head.bias"] == ((5,), (11,))
+    assert torch.equal(model.ocr.cls_head.weight, before)
+    assert (model.backbone.conv1.weight == 3).all()
+    assert "4 of another shape: " in str(report)
+    assert "ocr.cls_head.bias (file [5], model [11])" in str(report)
+
+
+def test_strict_raises_on_any_deviation_and_changes_nothing(model, weights):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for changed in (
+        weights | {"extra": torch.zeros(1)},
+        weights | {"ocr.cls_head.bias": torch.zeros(6)},
+        {name: value for name, value in weights.items() if name != "ocr.cls_head.bias"},
+    ):
+        with pytest.raises(WeightError, match=r"(?s)strict loading failed.*(extra|ocr\.cls_head\.bias)"):
+            load_weights(model, changed, strict=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_loading_nothing_is_refused_with_examples_of_names(model, tmp_path: Path):
+    torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightError) as caught:
+        load_weights(model, tmp_path / "other.pth")
+    text = str(caught.value)
+    assert str(tmp_path / "other.pth") in text
+    assert "names in the file: encoder.weight" in text
+    assert "names in the model: backbone.conv1.weight, " in text
+
+
+def test_loading_counters_alone_is_loading_nothing(model, weights):
+    counters = {name: value for name, value in weights.items() if name.endswith("num_batches_tracked")}
+    with pytest.raises(WeightError, match="not one parameter fits this model"):
+        load_weights(model, counters)
+
+
+def test_shapes_that_all_differ_are_refused_with_examples(model):
+    with pytest.raises(
+        WeightError, match=r"1 of another shape: backbone.conv1.weight \(file \[1\], model \[24, 3, 3, 3\]"
+    ):
+        load_weights(model, {"backbone.conv1.weight": torch.zeros(1)})
+
+
+def test_a_missing_file_is_named(model, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"weights: no such file: .*nowhere\.pth"):
+        load_weights(model, tmp_path / "nowhere.pth")
+
+
+def test_files_without_weights_are_named(model, tmp_path: Path):
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(WeightError, match=r"text\.pth: not a checkpoint that can be read with weights_only=True"):
+        load_weights(model, tmp_path / "text.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(WeightError, match=r"empty\.pth: not a checkpoint"):
+        load_weights(model, tmp_path / "empty.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightError, match=r"list\.pth: expected a dictionary of weights, got list"):
+        load_weights(model, tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "epoch.pth")
+    with pytest.raises(WeightError, match=r"epoch\.pth: no weights in it; .* its keys: epoch"):
+        load_weights(model, tmp_path / "epoch.pth")
+
+
+class Payload:
+    """What unpickling without care would run."""
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_nothing_in_a_file_is_executed(model, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": weights, "extra": Payload()}, "evil.pth")
+    with pytest.raises(WeightError, match=r"evil\.pth: not a checkpoint that can be read with weights_only=True"):
+        load_weights(model, "evil.pth")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        hmsa_ext.models,
+        hmsa_ext.models.hrnet,
+        hmsa_ext.models.hrnet_ocr,
+        hmsa_ext.models.multi_scale,
+        hmsa_ext.models.weights,
+    ],
+)
+def test_examples_in_docstrings_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0

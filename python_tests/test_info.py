@@ -1,0 +1,65 @@
+"""``python -m hmsa_ext.info``: what it prints is there, true and readable by programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hmsa_ext
+from hmsa_ext import info
+from hmsa_ext.ops import library
+
+
+def test_json_has_versions_build_devices_and_kernels(capsys):
+    assert info.main(["--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["hmsa_ext"] == hmsa_ext.__version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["library"]["compiler"] == library.build_info()["compiler"]
+    assert facts["system"]["threads"] == torch.get_num_threads()
+    assert len(facts["devices"]) == torch.cuda.device_count()
+    assert facts["kernels"]["hmsa::fuse_scales"]["CPU"]
+
+
+def test_kernel_table_agrees_with_what_was_built():
+    table = info.kernels()
+    assert {"hmsa::fuse_scales", "hmsa::_fuse_scales_backward"} <= table.keys()
+    for name, row in table.items():
+        assert row["CPU"], name
+        assert row["CUDA"] == library.has_cuda_kernels(), name
+
+
+def test_command_prints_aligned_sections():
+    done = subprocess.run([sys.executable, "-m", "hmsa_ext.info"], capture_output=True, text=True, check=True)
+    for title in ("versions", "library", "system", "devices", "kernels"):
+        assert any(line.split()[:1] == [title] for line in done.stdout.splitlines()), title
+    rows = [line for line in done.stdout.split("\n\n")[0].splitlines() if line.startswith("  ")]
+    columns = {len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in rows}
+    assert len(columns) == 1, rows
+
+
+def test_two_opencv_wheels_are_explained():
+    text = info.opencv_clash(["opencv-python", "opencv-python-headless"])
+    assert text is not None
+    assert "opencv-python and opencv-python-headless" in text
+    assert "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless" in text
+
+
+@pytest.mark.parametrize("wheels", [[], ["opencv-python"], ["opencv-python-headless"]])
+def test_one_opencv_wheel_is_fine(wheels: list[str]):
+    assert info.opencv_clash(wheels) is None
+
+
+def test_instruction_set_level_is_the_highest_that_is_complete():
+    v2 = ["cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2"]
+    v3 = [*v2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"]
+    v4 = [*v3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
+    assert info.x86_level(["neon"]) is None
+    assert info.x86_level(v2) == "x86-64-v2"
+    assert info.x86_level(v3) == "x86-64-v3"
+    assert info.x86_level(v4) == "x86-64-v4"
+    assert info.x86_level([flag for flag in v4 if flag != "fma"]) == "x86-64-v2"
