@@ -23,10 +23,10 @@ from hmsa_ext.data import Dataset
 from hmsa_ext.engine import checkpoint, distributed, evaluation, pictures
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, TrainConfig, from_settings, parse_scales
-from hmsa_ext.engine.device import choose_dtype
+from hmsa_ext.engine.device import choose_dtype, memory_format
 from hmsa_ext.engine.logging import duration, progress_bar
 from hmsa_ext.engine.run import versions
-from hmsa_ext.train import USER_ERRORS
+from hmsa_ext.train import USER_ERRORS, complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with distributed.start(options.device) as process:
             evaluate(options, process)
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return complain(error)
     return 0
 
 
@@ -48,7 +47,7 @@ def evaluate(options: argparse.Namespace, process: distributed.Process) -> evalu
     dtype, reason = choose_dtype(options.dtype, process.device)
     process.print(f"device {process.reason}\ndtype  {reason}")
     trained = open_model(options.checkpoint, options.model, options.num_classes)
-    model = trained.model.to(process.device)
+    model = trained.model.to(process.device, memory_format=memory_format(trained.config.channels_last))
     scales = parse_scales(options.scales) if options.scales else trained.config.eval_scales
     dataset = open_data(options, trained)
     batches = data.evaluation_loader(dataset, rank=process.rank, world_size=process.world_size, workers=options.workers)

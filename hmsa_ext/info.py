@@ -131,7 +131,7 @@ def x86_level(flags: Iterable[str]) -> str | None:
 
 
 def opencv_clash(wheels: list[str]) -> str | None:
-    """What to do where several of the wheels that provide ``cv2`` are installed and it works all the same; else None."""
+    """What to do where several of the wheels that provide ``cv2`` are installed, though it works; else None."""
     if len(wheels) < 2:
         return None
     return (

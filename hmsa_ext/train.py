@@ -11,6 +11,7 @@ Steps and learning rates are for the batch over all processes; nothing is scaled
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,9 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if loop.train(run):
                 finish(run)
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return complain(error)
     return 0
+
+
+def complain(error: Exception) -> int:
+    """Prints what the user has to know, once: most errors come in all processes alike. Returns the exit status."""
+    if isinstance(error, TrainingError) or os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def finish(run: Run) -> EvaluationResult:

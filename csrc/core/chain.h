@@ -27,9 +27,7 @@ struct Extent {
   int32_t height;
   int32_t width;
 
-  HMSA_HOST_DEVICE bool operator==(const Extent& other) const {
-    return height == other.height && width == other.width;
-  }
+  HMSA_HOST_DEVICE bool operator==(const Extent& other) const { return height == other.height && width == other.width; }
   HMSA_HOST_DEVICE bool operator!=(const Extent& other) const { return !(*this == other); }
 };
 
@@ -73,15 +71,15 @@ inline Extent grid_extent(Extent size, double scale) {
 }
 
 struct Chain {
-  int count;                      // number of scales
-  int unit;                       // index of scale 1.0; 0 for a lone scale
-  bool class_wise;                // attention has one channel per class
-  Extent size;                    // of the output
-  Extent grids[kMaxScales];       // of each scale
-  Extent heads[kMaxScales];       // of each scale's logits and attention
-  Resize up[kMaxScales];          // U: head -> grid
-  Resize across[kMaxScales];      // R: upper scale i < unit: grid i -> grid i + 1; lower scale: grid i -> size
-  bool needs_final_resize;        // a lone scale whose grid is not the output: across[0] is grid 0 -> size
+  int count;                  // number of scales
+  int unit;                   // index of scale 1.0; 0 for a lone scale
+  bool class_wise;            // attention has one channel per class
+  Extent size;                // of the output
+  Extent grids[kMaxScales];   // of each scale
+  Extent heads[kMaxScales];   // of each scale's logits and attention
+  Resize up[kMaxScales];      // U: head -> grid
+  Resize across[kMaxScales];  // R: upper scale i < unit: grid i -> grid i + 1; lower scale: grid i -> size
+  bool needs_final_resize;    // a lone scale whose grid is not the output: across[0] is grid 0 -> size
 
   HMSA_HOST_DEVICE bool is_lower(int i) const { return i > unit; }
 };
@@ -132,10 +130,10 @@ HMSA_HOST_DEVICE_CALL ForwardTiles forward_tiles(const Chain& chain, const Tile&
 // (r, c) of a division owns the same share of every scale's rows and columns and gathers all that reaches them, so
 // nothing is added twice, nothing is shared between parts, and the order of every sum is fixed.
 struct BackwardTiles {
-  Tile owned[kMaxScales];     // of each head: the gradients that this part writes
-  Tile grids[kMaxScales];     // of each grid: dLoss/d(grid) that reaches the owned part
-  Tile levels[kMaxScales];    // of each upper grid: dLoss/dP, a superset of grids[i] since it is passed on to i - 1
-  Tile output;                // of the incoming gradient
+  Tile owned[kMaxScales];   // of each head: the gradients that this part writes
+  Tile grids[kMaxScales];   // of each grid: dLoss/d(grid) that reaches the owned part
+  Tile levels[kMaxScales];  // of each upper grid: dLoss/dP, a superset of grids[i] since it is passed on to i - 1
+  Tile output;              // of the incoming gradient
 };
 
 HMSA_HOST_DEVICE Range share(int32_t size, int32_t parts, int32_t part) {
@@ -146,8 +144,8 @@ HMSA_HOST_DEVICE Range share(int32_t size, int32_t parts, int32_t part) {
 HMSA_HOST_DEVICE_CALL BackwardTiles backward_tiles(const Chain& chain, Extent parts, int32_t row, int32_t column) {
   BackwardTiles tiles;
   for (int i = 0; i < chain.count; ++i) {
-    tiles.owned[i] = Tile{share(chain.heads[i].height, parts.height, row),
-                          share(chain.heads[i].width, parts.width, column)};
+    tiles.owned[i] =
+        Tile{share(chain.heads[i].height, parts.height, row), share(chain.heads[i].width, parts.width, column)};
     const bool nothing = tiles.owned[i].empty();
     tiles.grids[i] = nothing ? Tile{{0, 0}, {0, 0}} : chain.up[i].outputs(tiles.owned[i]);
   }

@@ -67,7 +67,7 @@ struct AxisMap {
 
   // Weight with which output o reads input i: nonzero only for o in outputs(i).
   template <typename T>
-  HMSA_HOST_DEVICE T weight(int32_t o, int32_t i) const {
+  HMSA_HOST_DEVICE_CALL T weight(int32_t o, int32_t i) const {
     const Taps<T> t = taps<T>(o);
     return (t.first == i ? T(1) - t.weight : T(0)) + (t.second == i ? t.weight : T(0));
   }
@@ -80,7 +80,7 @@ struct AxisMap {
 
   // Outputs that may read input i: all o with i - 1 < src(o) < i + 1, and the clamped ones at both ends. When a large
   // reduction skips input i altogether the range is empty.
-  HMSA_HOST_DEVICE Range outputs(int32_t i) const {
+  HMSA_HOST_DEVICE_CALL Range outputs(int32_t i) const {
     if (identity()) return Range{i, i + 1};
     if (slope == 0) return i == 0 ? Range{0, out} : Range{0, 0};  // one input (or one output): all read input 0
     const int32_t lo = i == 0 ? 0 : clamp_output(floor_div((i - 1) * den - offset, slope) + 1);
@@ -100,9 +100,7 @@ struct AxisMap {
   HMSA_HOST_DEVICE_CALL static int64_t floor_div(int64_t a, int64_t b) {  // b > 0
     return a >= 0 ? a / b : -((-a + b - 1) / b);
   }
-  HMSA_HOST_DEVICE int32_t clamp_output(int64_t o) const {
-    return o < 0 ? 0 : o > out ? out : static_cast<int32_t>(o);
-  }
+  HMSA_HOST_DEVICE int32_t clamp_output(int64_t o) const { return o < 0 ? 0 : o > out ? out : static_cast<int32_t>(o); }
 };
 
 HMSA_HOST_DEVICE AxisMap make_axis_map(int32_t in, int32_t out, bool align_corners) {

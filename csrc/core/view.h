@@ -10,8 +10,8 @@ namespace hmsa {
 
 template <typename S>
 struct MapView {
-  S* data;           // [B, C, h, w]
-  int64_t batch;     // strides, in elements
+  S* data;        // [B, C, h, w]
+  int64_t batch;  // strides, in elements
   int64_t channel;
   int64_t row;
   int64_t column;
@@ -38,8 +38,8 @@ struct FuseScalesBackward {
   int64_t classes;
   MapView<const S> logits[kMaxScales];
   MapView<const S> attention[kMaxScales];
-  MapView<const S> grad_output;         // [B, C, H, W]
-  MapView<S> grad_logits[kMaxScales];   // like logits; data is null where no gradient is wanted
+  MapView<const S> grad_output;        // [B, C, H, W]
+  MapView<S> grad_logits[kMaxScales];  // like logits; data is null where no gradient is wanted
   MapView<S> grad_attention[kMaxScales];
 };
 

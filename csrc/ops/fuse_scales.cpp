@@ -61,7 +61,8 @@ Chain checked_chain(const Tensors& logits, const Tensors& attention, const std::
                scales[i], ", which gives a grid of ", rows, " x ", columns, " for size (", height, ", ", width,
                "); expected 1 to ", kMaxSide - 1, " in height and width");
   }
-  HMSA_CHECK(has_unit || count == 1, "fuse_scales: scales has ", count, " entries without 1.0; expected 1.0 among them");
+  HMSA_CHECK(has_unit || count == 1, "fuse_scales: scales has ", count,
+             " entries without 1.0; expected 1.0 among them");
 
   const Tensor& first = logits[0];
   HMSA_CHECK(is_floating(first), "fuse_scales: logits[0] is ", dtype_name(first),
@@ -133,9 +134,8 @@ Tensor fuse_scales(const Tensors& logits, const Tensors& attention, const std::v
   const Tensor& unit = logits[chain.unit];
   Tensor output = empty_in_format_of(unit, {unit.size(0), unit.size(1), size[0], size[1]});
   if (output.numel() == 0) return output;
-  dispatch_floating(unit, [&](auto storage) {
-    forward_as<decltype(storage)>(chain, logits, attention, output, launch);
-  });
+  dispatch_floating(unit,
+                    [&](auto storage) { forward_as<decltype(storage)>(chain, logits, attention, output, launch); });
   return output;
 }
 
@@ -199,13 +199,13 @@ std::tuple<Tensors, Tensors> fuse_scales_backward_cuda(const Tensor& grad, const
                                                        bool align_corners, int64_t wanted_logits,
                                                        int64_t wanted_attention) {
   const CudaScope scope(grad);
-  return fuse_scales_backward(grad, logits, attention, scales, align_corners, wanted_logits, wanted_attention,
-                              [&](const auto& problem) {
-                                // sum_c[g * P_before] of every scale but the largest: one number per pixel of its level
-                                const int64_t floats = cuda::fuse_scales_backward_workspace(problem);
-                                Tensor workspace = workspace_like(grad, floats);
-                                cuda::launch_fuse_scales_backward(problem, workspace.mutable_data_ptr(), scope.stream());
-                              });
+  return fuse_scales_backward(
+      grad, logits, attention, scales, align_corners, wanted_logits, wanted_attention, [&](const auto& problem) {
+        // sum_c[g * P_before] of every scale but the largest: one number per pixel of its level
+        const int64_t floats = cuda::fuse_scales_backward_workspace(problem);
+        Tensor workspace = workspace_like(grad, floats);
+        cuda::launch_fuse_scales_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+      });
 }
 #endif
 

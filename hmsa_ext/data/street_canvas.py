@@ -104,14 +104,16 @@ class Canvas:
         self.shadow = np.zeros((height, width), np.uint8)
 
     def polygons(self, corners: np.ndarray, colour: Colour, material: int, label: int | None) -> None:
-        """Fill polygons, int32 [N, points, 2] in columns and rows."""
-        cv2.fillPoly(self.paint, corners, (*colour, material))
-        if label is not None:
-            cv2.fillPoly(self.label, corners, label)
+        """Fill convex polygons, int32 [N, points, 2] in columns and rows."""
+        for polygon in corners:
+            self.polygon(polygon, colour, material, label)
 
     def polygon(self, corners: np.ndarray, colour: Colour, material: int, label: int | None) -> None:
-        """Fill one polygon, int32 [points, 2]."""
-        self.polygons(corners[None], colour, material, label)
+        """Fill one convex polygon, int32 [points, 2]."""
+        # Not fillPoly: a few of its pixels differ between versions 4 and 5 of OpenCV.
+        cv2.fillConvexPoly(self.paint, corners, (*colour, material))
+        if label is not None:
+            cv2.fillConvexPoly(self.label, corners, label)
 
     def box(
         self, left: float, top: float, right: float, bottom: float, colour: Colour, material: int, label: int | None
@@ -135,11 +137,12 @@ class Canvas:
             else:
                 cv2.ellipse(plane, centre, (rx, ry), 0, 0, 360, value, -1)
 
-    def strokes(self, lines: np.ndarray, colour: Colour, material: int, label: int | None, thickness: int = 1) -> None:
-        """Open polylines, int32 [N, points, 2], so many pixels thick."""
-        cv2.polylines(self.paint, list(lines), False, (*colour, material), thickness)
+    def strokes(self, lines: np.ndarray, colour: Colour, material: int, label: int | None) -> None:
+        """Open polylines, int32 [N, points, 2], one pixel thick."""
+        # Thicker ones are laid side by side by the caller: OpenCV's own differ between versions 4 and 5.
+        cv2.polylines(self.paint, list(lines), False, (*colour, material))
         if label is not None:
-            cv2.polylines(self.label, list(lines), False, label, thickness)
+            cv2.polylines(self.label, list(lines), False, label)
 
 
 def tint(dice: Dice, low: float, high: float, spread: float) -> Colour:

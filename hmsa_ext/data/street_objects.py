@@ -206,8 +206,10 @@ def draw_crown(
 
 
 def draw_fence(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, leaves: Colour, haze: Colour) -> None:
-    """Thin bars between two rails, along the street or, from ``x`` near 0, across it. What shows between the bars keeps
-    its own label."""
+    """Thin bars between two rails, along the street or, from ``x`` near 0, across it.
+
+    What shows between the bars keeps its own label.
+    """
     tall, unit = dice.between(0.9, 1.4), camera.height / 128
     colour = mix(tint(dice, 20, 90, 8) if dice.chance(0.7) else tint(dice, 170, 230, 6), haze, z / (z + 160))
     if abs(x) > 1:
@@ -217,13 +219,14 @@ def draw_fence(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, l
         ends = [(x - reach, z), (x + reach, z)]
     thick = max(1, round(unit * dice.between(0.7, 1.6)))
     rails = [camera.points([(ex, level * tall, ez) for ex, ez in ends]) for level in (0.2, 1.0)]
-    canvas.strokes(np.stack(rails), colour, PAINT, FENCE, thick)
+    lines = [rail + np.array([0, step]) for rail in rails for step in range(thick)]
+    canvas.strokes(np.stack(lines).astype(np.int32), colour, PAINT, FENCE)
     # Bars at an equal spacing in the picture: below four pixels they would merge into a wall.
     (c0, _), (c1, _) = rails[0]
     gap = round(unit * dice.between(4, 7)) + thick
     for column in range(min(c0, c1), max(c0, c1) + 1, gap):
         if 0 <= column < camera.width:
-            share = (column - c0) / max(abs(c1 - c0), 1) * (1 if c1 > c0 else -1)
+            share = (column - c0) / (c1 - c0 or 1)
             top = rails[1][0][1] + share * (rails[1][1][1] - rails[1][0][1])
             low = rails[0][0][1] + share * (rails[0][1][1] - rails[0][0][1])
             canvas.box(column, top, column + thick, low + (low - top) * 0.25, colour, PAINT, FENCE)

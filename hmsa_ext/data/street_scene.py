@@ -218,7 +218,7 @@ def _draw_shadows(dice: Dice, canvas: Canvas, camera: Camera, left: Side, right:
             slant = dice.between(-3, 3)
             far = max(end + slant, z + 1)
             corners = camera.points([(x0, 0, z), (x1, 0, max(z + slant, 1.5)), (x1, 0, far), (x0, 0, end)])
-            cv2.fillPoly(canvas.shadow, [corners], 1)
+            cv2.fillConvexPoly(canvas.shadow, corners, 1)
         z = end
 
 

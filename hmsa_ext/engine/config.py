@@ -98,6 +98,8 @@ class TrainConfig:
     """Device: auto, cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic: float32, bfloat16 (autocast), or auto: bfloat16 on GPUs that are fast in it."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last order, which convolutions are faster in."""
     workers: int = 0
     """Loader processes per training process; 0 prepares the data in the training process."""
     threads: int = 0
@@ -133,8 +135,9 @@ class TrainConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     def save(self, path: Path) -> None:
-        """Writes the settings as a YAML file that ``--config`` reads."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        """Writes the settings as a YAML file that ``--config`` reads: all but the folder, which belongs to one run."""
+        settings = {name: value for name, value in self.to_dict().items() if name not in ("output", "resume")}
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 # What a resumed run may change: nothing of the computation.

@@ -52,6 +52,11 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=dtype)
 
 
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """The order in memory of images and of convolutions' weights."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, and the mode of before afterwards."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hmsa_ext import losses
 from hmsa_ext.data import Batch
 from hmsa_ext.engine import distributed, schedule
-from hmsa_ext.engine.device import arithmetic
+from hmsa_ext.engine.device import arithmetic, memory_format
 from hmsa_ext.engine.evaluation import ATTENTION, evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, duration, progress_bar, timed
@@ -75,7 +75,9 @@ def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate
     """One step of the optimizer at learning rate ``rate``; returns the loss, detached."""
     schedule.set_learning_rate(run.optimizer, rate)
     device = run.process.device
-    images, target = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
+    order = memory_format(run.config.channels_last)
+    images = batch.images.to(device, non_blocking=True, memory_format=order)
+    target = batch.labels.to(device, non_blocking=True)
     with arithmetic(device, run.dtype):
         outputs = network(images, scales=run.config.scales)
     loss = criterion(outputs, target)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from hmsa_ext.data import DataError, Dataset
 from hmsa_ext.engine import checkpoint, distributed, schedule
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, TrainConfig
-from hmsa_ext.engine.device import choose_dtype
+from hmsa_ext.engine.device import choose_dtype, memory_format
 from hmsa_ext.engine.distributed import Process
 
 CONFIG, RESULTS, PICTURES = "config.yaml", "results.json", "pictures"
@@ -113,6 +114,7 @@ def open_run(config: TrainConfig, process: Process) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Warn only: a kernel without a deterministic form is named, and the run goes on.
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = not config.deterministic
@@ -133,7 +135,8 @@ def open_run(config: TrainConfig, process: Process) -> Run:
     if config.weights and stored is None:
         # Whatever fits: a file with another head, or a trunk alone, is a good beginning. The rest is listed.
         process.print(models.load_weights(model, config.weights))
-    model = distributed.with_shared_statistics(model, process).to(process.device)
+    model = distributed.with_shared_statistics(model, process)
+    model = model.to(process.device, memory_format=memory_format(config.channels_last))
     optimizer = schedule.build_optimizer(model, config)
     average = {n: v.clone() for n, v in model.state_dict().items()} if config.ema else None
     torch.manual_seed(config.seed + 1 + process.rank)  # dropout: another stream in every process

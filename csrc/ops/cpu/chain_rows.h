@@ -47,8 +47,8 @@ class ChainRows {
 
   // Row y of the target, columns from `left` on, of a patch whose columns are stretched already.
   void lerp_row(T* to, const Patch<T>& stretched, const AxisTable<T>& table, int32_t y, Range columns) const {
-    ops.lerp(to, stretched.row(table.first[y], columns.lo), stretched.row(table.second[y], columns.lo),
-             table.weight[y], columns.size());
+    ops.lerp(to, stretched.row(table.first[y], columns.lo), stretched.row(table.second[y], columns.lo), table.weight[y],
+             columns.size());
   }
 
   // A whole patch of the target, from one whose columns are stretched already.
@@ -108,8 +108,8 @@ class ChainRows {
     const AxisTable<T>& across = tables.across[i - 1].rows;
     ops.blend_upper(to, attention.row(y, columns.lo), stretched_logits.row(up.first[y], columns.lo),
                     stretched_logits.row(up.second[y], columns.lo), up.weight[y],
-                    before.row(across.first[y], columns.lo), before.row(across.second[y], columns.lo),
-                    across.weight[y], columns.size());
+                    before.row(across.first[y], columns.lo), before.row(across.second[y], columns.lo), across.weight[y],
+                    columns.size());
   }
 
   // Row y of P behind lower scale i, from that before it.

@@ -94,8 +94,8 @@ class Backward {
   // P before every scale: for an upper one on the grid above with its columns stretched, for a lower one on the output.
   void recompute(int64_t b, int64_t c) {
     for (int i = 0; i < chain_.count; ++i) {
-      logits_[i] = rows_.stretch_head(problem_.logits[i], b, c, chain_.up[i].sources(work_[i]),
-                                      tables_.up[i].columns, work_[i].columns);
+      logits_[i] = rows_.stretch_head(problem_.logits[i], b, c, chain_.up[i].sources(work_[i]), tables_.up[i].columns,
+                                      work_[i].columns);
     }
     const bool any_lower = chain_.unit + 1 < chain_.count;
     for (int i = 0; i < chain_.unit || (i == chain_.unit && any_lower); ++i) {

@@ -76,9 +76,8 @@ class Forward {
       const Tile& grid = tiles_.grids[i];
       if (i == chain_.unit && !chain_.needs_final_resize) {
         for (int32_t y = grid.rows.lo; y < grid.rows.hi; ++y) {
-          finish(y, [&](T* to, Range columns) {
-            rows_.upper_row(to, i, logits, attention_[i].grid, before, y, columns);
-          });
+          finish(y,
+                 [&](T* to, Range columns) { rows_.upper_row(to, i, logits, attention_[i].grid, before, y, columns); });
         }
       } else {
         const Range next = i < chain_.unit ? tiles_.grids[i + 1].columns : tiles_.output.columns;

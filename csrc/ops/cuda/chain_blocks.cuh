@@ -36,7 +36,7 @@ struct PointTaps {
 };
 
 template <typename T>
-HMSA_HOST_DEVICE PointTaps<T> point_taps(const Resize& resize, int32_t y, int32_t x) {
+HMSA_HOST_DEVICE_CALL PointTaps<T> point_taps(const Resize& resize, int32_t y, int32_t x) {
   return PointTaps<T>{resize.rows.taps<T>(y), resize.columns.taps<T>(x)};
 }
 

@@ -136,8 +136,7 @@ struct ChainPoints {
   HMSA_DEVICE_CALL T arriving(int i, int32_t y, int32_t x) const {
     const Chain& chain = problem.chain;
     if (chain.is_lower(i)) {
-      return adjoint_at(chain.across[i], y, x,
-                        [&](int32_t v, int32_t u) { return kept(i, v, u) * grad_output(v, u); });
+      return adjoint_at(chain.across[i], y, x, [&](int32_t v, int32_t u) { return kept(i, v, u) * grad_output(v, u); });
     }
     switch (i) {
       case 0:

@@ -13,46 +13,15 @@
 //
 // The gradient of attention that all channels share needs sum_c[g * P_before], which does not separate by tiles of the
 // head: a first kernel makes that map (one number per pixel of the output).
-#include "core/check.h"
 #include "ops/cuda/chain_points.cuh"
 #include "ops/cuda/fuse_scales.h"
+#include "ops/cuda/fuse_scales_points.h"
 
 namespace hmsa {
 namespace cuda {
 namespace {
 
 constexpr int kMaxSteps = kMaxScales;  // adjoint resizes between the output and a head
-
-// ---- sums over the channels -----------------------------------------------------------------------------------------
-
-// to[b, y, x] = kept * sum_c g * P_before (lower scale), or kept * sum_c g * (L - R P_before) (scale 1.0).
-template <typename S, typename T>
-__global__ void __launch_bounds__(kBlockThreads)
-    channel_sums_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, int i, T* to /* [B, H, W] */) {
-  const Chain& chain = problem.chain;
-  const int32_t x = static_cast<int32_t>(blockIdx.x) * kBlockColumns + static_cast<int32_t>(threadIdx.x);
-  if (x >= chain.size.width) return;
-  const int64_t rows = problem.batch * chain.size.height;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * kBlockRows + threadIdx.y; row < rows;
-       row += static_cast<int64_t>(gridDim.y) * kBlockRows) {
-    const auto y = static_cast<int32_t>(row % chain.size.height);
-    ChainPoints<S, T> points{problem, row / chain.size.height, 0};
-    const T kept = points.kept(i, y, x);
-    T sum = 0;
-    if (i == 1 && chain.unit == 0) {  // two scales, or the first lower one: P_before is one interpolation
-      const PointTaps<T> taps = point_taps<T>(chain.up[0], y, x);
-      for (; points.c < problem.classes; ++points.c) {
-        sum += points.grad_output(y, x) * sample(problem.logits[0], points.b, points.c, taps.row, taps.column);
-      }
-    } else {
-      for (; points.c < problem.classes; ++points.c) {
-        const T before = points.before(i, y, x);
-        sum += points.grad_output(y, x) * (chain.is_lower(i) ? before : points.logit(i, y, x) - before);
-      }
-    }
-    to[row * chain.size.width + x] = kept * sum;
-  }
-}
 
 // ---- gradients of one scale -----------------------------------------------------------------------------------------
 
@@ -92,17 +61,17 @@ HMSA_HOST_DEVICE_CALL PathTiles path_tiles(const Chain& chain, const Path& path,
 
 // Where everything lies in dynamic shared memory. Extents are the largest of any block, found on the host.
 struct GradientLayout {
-  Extent tile;                       // of the head
+  Extent tile;  // of the head
   Extent levels[kMaxSteps + 1];
-  int32_t tap_rows[kMaxSteps + 1];   // offsets in taps, by level: how its elements read the next level, or the head
+  int32_t tap_rows[kMaxSteps + 1];  // offsets in taps, by level: how its elements read the next level, or the head
   int32_t tap_columns[kMaxSteps + 1];
   int32_t reach_rows[kMaxSteps + 1];  // offsets in ranges: which elements of a level the next one, or the head, reaches
   int32_t reach_columns[kMaxSteps + 1];
-  int32_t factor[kMaxSteps + 1];     // offsets in values: the factor on each level,
-  int32_t sums;                      // the attention's gradient on the grid,
-  int32_t level;                     // the gradient on the current level,
-  int32_t rows;                      // and with its rows summed
-  int32_t taps;                      // in all
+  int32_t factor[kMaxSteps + 1];  // offsets in values: the factor on each level,
+  int32_t sums;                   // the attention's gradient on the grid,
+  int32_t level;                  // the gradient on the current level,
+  int32_t rows;                   // and with its rows summed
+  int32_t taps;                   // in all
   int32_t reaches;
   int32_t values;
 
@@ -346,9 +315,8 @@ struct GradientBlock {
   }
 
   HMSA_DEVICE_CALL void finish_head(const MapView<S>& map, int64_t c, const SharedPatch<T>& rows) const {
-    for_each(tiles.owned, [&](int32_t y, int32_t x) {
-      write(map.at(b, c, y, x), sum_columns(path.steps, rows, y, x));
-    });
+    for_each(tiles.owned,
+             [&](int32_t y, int32_t x) { write(map.at(b, c, y, x), sum_columns(path.steps, rows, y, x)); });
     __syncthreads();
   }
 
@@ -422,57 +390,6 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
 }
 
-// ---- gradients of one scale whose head is tiny -----------------------------------------------------------------------
-
-// Where a single element of the head reaches more of the grid than shared memory holds (a map of a few elements blown
-// up to a whole image): a block per element walks over all it reaches and evaluates every factor from the heads. Slow,
-// simple, and needed by few elements by its very nature.
-template <typename S, typename T>
-__global__ void __launch_bounds__(kBlockThreads)
-    fuse_scales_backward_element_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, int i) {
-  HMSA_SHARED(T, partial, [kBlockThreads]);
-  const Chain& chain = problem.chain;
-  const auto k = static_cast<int32_t>(blockIdx.x / chain.heads[i].width);
-  const auto l = static_cast<int32_t>(blockIdx.x % chain.heads[i].width);
-  const Tile reach = chain.up[i].outputs(Tile{{k, k + 1}, {l, l + 1}});
-
-  // Sum over the reach of weight * value(y, x): each thread in its order, then the threads in theirs.
-  const auto gather = [&](const auto& value) {
-    T sum = 0;
-    for_each(reach, [&](int32_t y, int32_t x) {
-      sum += chain.up[i].rows.weight<T>(y, k) * chain.up[i].columns.weight<T>(x, l) * value(y, x);
-    });
-    partial[thread_index()] = sum;
-    __syncthreads();
-    sum = 0;
-    if (thread_index() == 0) {
-      for (int t = 0; t < kBlockThreads; ++t) sum += partial[t];
-    }
-    __syncthreads();
-    return sum;
-  };
-
-  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    T shared_sum = 0;
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      const ChainPoints<S, T> points{problem, b, c};
-      if (problem.grad_logits[i].data != nullptr) {
-        const T sum = gather([&](int32_t y, int32_t x) {
-          return points.arriving(i, y, x) * (i > 0 ? points.attention(i, y, x) : T(1));
-        });
-        if (thread_index() == 0) write(problem.grad_logits[i].at(b, c, k, l), sum);
-      }
-      if (problem.grad_attention[i].data == nullptr) continue;
-      const T sum = gather([&](int32_t y, int32_t x) { return points.attention_gradient(i, y, x); });
-      shared_sum = chain.class_wise ? sum : shared_sum + sum;
-      const bool complete = chain.class_wise || c + 1 == problem.classes;
-      if (complete && thread_index() == 0) {
-        write(problem.grad_attention[i].at(b, chain.class_wise ? c : 0, k, l), shared_sum);
-      }
-    }
-  }
-}
-
 // Maps of channel sums: for every lower scale and, where it is not the largest, scale 1.0.
 template <typename S>
 bool needs_channel_sums(const FuseScalesBackward<S>& problem, int i) {
@@ -493,8 +410,7 @@ void launch_scale(const FuseScalesBackward<S>& problem, int i, const T* sums_map
   }
   const auto images = static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535);
   if (layout.bytes<T>() > kBudget) {
-    HMSA_LAUNCH((fuse_scales_backward_element_kernel<S, T>), dim3(head.height * head.width, images),
-                dim3(kBlockColumns, kBlockRows), 0, stream, problem, i);
+    launch_element_gradients(problem, i, stream);
     return;
   }
   const int32_t stripes = (head.width + tile.width - 1) / tile.width;
@@ -521,11 +437,7 @@ void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* wor
   T* sums_map = static_cast<T*>(workspace);
   for (int i = 0; i < problem.chain.count; ++i) {
     const bool sums = needs_channel_sums(problem, i);
-    if (sums) {
-      const int64_t bands = (problem.batch * size.height + kBlockRows - 1) / kBlockRows;
-      const dim3 grid((size.width + kBlockColumns - 1) / kBlockColumns, bands < 65535 ? bands : 65535);
-      HMSA_LAUNCH((channel_sums_kernel<S, T>), grid, dim3(kBlockColumns, kBlockRows), 0, stream, problem, i, sums_map);
-    }
+    if (sums) launch_channel_sums(problem, i, sums_map, stream);
     if (problem.grad_logits[i].data != nullptr || problem.grad_attention[i].data != nullptr) {
       launch_scale(problem, i, sums_map, stream);
     }

@@ -15,16 +15,16 @@ constexpr int kChannels = 4;  // made at a time: shares taps and attention, and 
 
 // Where everything lies in dynamic shared memory. Extents are the largest of any block, found on the host.
 struct ForwardLayout {
-  Extent tile;                     // of the output
-  Extent grids[kMaxScales];        // largest part of each grid
-  int32_t up_rows[kMaxScales];     // offsets of taps, in taps
+  Extent tile;                  // of the output
+  Extent grids[kMaxScales];     // largest part of each grid
+  int32_t up_rows[kMaxScales];  // offsets of taps, in taps
   int32_t up_columns[kMaxScales];
   int32_t across_rows[kMaxScales];
   int32_t across_columns[kMaxScales];
-  int32_t attention[kMaxScales];   // offsets of values, in values: A on the grid,
-  int32_t resized[kMaxScales];     // R A on the output (lower scales),
-  int32_t level[kMaxScales];       // A * L (lower) or P (above the unit) on the grid, for kChannels channels
-  int32_t taps;                    // in all
+  int32_t attention[kMaxScales];  // offsets of values, in values: A on the grid,
+  int32_t resized[kMaxScales];    // R A on the output (lower scales),
+  int32_t level[kMaxScales];      // A * L (lower) or P (above the unit) on the grid, for kChannels channels
+  int32_t taps;                   // in all
   int32_t values;
 
   template <typename T>

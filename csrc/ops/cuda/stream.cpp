@@ -24,8 +24,10 @@ GetCurrentStream find_get_current_stream() {
 
 CudaScope::CudaScope(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
   static const GetCurrentStream get_current_stream = find_get_current_stream();
-  HMSA_CHECK(get_current_stream(tensor.get_device_index(), &stream_) == 0, "torch did not tell the current stream of "
-             "cuda:", tensor.get_device_index());
+  HMSA_CHECK(get_current_stream(tensor.get_device_index(), &stream_) == 0,
+             "torch did not tell the current stream of "
+             "cuda:",
+             tensor.get_device_index());
 }
 
 }  // namespace hmsa

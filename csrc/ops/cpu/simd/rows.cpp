@@ -97,8 +97,8 @@ void blend_upper(T* __restrict__ to, const T* __restrict__ attention, const T* _
 }
 
 template <typename T>
-void blend_lower(T* to, const T* __restrict__ attention, const T* __restrict__ product0,
-                 const T* __restrict__ product1, T product_weight, const T* before, int64_t n) {
+void blend_lower(T* to, const T* __restrict__ attention, const T* __restrict__ product0, const T* __restrict__ product1,
+                 T product_weight, const T* before, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {  // `before` may be `to`: each element is read before it is written
     to[x] = hmsa::blend_lower(attention[x], hmsa::lerp(product0[x], product1[x], product_weight), before[x]);
   }
