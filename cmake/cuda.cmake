@@ -36,7 +36,7 @@ macro(hmsa_configure_cuda sources)
           "(looked in CUDACXX, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda and pip's nvidia packages).\n"
           "Install the CUDA compiler, version 12 or newer, in one of two ways:\n"
           "  - NVIDIA's CUDA toolkit for your system; then put its bin folder on PATH, or set CUDA_HOME to its folder;\n"
-          "  - pip install \"cuda-toolkit[nvcc,cudart]\" into the environment that has torch.\n"
+          "  - pip install \"cuda-toolkit[nvcc,cudart,cccl]\" into the environment that has torch.\n"
           "Or set HMSA_CUDA=0 to build the CPU kernels only.")
       endif()
     endif()
@@ -44,6 +44,9 @@ macro(hmsa_configure_cuda sources)
   if(HMSA_WITH_CUDA)
     list(JOIN HMSA_CUDA_REAL ", " real)
     list(JOIN HMSA_CUDA_PTX ", " ptx)
+    if(NOT ptx)
+      set(ptx none)
+    endif()
     message(STATUS "hmsa_ext: CPU and CUDA kernels (nvcc ${HMSA_NVCC_VERSION}; machine code for ${real}; PTX for ${ptx})")
   else()
     message(STATUS "hmsa_ext: CPU kernels only (${HMSA_NO_CUDA_REASON}); HMSA_CUDA=1 insists on CUDA kernels")

@@ -8,7 +8,7 @@
 
 #if defined(__CUDACC__)
 #define HMSA_HOST_DEVICE __host__ __device__ __forceinline__
-#define HMSA_HOST_DEVICE_CALL __host__ __device__ __noinline__
+#define HMSA_HOST_DEVICE_CALL inline __host__ __device__ __noinline__
 #elif defined(__GNUC__)
 // Always inlined: code compiled for several instruction sets must not share an out-of-line copy of a function.
 #define HMSA_HOST_DEVICE inline __attribute__((always_inline))

@@ -2,6 +2,9 @@
 
 #include <torch/csrc/stable/device.h>
 
+#include <exception>
+#include <mutex>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -107,7 +110,18 @@ Tensor workspace_like(const Tensor& like, int64_t count) {
 }
 
 void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, count, 1, body);
+  // An exception must not cross torch's C interface: the first one is carried over to the calling thread.
+  std::exception_ptr error;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    try {
+      body(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace hmsa

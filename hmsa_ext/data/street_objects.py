@@ -132,7 +132,7 @@ def draw_lamp(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, le
     """A street lamp with an arm over the road."""
     colour = mix(tint(dice, 30, 120, 8), haze, z / (z + 160))
     tall = dice.between(5.0, 7.0)
-    column, top = _post(canvas, camera, x, z, tall, 0.13, colour)
+    column, top = _post(canvas, camera, x, z, tall, dice.between(0.15, 0.3), colour)
     reach = camera.pixels(1.2, z) * (1 if x < 0 else -1)
     thick = max(1, round(camera.pixels(0.08, z)))
     canvas.box(min(column, column + reach), top, max(column, column + reach), top + thick, colour, PAINT, POLE)
@@ -153,7 +153,7 @@ def draw_sign(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, le
     fog = z / (z + 160)
     post = mix(tint(dice, 110, 170, 6), haze, fog)
     tall, size = dice.between(2.0, 2.9), camera.pixels(dice.between(0.3, 0.5), z)
-    column, top = _post(canvas, camera, x, z, tall, 0.07, post)
+    column, top = _post(canvas, camera, x, z, tall, 0.12, post)
     ink = mix(dice.pick(((190, 25, 30), (25, 60, 170), (225, 190, 30), (20, 110, 60))), haze, fog)
     face = mix((235, 235, 235), haze, fog)
     shape = dice.count(0, 3)
@@ -177,7 +177,7 @@ def draw_traffic_light(
 ) -> None:
     """A traffic light on a post: its case counts as a sign."""
     fog = z / (z + 160)
-    column, top = _post(canvas, camera, x, z, 3.2, 0.1, mix((60, 60, 60), haze, fog))
+    column, top = _post(canvas, camera, x, z, 3.2, 0.14, mix((60, 60, 60), haze, fog))
     half = max(camera.pixels(0.18, z), 0.75)
     canvas.box(column - half, top - half, column + half, top + 5 * half, mix((20, 20, 22), haze, fog), PAINT, SIGN)
     lit = dice.count(0, 2)
@@ -217,13 +217,13 @@ def draw_fence(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, l
     else:
         reach = dice.between(1.5, 5)
         ends = [(x - reach, z), (x + reach, z)]
-    thick = max(1, round(unit * dice.between(0.7, 1.6)))
+    thick = max(1, round(unit * dice.between(1.0, 2.4)))
     rails = [camera.points([(ex, level * tall, ez) for ex, ez in ends]) for level in (0.2, 1.0)]
     lines = [rail + np.array([0, step]) for rail in rails for step in range(thick)]
     canvas.strokes(np.stack(lines).astype(np.int32), colour, PAINT, FENCE)
     # Bars at an equal spacing in the picture: below four pixels they would merge into a wall.
     (c0, _), (c1, _) = rails[0]
-    gap = round(unit * dice.between(4, 7)) + thick
+    gap = round(unit * dice.between(4, 8)) + thick
     for column in range(min(c0, c1), max(c0, c1) + 1, gap):
         if 0 <= column < camera.width:
             share = (column - c0) / (c1 - c0 or 1)
@@ -251,13 +251,13 @@ def draw_wires(dice: Dice, canvas: Canvas, camera: Camera, left: float, right: f
         step, z = dice.between(14, 26), dice.between(5, 12)
         masts = [z + index * step for index in range(int((80 - z) / step) + 1)]
         for depth in masts[::-1]:
-            _post(canvas, camera, x, depth, y + 0.4, 0.14, dark)
+            _post(canvas, camera, x, depth, y + 0.4, 0.2, dark)
         spans = pairwise([2.0, *masts])
         for z0, z1 in spans:
             for offset in (-0.5, 0.5):
                 depth = np.linspace(z0, z1, 9)
                 lines.append([(x + offset, y - 0.6 * drop, d) for drop, d in zip(sag, depth, strict=True)])
-    for _ in range(dice.count(0, 3)):
+    for _ in range(dice.count(0, 2)):
         z, y = dice.between(7, 30), dice.between(5.0, 7.5)
         span = np.linspace(-left, right, 9)
         lines.append([(column, y - 0.8 * drop, z) for column, drop in zip(span, sag, strict=True)])

@@ -153,7 +153,7 @@ def draw_ground(dice: Dice, canvas: Canvas, camera: Camera, left: Side, right: S
 
     for side in (left, right):
         position = side.kerb
-        paving = tint(dice, 70, 185, 12)
+        paving = tint(dice, 85, 190, 12)
         for index, (kind, wide) in enumerate(side.bands):
             outer = position + wide if index + 1 < len(side.bands) else FAR
             colour, material = (paving, MINERAL) if kind == PAVEMENT else (leaves, LEAF)
@@ -161,16 +161,16 @@ def draw_ground(dice: Dice, canvas: Canvas, camera: Camera, left: Side, right: S
             if kind == PAVEMENT and dice.chance(0.7):
                 _draw_joints(dice, canvas, camera, side.sign * position, side.sign * min(outer, side.facade), paving)
             position = outer
-    road = tint(dice, 60, 165, 9)
+    road = tint(dice, 55, 150, 9)
     canvas.polygon(band(-left.kerb, right.kerb), road, MINERAL, ROAD)
     if dice.chance(0.3):  # a side street
         z = dice.between(14, 40)
         reach = [(-FAR, right.kerb), (-left.kerb, FAR), (-FAR, FAR)][dice.count(0, 2)]
         canvas.polygon(band(*reach, z, z + dice.between(5, 8)), road, MINERAL, ROAD)
-    stone = times(paving, dice.pick((0.6, 1.35)))
+    stone = times(paving, dice.pick((0.5, 1.45)))
     for side in (left, right):
         edge = side.sign * side.kerb
-        canvas.polygon(band(edge, edge + side.sign * 0.22, near, 60), stone, MINERAL, side.bands[0][0])
+        canvas.polygon(band(edge, edge + side.sign * 0.3, near, 60), stone, MINERAL, side.bands[0][0])
 
     _draw_markings(dice, canvas, camera, left, right)
     for _ in range(dice.count(0, 3)):  # puddles mirror the sky and are still road
@@ -306,17 +306,17 @@ def draw_things(
 
     for side in (left, right):
         s, first = side.sign, side.kerb + 0.4
-        if dice.chance(0.5):
+        if dice.chance(0.65):
             row(walk, draw_lamp, s * first, dice.between(4, 16), dice.between(9, 22), 70)
         if dice.chance(0.4):
             row(walk, draw_tree, s * (first + 0.6), dice.between(5, 14), dice.between(5, 12), 60)
-        if dice.chance(0.45):
+        if dice.chance(0.6):
             zone, x = dice.pick(((outer, side.edge), (kerb, first)))
             things.append((zone, dice.between(4, 16), draw_fence, s * x))
         if dice.chance(0.5):  # parked cars
             row(road, draw_car, s * (side.kerb - 1.0), dice.between(5, 12), dice.between(5.5, 12), dice.between(15, 50))
         scatter(walk, dice.count(0, 2), draw_sign, s * first, s * (first + 0.3), 5, 35)
-        scatter(walk, dice.count(0, 5), draw_person, s * (side.kerb + 0.3), s * side.edge, 5, 45)
+        scatter(walk, dice.count(0, 7), draw_person, s * (side.kerb + 0.3), s * side.edge, 5, 40)
         scatter(walk, dice.count(0, 1), draw_void_box, s * (side.kerb + 0.5), s * side.edge, 5, 25)
     if dice.chance(0.3):
         things.append((walk, dice.between(10, 30), draw_traffic_light, right.kerb + 0.3))

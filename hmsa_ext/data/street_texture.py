@@ -57,7 +57,7 @@ def finish(dice: Dice, canvas: Canvas, camera: Camera, sky: np.ndarray, haze: Co
         plane *= np.float32(dice.between(0.9, 1.1))  # colour of the light
     _draw_void(dice, planes, label)
 
-    sigma = dice.between(2, 9) if dice.chance(0.75) else dice.between(9, 16)
+    sigma = dice.between(1.5, 6) if dice.chance(0.8) else dice.between(6, 12)
     # The sum of two uniform bytes: a triangle with a standard deviation of 104.5, near enough to a bell.
     noise = dice.bytes((2, 3, height, width))
     noise = noise[0].astype(np.float32) + noise[1] - 255
@@ -94,8 +94,8 @@ def _texture(dice: Dice, material: np.ndarray, unit: float) -> np.ndarray:
     broad = value_noise(dice, height, width, 16 * unit, 20 * unit) - 128
     grain = value_noise(dice, height, width, 2.5 * unit, 2.5 * unit) - 128
     foliage = value_noise(dice, height, width, 4 * unit, 4 * unit) - 128
-    stone = broad * np.float32(dice.between(0.10, 0.22) / 128) + grain * np.float32(dice.between(0.10, 0.30) / 128)
-    leaf = broad * np.float32(dice.between(0.10, 0.25) / 128) + grain * np.float32(dice.between(0.10, 0.30) / 128)
+    stone = broad * np.float32(dice.between(0.15, 0.35) / 128) + grain * np.float32(dice.between(0.05, 0.18) / 128)
+    leaf = broad * np.float32(dice.between(0.15, 0.35) / 128) + grain * np.float32(dice.between(0.05, 0.18) / 128)
     leaf += foliage * np.float32(dice.between(0.3, 0.6) / 128)
     return 1 + (material == MINERAL) * stone + (material == LEAF) * leaf
 

@@ -102,9 +102,7 @@ def _fake(logits, attention, scales, size, *, align_corners=False):
 @torch.library.register_fake("hmsa::_fuse_scales_backward")
 def _fake_backward(grad, logits, attention, scales, align_corners, wanted_logits, wanted_attention):
     def gradients(inputs, wanted):
-        return [
-            _empty_like_format(x, x.shape) if wanted >> i & 1 else x.new_empty((0,)) for i, x in enumerate(inputs)
-        ]
+        return [_empty_like_format(x, x.shape) if wanted >> i & 1 else x.new_empty((0,)) for i, x in enumerate(inputs)]
 
     return gradients(logits, wanted_logits), gradients(attention, wanted_attention)
 
@@ -159,9 +157,7 @@ def _vmap(info, in_dims, logits, attention, scales, size, *, align_corners=False
 
 
 @torch.library.register_vmap("hmsa::_fuse_scales_backward")
-def _vmap_backward(
-    info, in_dims, grad, logits, attention, scales, align_corners, wanted_logits, wanted_attention
-):
+def _vmap_backward(info, in_dims, grad, logits, attention, scales, align_corners, wanted_logits, wanted_attention):
     n = info.batch_size
     (grad,) = dispatch.fold([grad], [in_dims[0]], n)
     logits, attention = dispatch.fold(logits, in_dims[1], n), dispatch.fold(attention, in_dims[2], n)
