@@ -1,5 +1,7 @@
-# C++ tests: csrc/tests/test_*.cpp, each a program of its own that returns 0, once as it is and once under
-# AddressSanitizer and UndefinedBehaviorSanitizer. And hmsa_raw_kernels, a Python module that runs kernels on arrays.
+# C++ tests: csrc/tests/test_*.cpp, each a program of its own that returns 0, once as the library is compiled and once
+# under AddressSanitizer and UndefinedBehaviorSanitizer. And hmsa_raw_kernels, a Python module that runs kernels on
+# arrays. Tests of .cu files (test_*_cuda.cpp: csrc/host_run runs the kernels on the CPU) are sanitized only: the
+# optimised form of such code is nvcc's affair.
 
 # The CPU kernels for tests that call them; a test takes from it only what it uses.
 add_library(hmsa_kernels STATIC ${kernel_objects})
@@ -8,7 +10,11 @@ set_target_properties(hmsa_kernels PROPERTIES LINKER_LANGUAGE CXX)
 file(GLOB test_sources CONFIGURE_DEPENDS csrc/tests/test_*.cpp)
 foreach(source IN LISTS test_sources)
   get_filename_component(name ${source} NAME_WE)
-  foreach(variant plain sanitized)
+  set(variants plain sanitized)
+  if(name MATCHES "_cuda$")
+    set(variants sanitized)
+  endif()
+  foreach(variant IN LISTS variants)
     set(program ${name}_${variant})
     add_executable(${program} ${source})
     target_link_libraries(${program} PRIVATE hmsa_flags hmsa_kernels)

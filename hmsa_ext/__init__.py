@@ -1,6 +1,18 @@
-"""Hierarchical multi-scale attention for semantic segmentation: fused ops, models and a trainer."""
+"""Hierarchical multi-scale attention for semantic segmentation: fused ops, models and a trainer.
+
+``hmsa_ext.models``, ``hmsa_ext.losses`` and ``hmsa_ext.data`` are imported when they are first used, so that the ops
+alone cost nothing else.
+"""
+
+import importlib
 
 from hmsa_ext.ops import fuse_scales
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fuse_scales"]
+__all__ = ["__version__", "data", "fuse_scales", "losses", "models"]
+
+
+def __getattr__(name: str):
+    if name in ("data", "losses", "models"):
+        return importlib.import_module(f"hmsa_ext.{name}")
+    raise AttributeError(f"module 'hmsa_ext' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 #include "host_run/cuda_host.h"
 // The kernels see CUDA as a .cu file does.
 #include "ops/cuda/fuse_scales_backward.cu"
+#include "ops/cuda/fuse_scales_points.cu"
 #include "tests/fuse_scales_cases.h"
 
 namespace {

@@ -132,7 +132,7 @@ def draw_lamp(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, le
     """A street lamp with an arm over the road."""
     colour = mix(tint(dice, 30, 120, 8), haze, z / (z + 160))
     tall = dice.between(5.0, 7.0)
-    column, top = _post(canvas, camera, x, z, tall, dice.between(0.15, 0.3), colour)
+    column, top = _post(canvas, camera, x, z, tall, dice.between(0.2, 0.4), colour)
     reach = camera.pixels(1.2, z) * (1 if x < 0 else -1)
     thick = max(1, round(camera.pixels(0.08, z)))
     canvas.box(min(column, column + reach), top, max(column, column + reach), top + thick, colour, PAINT, POLE)
@@ -210,14 +210,14 @@ def draw_fence(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, l
 
     What shows between the bars keeps its own label.
     """
-    tall, unit = dice.between(0.9, 1.4), camera.height / 128
+    tall, unit = dice.between(1.0, 1.6), camera.height / 128
     colour = mix(tint(dice, 20, 90, 8) if dice.chance(0.7) else tint(dice, 170, 230, 6), haze, z / (z + 160))
     if abs(x) > 1:
-        ends = [(x, z), (x, z + dice.between(5, 22))]
+        ends = [(x, z), (x, z + dice.between(8, 28))]
     else:
         reach = dice.between(1.5, 5)
         ends = [(x - reach, z), (x + reach, z)]
-    thick = max(1, round(unit * dice.between(1.0, 2.4)))
+    thick = max(1, round(unit * dice.between(1.3, 2.5)))
     rails = [camera.points([(ex, level * tall, ez) for ex, ez in ends]) for level in (0.2, 1.0)]
     lines = [rail + np.array([0, step]) for rail in rails for step in range(thick)]
     canvas.strokes(np.stack(lines).astype(np.int32), colour, PAINT, FENCE)
@@ -251,7 +251,7 @@ def draw_wires(dice: Dice, canvas: Canvas, camera: Camera, left: float, right: f
         step, z = dice.between(14, 26), dice.between(5, 12)
         masts = [z + index * step for index in range(int((80 - z) / step) + 1)]
         for depth in masts[::-1]:
-            _post(canvas, camera, x, depth, y + 0.4, 0.2, dark)
+            _post(canvas, camera, x, depth, y + 0.4, 0.28, dark)
         spans = pairwise([2.0, *masts])
         for z0, z1 in spans:
             for offset in (-0.5, 0.5):

@@ -310,7 +310,7 @@ def draw_things(
             row(walk, draw_lamp, s * first, dice.between(4, 16), dice.between(9, 22), 70)
         if dice.chance(0.4):
             row(walk, draw_tree, s * (first + 0.6), dice.between(5, 14), dice.between(5, 12), 60)
-        if dice.chance(0.6):
+        if dice.chance(0.7):
             zone, x = dice.pick(((outer, side.edge), (kerb, first)))
             things.append((zone, dice.between(4, 16), draw_fence, s * x))
         if dice.chance(0.5):  # parked cars

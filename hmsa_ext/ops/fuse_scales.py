@@ -78,7 +78,7 @@ def _descending(
             f"expected {len(scales)} and {len(scales) - 1} (none for the largest scale)"
         )
     largest = order[0]
-    of_scale = {i: a for i, a in zip((i for i in range(len(scales)) if i != largest), attention, strict=True)}
+    of_scale = dict(zip((i for i in range(len(scales)) if i != largest), attention, strict=True))
     return [logits[i] for i in order], [of_scale[i] for i in order[1:]], [scales[i] for i in order]
 
 

@@ -7,7 +7,6 @@ every intermediate map exists at full resolution: this is also the formulation t
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

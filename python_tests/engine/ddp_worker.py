@@ -1,4 +1,4 @@
-"""One process of the test of training with several: trains, evaluates, and writes what it has come to.
+"""One process of the test of training with several: trains, stops, resumes, evaluates, and says what came of it.
 
 torchrun --nproc-per-node 2 python_tests/engine/ddp_worker.py FOLDER FLAGS OF TRAIN
 """
@@ -11,21 +11,34 @@ from pathlib import Path
 from hmsa_ext import train
 from hmsa_ext.engine import distributed, loop
 from hmsa_ext.engine.config import parse_command_line
-from hmsa_ext.engine.run import open_run
+from hmsa_ext.engine.run import Run, open_run
 
 
 def main(folder: Path, arguments: list[str]) -> None:
-    config = parse_command_line(arguments, prog="worker", description="")
+    config = parse_command_line([*arguments, "--max-minutes", "1e-9"], prog="worker", description="")
     with distributed.start(config.device) as process:
         run = open_run(config, process)
-        finished = loop.train(run)
-        content = {"rank": process.rank, "world_size": process.world_size, "step": run.progress.step}
-        content["weights"] = hashlib.sha256(
-            b"".join(p.detach().cpu().numpy().tobytes() for p in run.model.parameters())
-        ).hexdigest()
-        if finished:
-            content["result"] = train.finish(run).to_dict() | {"evaluation_seconds": None}
+        finished = [loop.train(run)]
+        steps = [run.progress.step]
+        flags = ["--resume", str(run.folder), "--max-minutes", "0"]
+        run = open_run(parse_command_line(flags, prog="worker", description=""), process)
+        finished.append(loop.train(run))
+        steps.append(run.progress.step)
+        result = train.finish(run).to_dict() | {"evaluation_seconds": None}
+        content = {
+            "world_size": process.world_size,
+            "finished": finished,
+            "steps": steps,
+            "weights": digest(run),
+            "result": result,
+        }
         (folder / f"rank{process.rank}.json").write_text(json.dumps(content))
+
+
+def digest(run: Run) -> str:
+    """A fingerprint of all weights and statistics."""
+    values = (value.detach().cpu().numpy().tobytes() for value in run.model.state_dict().values())
+    return hashlib.sha256(b"".join(values)).hexdigest()
 
 
 if __name__ == "__main__":
