@@ -21,13 +21,10 @@ def eager(logits, attention, scales, size) -> Tensor:
 
 
 def build(name: str) -> Fuse:
-    """``eager``, ``compile`` (Inductor) or ``hmsa``; ``graph`` is what torch.compile hands to Inductor, run op by op,
-    for counting."""
+    """``eager``, ``compile`` (Inductor) or ``hmsa``."""
     torch._dynamo.reset()
     if name == "compile":
         return torch.compile(eager, fullgraph=True)
-    if name == "graph":
-        return torch.compile(eager, fullgraph=True, backend="aot_eager_decomp_partition")
     return {"eager": eager, "hmsa": fused}[name]
 
 

@@ -78,6 +78,7 @@ else
   parts+=("memcheck=127=0" "racecheck=127=0")
   failed=1
 fi
-part benchmarks python -m pytest bench -k cuda --benchmark-json="$results/$gpu.benchmark.json"
+part benchmarks python -m pytest bench -k cuda --benchmark-json="$results/$gpu.benchmark.json" &&
+  part table python -m bench.table "$results/$gpu.benchmark.json"
 summary
 exit "$failed"

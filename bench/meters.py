@@ -7,7 +7,10 @@ import weakref
 from collections.abc import Callable
 
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -116,3 +119,30 @@ def count_flops(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         function()
     return counter.get_total_flops()
+
+
+class CountingBackend:
+    """A backend for torch.compile that runs, op by op, the graphs that Inductor would be given, and counts them.
+
+    (A dispatch mode around a compiled function sees nothing: the counting has to be inside.)
+    """
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        backend = aot_autograd(
+            fw_compiler=self._graph,
+            bw_compiler=self._graph,
+            decompositions=select_decomp_table(),
+            partition_fn=min_cut_rematerialization_partition,
+        )
+        return torch.compile(function, fullgraph=True, backend=backend)
+
+    def _graph(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        def run(*args):
+            results = []
+            self.flops += count_flops(lambda: results.extend(graph(*args)))
+            return results
+
+        return make_boxed_func(run)

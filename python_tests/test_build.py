@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from elf_reader import Elf
 from setuptools import Distribution
 
 from hmsa_ext.ops import library
+from python_tests.elf_reader import Elf
 
 ROOT = Path(__file__).resolve().parents[1]
 # What any Linux with a C++ runtime has, and torch. Older C libraries have rt, pthread and dl as files of their own.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/chain.h"
+#include "ops/cpu/simd/rows.h"
 
 namespace hmsa {
 
@@ -102,7 +103,7 @@ class Scratch {
     }
     if (block_ == blocks_.size()) {
       const int64_t size = std::max(count, kBlock);
-      blocks_.push_back(Block{std::unique_ptr<T[]>(new T[size + kAlign]), size});
+      blocks_.push_back(Block{std::unique_ptr<T[]>(new T[size + kAlign + kRowSlack]), size});
     }
     T* start = blocks_[block_].aligned() + used_;
     used_ += count;

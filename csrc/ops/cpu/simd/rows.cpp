@@ -16,10 +16,45 @@
 namespace hmsa {
 namespace {
 
+// One vector of sources holds what a vector of outputs reads wherever a row is stretched: it is loaded once and both
+// taps are picked from it in registers, several times faster than gathering them from memory.
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 0;
+#endif
+
+template <typename T>
+int64_t expand_vectors(T*, const T*, int32_t, const int32_t*, const int32_t*, const T*, int64_t) {
+  return 0;
+}
+
+#if defined(__AVX2__)
+int64_t expand_vectors(float* __restrict__ to, const float* __restrict__ from, int32_t shift,
+                       const int32_t* __restrict__ first, const int32_t* __restrict__ second,
+                       const float* __restrict__ weight, int64_t n) {
+  typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+  typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+  int64_t x = 0;
+  for (; x + kLanes <= n; x += kLanes) {
+    const int32_t base = first[x];
+    if (second[x + kLanes - 1] - base >= kLanes) break;  // a reduction: the plain loop goes on
+    const Floats source = *reinterpret_cast<const Floats*>(from + (base - shift));
+    const Floats a = __builtin_shuffle(source, *reinterpret_cast<const Ints*>(first + x) - base);
+    const Floats b = __builtin_shuffle(source, *reinterpret_cast<const Ints*>(second + x) - base);
+    const Floats w = *reinterpret_cast<const Floats*>(weight + x);
+    *reinterpret_cast<Floats*>(to + x) = (1.0f - w) * a + w * b;
+  }
+  return x;
+}
+#endif
+
 template <typename T>
 void expand(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const int32_t* __restrict__ first,
             const int32_t* __restrict__ second, const T* __restrict__ weight, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) {
+  for (int64_t x = expand_vectors(to, from, shift, first, second, weight, n); x < n; ++x) {
     to[x] = hmsa::lerp(from[first[x] - shift], from[second[x] - shift], weight[x]);
   }
 }
@@ -74,14 +109,25 @@ void gather(T* __restrict__ to, const T* __restrict__ first, int64_t pitch, cons
   }
 }
 
+// sum_k weight[k] from[k], four chains of additions side by side.
+template <typename T>
+T dot(const T* __restrict__ weight, const T* __restrict__ from, int32_t count) {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
+  Four sums = {0, 0, 0, 0};
+  int32_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    sums += *reinterpret_cast<const Four*>(weight + k) * *reinterpret_cast<const Four*>(from + k);
+  }
+  T sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+  for (; k < count; ++k) sum += weight[k] * from[k];
+  return sum;
+}
+
 template <typename T>
 void contract(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const int32_t* __restrict__ origin,
               const int32_t* __restrict__ start, const T* __restrict__ weight, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const T* source = from + (origin[i] - shift);
-    T sum = 0;
-    for (int32_t k = start[i]; k < start[i + 1]; ++k) sum += weight[k] * source[k - start[i]];
-    to[i] = sum;
+    to[i] = dot(weight + start[i], from + (origin[i] - shift), start[i + 1] - start[i]);
   }
 }
 

@@ -10,6 +10,8 @@
 
 namespace hmsa {
 
+constexpr int64_t kRowSlack = 15;
+
 // Reads n elements, `stride` elements apart, as T; writes them likewise.
 template <typename S, typename T>
 using LoadRow = void (*)(T* to, const S* from, int64_t stride, int64_t n);
@@ -21,6 +23,7 @@ struct RowOps {
   const char* name;
 
   // to[x] = (1 - weight[x]) from[first[x] - shift] + weight[x] from[second[x] - shift]     (horizontal interpolation)
+  // `from` must be followed by kRowSlack elements that may be read, whatever they hold: scratch rows are.
   void (*expand)(T* to, const T* from, int32_t shift, const int32_t* first, const int32_t* second, const T* weight,
                  int64_t n);
   // to = (1 - weight) a + weight b                                                          (vertical interpolation)
