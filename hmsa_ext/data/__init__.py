@@ -14,6 +14,7 @@ from pathlib import Path
 from hmsa_ext.data.augment import Augment, Crop
 from hmsa_ext.data.camvid import CamVid
 from hmsa_ext.data.check import check
+from hmsa_ext.data.frequencies import balanced_weights, class_frequencies
 from hmsa_ext.data.loader import evaluation_loader, training_loader
 from hmsa_ext.data.normalise import colourise, denormalise, normalise
 from hmsa_ext.data.synthetic import Synthetic
@@ -67,8 +68,10 @@ __all__ = [
     "Dataset",
     "Sample",
     "Synthetic",
+    "balanced_weights",
     "build",
     "check",
+    "class_frequencies",
     "colourise",
     "denormalise",
     "evaluation_loader",

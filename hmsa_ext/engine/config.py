@@ -68,6 +68,8 @@ class TrainConfig:
     """Weight of the loss of the auxiliary (OCR region) logits."""
     scale_weight: float = 0.05
     """Weight of the loss of each scale's own logits, which supervises every scale for itself."""
+    class_balance: float = 0.0
+    """Class weights 1 / frequency ** this in the cross-entropy: 0 none, 0.5 lifts rare classes, 1 makes all equal."""
 
     batch_size: int = 4
     """Crops per step and per process."""
@@ -127,6 +129,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 _require(name, value, test(value), expected)
+        if self.loss != "ce":
+            _require("class_balance", self.class_balance, self.class_balance == 0, 'nothing but 0 unless loss is "ce"')
         if self.data != "synthetic":
             _require("root", self.root, self.root is not None, f"the folder of the {self.data} data (--root PATH)")
 
@@ -248,6 +252,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval_scales": _SCALES,
     "aux_weight": _NOT_NEGATIVE,
     "scale_weight": _NOT_NEGATIVE,
+    "class_balance": _NOT_NEGATIVE,
     "batch_size": _POSITIVE,
     "epochs": _POSITIVE,
     "iterations": _POSITIVE,

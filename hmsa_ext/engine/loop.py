@@ -4,9 +4,10 @@ import contextlib
 import math
 import time
 
+import torch
 from torch import Tensor, nn
 
-from hmsa_ext import losses
+from hmsa_ext import data, losses
 from hmsa_ext.data import Batch
 from hmsa_ext.engine import distributed, schedule
 from hmsa_ext.engine.device import arithmetic, memory_format
@@ -24,7 +25,11 @@ def train(run: Run) -> bool:
     """
     config, process, progress = run.config, run.process, run.progress
     criterion = losses.MultiScaleLoss(
-        config.loss, config.aux_weight, config.scale_weight, ignore_index=run.train_set.classes.ignore_label
+        config.loss,
+        config.aux_weight,
+        config.scale_weight,
+        ignore_index=run.train_set.classes.ignore_label,
+        class_weight=_class_weight(run),
     )
     # With one scale the attention has no gradient, and without its loss the auxiliary head has little of its own.
     network = distributed.wrap(run.model, process, all_used=len(config.scales) > 1 and config.aux_weight > 0)
@@ -69,6 +74,14 @@ def train(run: Run) -> bool:
             saved = time.monotonic()
         log.say(f"trained {run.steps} steps in {duration(progress.seconds)}")
     return True
+
+
+def _class_weight(run: Run) -> Tensor | None:
+    """What ``class_balance`` asks for, from the training labels: the same in every process and after every resume."""
+    if not run.config.class_balance:
+        return None
+    weights = data.balanced_weights(data.class_frequencies(run.train_set), run.config.class_balance)
+    return torch.from_numpy(weights).float().to(run.process.device)
 
 
 def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate: float, watch: LossWatch) -> Tensor:

@@ -1,5 +1,7 @@
 """The training loss of a multi-scale model."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from hmsa_ext.losses.cross_entropy import cross_entropy
@@ -23,10 +25,16 @@ class MultiScaleLoss(nn.Module):
         aux_weight: weight of the fused auxiliary logits (published: 0.4).
         scale_weight: weight of each single scale (published: 0 in the paper, 0.05 in the later recipes).
         ignore_index: label of pixels that do not count.
+        class_weight: [C] a factor for each class in the cross-entropy; only with ``main="ce"``.
     """
 
     def __init__(
-        self, main: str = "ce", aux_weight: float = 0.4, scale_weight: float = 0.0, ignore_index: int = 255
+        self,
+        main: str = "ce",
+        aux_weight: float = 0.4,
+        scale_weight: float = 0.0,
+        ignore_index: int = 255,
+        class_weight: Tensor | None = None,
     ) -> None:
         super().__init__()
         if main not in _FUNCTIONS:
@@ -34,6 +42,9 @@ class MultiScaleLoss(nn.Module):
         for name, value in (("aux_weight", aux_weight), ("scale_weight", scale_weight)):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+        if class_weight is not None and main != "ce":
+            raise ValueError(f"class_weight: the cross-entropy takes it, the main loss is {main!r}")
+        self.register_buffer("class_weight", class_weight, persistent=False)
         self.main = main
         self.aux_weight = float(aux_weight)
         self.scale_weight = float(scale_weight)
@@ -42,6 +53,8 @@ class MultiScaleLoss(nn.Module):
     def forward(self, outputs: ScaleOutputs, target: Tensor) -> Tensor:
         """``target`` [B, H, W] integers at the size of the images, on the outputs' device; a float32 scalar."""
         main, plain = _FUNCTIONS[self.main]
+        if self.class_weight is not None:
+            main = plain = partial(cross_entropy, weight=self.class_weight)
         loss = main(outputs.fuse(), target, ignore_index=self.ignore_index)
         if outputs.aux is not None and self.aux_weight > 0:
             loss = loss + self.aux_weight * plain(outputs.fuse_aux(), target, ignore_index=self.ignore_index)
