@@ -24,6 +24,7 @@ from hmsa_ext.engine import checkpoint, distributed, evaluation, pictures
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, TrainConfig, from_settings, parse_scales
 from hmsa_ext.engine.device import choose_dtype, memory_format
+from hmsa_ext.engine.files import write_text
 from hmsa_ext.engine.logging import duration, progress_bar
 from hmsa_ext.engine.run import versions
 from hmsa_ext.train import USER_ERRORS, complain
@@ -67,7 +68,7 @@ def evaluate(options: argparse.Namespace, process: distributed.Process) -> evalu
         file = Path(options.output)
         file.parent.mkdir(parents=True, exist_ok=True)
         content = result.to_dict() | {"checkpoint": str(trained.path), "versions": versions()}
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        write_text(file, json.dumps(content, indent=2) + "\n")
     return result
 
 

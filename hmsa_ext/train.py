@@ -20,6 +20,7 @@ from hmsa_ext.engine import distributed, evaluation, loop, pictures
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, parse_command_line
 from hmsa_ext.engine.evaluation import EvaluationError, EvaluationResult
+from hmsa_ext.engine.files import write_text
 from hmsa_ext.engine.guards import TrainingError
 from hmsa_ext.engine.logging import duration, progress_bar
 from hmsa_ext.engine.run import PICTURES, RESULTS, Run, open_run, versions
@@ -73,7 +74,7 @@ def finish(run: Run) -> EvaluationResult:
             "steps": run.steps,
             "seconds": round(run.progress.seconds + result.seconds, 1),
         }
-        (run.folder / RESULTS).write_text(json.dumps(content, indent=2) + "\n")
+        write_text(run.folder / RESULTS, json.dumps(content, indent=2) + "\n")
     process.print(f"\n{evaluation.table(result)}\n")
     process.print(f"evaluated {result.images} images in {duration(result.seconds)}; everything is in {run.folder}")
     return result

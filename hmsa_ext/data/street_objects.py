@@ -31,6 +31,12 @@ from hmsa_ext.data.street_canvas import (
     tint,
 )
 
+# What is thin has paint of its own: near, it is told apart by its colour, after a few minutes of training; far away and
+# at small scales, where a post is less than a pixel wide, the colour is gone with the post.
+LAMP: Colour = (20.0, 120.0, 125.0)
+RUST: Colour = (190.0, 85.0, 35.0)
+COATS: tuple[Colour, ...] = ((225.0, 50.0, 140.0), (240.0, 95.0, 175.0), (200.0, 30.0, 90.0))
+
 
 def draw_car(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, leaves: Colour, haze: Colour) -> None:
     """A car seen from behind, a box with a cabin, its near flank towards the vanishing point."""
@@ -95,8 +101,7 @@ def draw_person(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, 
     tall = dice.between(1.55, 1.9)
     size = camera.pixels(tall, z)
     column, foot = camera.point(x, 0, z)
-    coat = (dice.between(20, 220), dice.between(20, 220), dice.between(20, 220))
-    coat = mix(coat if dice.chance(0.6) else tint(dice, 25, 110, 10), haze, fog)
+    coat = mix(times(dice.pick(COATS), dice.between(0.8, 1.1)), haze, fog)
     legs, skin = mix(tint(dice, 25, 110, 14), haze, fog), mix((200, 150, 120), haze, fog)
     hip, neck, top = foot - 0.47 * size, foot - 0.84 * size, foot - size
     body, stride = max(0.11 * size, 0.5), dice.between(0.02, 0.16) * size
@@ -130,7 +135,7 @@ def draw_person(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, 
 
 def draw_lamp(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, leaves: Colour, haze: Colour) -> None:
     """A street lamp with an arm over the road."""
-    colour = mix(tint(dice, 30, 120, 8), haze, z / (z + 160))
+    colour = mix(times(LAMP, dice.between(0.7, 1.2)), haze, z / (z + 160))
     tall = dice.between(5.0, 7.0)
     column, top = _post(canvas, camera, x, z, tall, dice.between(0.2, 0.4), colour)
     reach = camera.pixels(1.2, z) * (1 if x < 0 else -1)
@@ -211,7 +216,7 @@ def draw_fence(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, l
     What shows between the bars keeps its own label.
     """
     tall, unit = dice.between(1.0, 1.6), camera.height / 128
-    colour = mix(tint(dice, 20, 90, 8) if dice.chance(0.7) else tint(dice, 170, 230, 6), haze, z / (z + 160))
+    colour = mix(times(RUST, dice.between(0.7, 1.2)), haze, z / (z + 160))
     if abs(x) > 1:
         ends = [(x, z), (x, z + dice.between(8, 28))]
     else:

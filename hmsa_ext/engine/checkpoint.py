@@ -6,7 +6,6 @@ epoch, best result, seconds), ``rng`` (PyTorch's generators, per process; all ot
 epoch and index), ``config``, ``class_names``, ``versions``.
 """
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from hmsa_ext.engine.config import FREE_ON_RESUME, TrainConfig
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.files import replacing
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -26,25 +26,9 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file that is either the old one or the new one, whatever happens meanwhile.
-
-    The content goes to a temporary name in the same folder, to the disk (fsync), and only then gets its name.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    """Writes a file that is either the old one or the new one, whatever happens meanwhile."""
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from hmsa_ext import models
+from hmsa_ext.engine.files import write_text
 
 
 class ConfigError(ValueError):
@@ -141,7 +142,7 @@ class TrainConfig:
     def save(self, path: Path) -> None:
         """Writes the settings as a YAML file that ``--config`` reads: all but the folder, which belongs to one run."""
         settings = {name: value for name, value in self.to_dict().items() if name not in ("output", "resume")}
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
 # What a resumed run may change: nothing of the computation.

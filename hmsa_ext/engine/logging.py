@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.files import write_text
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
@@ -172,7 +173,7 @@ def _open_metrics(path: Path, step: int) -> Any:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 pass  # the line that was being written when the run was killed
-    path.write_text("".join(kept))
+    write_text(path, "".join(kept))
     return path.open("a")
 
 
