@@ -6,7 +6,8 @@
     python -m hmsa_ext.train --resume runs/NAME                           # continue exactly where it stopped
     python -m hmsa_ext.train --config runs/NAME/config.yaml --lr 0.005    # like that run, but for one setting
 
-A run writes one folder: config.yaml, metrics.jsonl, TensorBoard files, last.pt, best.pt, results.json, pictures/.
+A run writes one folder: config.yaml, metrics.jsonl, TensorBoard files, last.pt, best.pt, results.json, curve.png and
+pictures/.
 Steps and learning rates are for the batch over all processes; nothing is scaled behind your back.
 """
 
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from hmsa_ext import data, models
-from hmsa_ext.engine import distributed, evaluation, loop, pictures
+from hmsa_ext.engine import curve, distributed, evaluation, loop, pictures
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, parse_command_line
 from hmsa_ext.engine.evaluation import EvaluationError, EvaluationResult
@@ -75,6 +76,7 @@ def finish(run: Run) -> EvaluationResult:
             "seconds": round(run.progress.seconds + result.seconds, 1),
         }
         write_text(run.folder / RESULTS, json.dumps(content, indent=2) + "\n")
+        curve.draw(run.folder)
     process.print(f"\n{evaluation.table(result)}\n")
     process.print(f"evaluated {result.images} images in {duration(result.seconds)}; everything is in {run.folder}")
     return result
