@@ -44,13 +44,13 @@ class TrainConfig:
     val_length: int | None = None
     """Validation images of "synthetic"; default: the data set's own."""
 
-    crop: tuple[int, int] = (128, 256)
+    crop: tuple[int, int] = (112, 224)
     """Training crop HxW in pixels."""
-    scale_range: tuple[float, float] = (0.5, 2.0)
+    scale_range: tuple[float, float] = (1.0, 2.5)
     """Random zoom of a training image before the crop, smallest,largest."""
     mirror: bool = True
     """Mirror half of the training crops."""
-    colour: float = 0.25
+    colour: float = 0.05
     """Colour jitter of training crops: brightness, contrast, saturation by 1 +- this, hue by +- this many turns."""
     blur: float = 0.0
     """Largest sigma of the Gaussian blur of a training crop, in pixels; 0 is none."""
@@ -69,26 +69,26 @@ class TrainConfig:
     """Weight of the loss of the auxiliary (OCR region) logits."""
     scale_weight: float = 0.05
     """Weight of the loss of each scale's own logits, which supervises every scale for itself."""
-    class_balance: float = 0.0
-    """Class weights 1 / frequency ** this in the cross-entropy: 0 none, 0.5 lifts rare classes, 1 makes all equal."""
+    class_balance: float = 0.25
+    """Class weights 1 / frequency ** this in the cross-entropy: 0 none, 1 makes all classes equal; "rmi" has none."""
 
     batch_size: int = 4
     """Crops per step and per process."""
-    epochs: int = 20
+    epochs: int = 4
     """Passes over the training images."""
     iterations: int | None = None
     """Length of the training in steps instead of epochs."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
     """Optimizer: "sgd" or "adamw"."""
-    lr: float = 0.02
+    lr: float = 0.003
     """Base learning rate, for the batch over all processes together; it is not scaled for you."""
     momentum: float = 0.9
     """Momentum of SGD; beta1 of AdamW."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.01
     """Weight decay, on all parameters as the published recipes have it."""
     poly_exponent: float = 1.0
     """Exponent p of the learning rate's decay (1 - step / steps) ** p, per step."""
-    warmup: int = 20
+    warmup: int = 30
     """Steps of linear warm-up of the learning rate."""
     ema: float = 0.0
     """Decay per step of an exponential moving average of the weights, then used for evaluation; 0 switches it off."""
@@ -112,7 +112,7 @@ class TrainConfig:
     """Run folder; default: runs/DATA-MODEL-TIME."""
     resume: str | None = None
     """Run folder to continue exactly where its last checkpoint stands, with its own settings."""
-    eval_every: int = 5
+    eval_every: int = 2
     """Validate every so many epochs (at the training scales) and keep the best; 0: only after the last."""
     checkpoint_seconds: float = 60.0
     """Write the last checkpoint at least this often, also inside an epoch."""
@@ -130,8 +130,6 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 _require(name, value, test(value), expected)
-        if self.loss != "ce":
-            _require("class_balance", self.class_balance, self.class_balance == 0, 'nothing but 0 unless loss is "ce"')
         if self.data != "synthetic":
             _require("root", self.root, self.root is not None, f"the folder of the {self.data} data (--root PATH)")
 

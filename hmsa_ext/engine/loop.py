@@ -78,7 +78,7 @@ def train(run: Run) -> bool:
 
 def _class_weight(run: Run) -> Tensor | None:
     """What ``class_balance`` asks for, from the training labels: the same in every process and after every resume."""
-    if not run.config.class_balance:
+    if run.config.loss != "ce" or not run.config.class_balance:
         return None
     weights = data.balanced_weights(data.class_frequencies(run.train_set), run.config.class_balance)
     return torch.from_numpy(weights).float().to(run.process.device)
