@@ -20,7 +20,9 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     from hmsa_ext import info
 
     huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    machine_info["hmsa_ext"] = info.collect()
+    facts = info.collect()
+    facts["library"].pop("path", None)  # of this machine alone
+    machine_info["hmsa_ext"] = facts
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
     machine_info["cores"] = os.cpu_count()

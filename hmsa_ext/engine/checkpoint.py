@@ -33,7 +33,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files of a run that was killed while it wrote."""
-    for leftover in folder.glob(".*.pt.*.tmp"):
+    for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
