@@ -8,7 +8,12 @@ from hmsa_ext.data.types import Dataset
 
 
 def class_frequencies(dataset: Dataset, *, images: int = 200) -> np.ndarray:
-    """Share of each class among the labelled pixels of up to ``images`` evenly spaced images: float64 [C], sum 1."""
+    """Share of each class among the labelled pixels of up to ``images`` evenly spaced images: float64 [C], sum 1.
+
+    Raises ValueError unless ``images`` is at least 1.
+    """
+    if images < 1:
+        raise ValueError(f"images: expected at least 1, got {images}")
     count = min(images, len(dataset))
     classes = dataset.classes.num_classes
     pixels = np.zeros(classes, np.int64)
@@ -23,7 +28,11 @@ def balanced_weights(frequencies: np.ndarray, exponent: float) -> np.ndarray:
 
     0 gives all classes the same weight, 1 makes every class as heavy as any other; a class that does not occur gets the
     weight of the rarest that does.
+
+    Raises ValueError for an exponent below 0 or not finite.
     """
+    if not 0 <= exponent < float("inf"):
+        raise ValueError(f"exponent: expected a number of at least 0, got {exponent}")
     present = frequencies > 0
     if not present.any():
         return np.ones_like(frequencies)

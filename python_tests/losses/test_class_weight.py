@@ -52,3 +52,10 @@ def test_class_frequencies_count_labelled_pixels():
     labels = np.concatenate([scenes[i].label.ravel() for i in range(3)])
     labels = labels[labels != 255]
     np.testing.assert_allclose(frequencies, np.bincount(labels, minlength=11) / labels.size)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="exponent: expected a number of at least 0, got -1"):
+        data.balanced_weights(np.array([0.5, 0.5]), -1)
+    with pytest.raises(ValueError, match="images: expected at least 1, got 0"):
+        data.class_frequencies(data.build("synthetic", "train", length=1), images=0)
