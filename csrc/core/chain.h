@@ -51,6 +51,7 @@ struct Resize {
   AxisMap rows;
   AxisMap columns;
 
+  HMSA_HOST_DEVICE bool copies() const { return rows.copies; }
   HMSA_HOST_DEVICE Tile sources(const Tile& tile) const {
     return Tile{rows.sources(tile.rows), columns.sources(tile.columns)};
   }
@@ -60,8 +61,10 @@ struct Resize {
 };
 
 HMSA_HOST_DEVICE Resize make_resize(Extent from, Extent to, bool align_corners) {
-  return Resize{make_axis_map(from.height, to.height, align_corners),
+  Resize resize{make_axis_map(from.height, to.height, align_corners),
                 make_axis_map(from.width, to.width, align_corners)};
+  resize.rows.copies = resize.columns.copies = from == to;
+  return resize;
 }
 
 // Height and width of the grid of a scale, in double precision: floor(size * scale).
@@ -82,6 +85,13 @@ struct Chain {
   bool needs_final_resize;    // a lone scale whose grid is not the output: across[0] is grid 0 -> size
 
   HMSA_HOST_DEVICE bool is_lower(int i) const { return i > unit; }
+
+  // The largest scale has no attention: where its grid is not the output's, its logits go from the head to the next
+  // grid (or the output) by U and R in one step
+  // (composed_rows, composed_columns), and its own grid need not exist.
+  HMSA_HOST_DEVICE bool has_composed() const { return unit > 0 || needs_final_resize; }
+  HMSA_HOST_DEVICE ComposedMap composed_rows() const { return ComposedMap{up[0].rows, across[0].rows}; }
+  HMSA_HOST_DEVICE ComposedMap composed_columns() const { return ComposedMap{up[0].columns, across[0].columns}; }
 };
 
 inline Chain make_chain(int count, const double* scales, const Extent* heads, Extent size, bool class_wise,

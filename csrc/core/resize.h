@@ -47,6 +47,7 @@ struct AxisMap {
   int64_t slope;
   int64_t offset;
   int64_t den;
+  bool copies;  // both axes of the resize keep their size: PyTorch copies, where two taps would make inf * 0 = NaN
 
   HMSA_HOST_DEVICE bool identity() const { return in == out; }
 
@@ -106,9 +107,66 @@ struct AxisMap {
 HMSA_HOST_DEVICE AxisMap make_axis_map(int32_t in, int32_t out, bool align_corners) {
   if (align_corners) {
     // One output reads input 0: slope 0 over any denominator.
-    return AxisMap{in, out, out > 1 ? in - 1 : 0, 0, out > 1 ? out - 1 : 1};
+    return AxisMap{in, out, out > 1 ? in - 1 : 0, 0, out > 1 ? out - 1 : 1, false};
   }
-  return AxisMap{in, out, 2 * static_cast<int64_t>(in), static_cast<int64_t>(in) - out, 2 * static_cast<int64_t>(out)};
+  return AxisMap{in,   out, 2 * static_cast<int64_t>(in), static_cast<int64_t>(in) - out, 2 * static_cast<int64_t>(out),
+                 false};
 }
+
+// Two resizes in a row as one: in -> middle -> out. Where nothing lies between them (no attention), the map in the middle
+// need not exist. An output reads the two inputs of each of its two middle elements.
+template <typename T>
+struct ComposedTaps {
+  int32_t count;     // 1 to 4; an index comes once, or twice where a zero weight must keep its own 0 * inf
+  int32_t index[4];  // ascending
+  T weight[4];
+};
+
+struct ComposedMap {
+  AxisMap inner;  // in -> middle
+  AxisMap outer;  // middle -> out
+
+  template <typename T>
+  HMSA_HOST_DEVICE_CALL ComposedTaps<T> taps(int32_t o) const {
+    const Taps<T> middle = outer.taps<T>(o);
+    ComposedTaps<T> taps{};
+    add_middle(taps, middle.first, T(1) - middle.weight);
+    if (!outer.copies) add_middle(taps, middle.second, middle.weight);
+    return taps;
+  }
+
+  // Inputs read by the outputs in `range`, and outputs that may read the inputs in `range`.
+  HMSA_HOST_DEVICE Range sources(Range range) const { return inner.sources(outer.sources(range)); }
+  HMSA_HOST_DEVICE Range outputs(Range range) const { return outer.outputs(inner.outputs(range)); }
+
+ private:
+  template <typename T>
+  HMSA_HOST_DEVICE void add_middle(ComposedTaps<T>& taps, int32_t m, T weight) const {
+    const Taps<T> t = inner.taps<T>(m);
+    add(taps, t.first, weight * (T(1) - t.weight));
+    if (!inner.copies) add(taps, t.second, weight * t.weight);
+  }
+
+  // Weights of one input are added up, but for a zero beside a nonzero one: two resizes turn an inf there into NaN.
+  template <typename T>
+  static HMSA_HOST_DEVICE void add(ComposedTaps<T>& taps, int32_t index, T weight) {
+    int k = 0;
+    while (k < taps.count &&
+           (taps.index[k] < index || (taps.index[k] == index && (taps.weight[k] == T(0)) != (weight == T(0))))) {
+      ++k;
+    }
+    if (k < taps.count && taps.index[k] == index) {
+      taps.weight[k] += weight;
+      return;
+    }
+    for (int j = taps.count; j > k; --j) {
+      taps.index[j] = taps.index[j - 1];
+      taps.weight[j] = taps.weight[j - 1];
+    }
+    taps.index[k] = index;
+    taps.weight[k] = weight;
+    ++taps.count;
+  }
+};
 
 }  // namespace hmsa

@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 #include "core/blend.h"
@@ -134,6 +135,56 @@ void weights_of_an_output_add_up_to_one() {
       EXPECT(std::fabs(sum - 1.0) < 1e-15, "in ", in, ", out ", out, ", output ", o);
     }
   });
+}
+
+void composed_taps_are_two_resizes_in_a_row() {
+  for (const auto& [in, middle, out] : {std::tuple{4, 16, 8},
+                                        {16, 8, 32},
+                                        {5, 13, 7},
+                                        {9, 9, 4},
+                                        {7, 3, 3},
+                                        {1, 6, 2},
+                                        {3, 12, 12},
+                                        {40, 6, 25},
+                                        {2, 1, 5},
+                                        {8, 31, 15}}) {
+    for (const bool align_corners : {false, true}) {
+      const ComposedMap map{make_axis_map(in, middle, align_corners), make_axis_map(middle, out, align_corners)};
+      for (int o = 0; o < out; ++o) {
+        std::vector<double> wanted(in, 0.0);
+        for (int m = 0; m < middle; ++m) {
+          for (int i = 0; i < in; ++i) wanted[i] += map.outer.weight<double>(o, m) * map.inner.weight<double>(m, i);
+        }
+        const ComposedTaps<double> taps = map.taps<double>(o);
+        const Range sources = map.sources(Range{o, o + 1});
+        std::vector<double> got(in, 0.0);
+        EXPECT(taps.count >= 1 && taps.count <= 4);
+        for (int k = 0; k < taps.count; ++k) {
+          EXPECT(k == 0 || taps.index[k] >= taps.index[k - 1]);
+          EXPECT(sources.lo <= taps.index[k] && taps.index[k] < sources.hi);
+          got[taps.index[k]] += taps.weight[k];
+        }
+        for (int i = 0; i < in; ++i) {
+          EXPECT(std::fabs(got[i] - wanted[i]) < 1e-15, "in ", in, ", middle ", middle, ", out ", out, ", output ", o);
+          const Range outputs = map.outputs(Range{i, i + 1});
+          if (wanted[i] != 0.0) EXPECT(outputs.lo <= o && o < outputs.hi);
+        }
+      }
+    }
+  }
+}
+
+// Both taps of a middle element that is an input itself: the other one's weight is zero, and 0 * inf must stay NaN.
+void composed_taps_keep_zero_weights() {
+  const ComposedMap map{make_axis_map(5, 9, true), make_axis_map(9, 17, true)};
+  const ComposedTaps<float> taps =
+      map.taps<float>(3);  // between middle 1 (inputs 0 and 1) and 2 (input 1, and 0 times 2)
+  EXPECT_EQUAL(taps.count, 3);
+  EXPECT(taps.index[2] == 2 && taps.weight[2] == 0.0f);
+  Resize copy = make_resize(Extent{4, 6}, Extent{4, 6}, false);
+  EXPECT(copy.copies());
+  EXPECT_EQUAL((ComposedMap{copy.rows, copy.rows}.taps<float>(2).count), 1);
+  EXPECT(!make_resize(Extent{4, 6}, Extent{4, 7}, false).copies());
 }
 
 void ranges_hold_all_their_elements_need() {
@@ -442,6 +493,8 @@ int main() {
   RUN_TEST(equal_sizes_are_copied);
   RUN_TEST(outputs_are_the_inverse_of_taps);
   RUN_TEST(weights_of_an_output_add_up_to_one);
+  RUN_TEST(composed_taps_are_two_resizes_in_a_row);
+  RUN_TEST(composed_taps_keep_zero_weights);
   RUN_TEST(ranges_hold_all_their_elements_need);
   RUN_TEST(hulls_ignore_empty_ranges);
   RUN_TEST(grids_floor_in_double);
