@@ -19,6 +19,8 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
+ParallelFor torch_threads() { return ParallelFor{torch_thread_count(), torch_parallel_for}; }
+
 std::string name_of(const char* list, size_t i) { return concat(list, "[", i, "]"); }
 
 void check_like(const Tensor& tensor, const std::string& name, const Tensor& first) {
@@ -175,7 +177,7 @@ std::tuple<Tensors, Tensors> fuse_scales_backward(const Tensor& grad, const Tens
 Tensor fuse_scales_cpu(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
                        const Sizes& size, bool align_corners) {
   return fuse_scales(logits, attention, scales, size, align_corners,
-                     [](const auto& problem) { cpu::fuse_scales_forward(problem, torch_parallel_for); });
+                     [](const auto& problem) { cpu::fuse_scales_forward(problem, torch_threads()); });
 }
 
 std::tuple<Tensors, Tensors> fuse_scales_backward_cpu(const Tensor& grad, const Tensors& logits,
@@ -183,7 +185,7 @@ std::tuple<Tensors, Tensors> fuse_scales_backward_cpu(const Tensor& grad, const 
                                                       bool align_corners, int64_t wanted_logits,
                                                       int64_t wanted_attention) {
   return fuse_scales_backward(grad, logits, attention, scales, align_corners, wanted_logits, wanted_attention,
-                              [](const auto& problem) { cpu::fuse_scales_backward(problem, torch_parallel_for); });
+                              [](const auto& problem) { cpu::fuse_scales_backward(problem, torch_threads()); });
 }
 
 #if defined(HMSA_WITH_CUDA)

@@ -109,6 +109,8 @@ Tensor workspace_like(const Tensor& like, int64_t count) {
                               std::nullopt);
 }
 
+int torch_thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }
+
 void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
   // An exception must not cross torch's C interface: the first one is carried over to the calling thread.
   std::exception_ptr error;

@@ -36,6 +36,8 @@ Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes)
 // `count` numbers of the arithmetic type of `like` (float64 for float64, else float32) on its device.
 Tensor workspace_like(const Tensor& like, int64_t count);
 
+int torch_thread_count();
+
 // body(begin, end) over parts of [0, count) on torch's threads.
 void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body);
 

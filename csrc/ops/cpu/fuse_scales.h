@@ -9,7 +9,10 @@
 namespace hmsa {
 
 // Runs body(begin, end) over parts of [0, count), on several threads or on one.
-using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)>;
+struct ParallelFor {
+  int threads;
+  std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)> run;
+};
 
 namespace cpu {
 

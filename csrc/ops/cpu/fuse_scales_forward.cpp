@@ -1,118 +1,131 @@
 // fuse_scales on the CPU, forward.
 //
-// A thread takes a band of output rows and goes through it channel by channel. The attention of the band is computed
-// once for all channels; a channel's low-resolution rows are stretched once and then live in the caches, so the
-// full-resolution result is written once and nothing else of that size exists.
+// A thread takes a part of the output and streams the rows of one channel after the other through it (chain_stream.h):
+// the part's attention is computed once for all channels, and the full-resolution result is written once; nothing else
+// of that size exists.
 #include <algorithm>
 #include <type_traits>
 
-#include "ops/cpu/chain_rows.h"
+#include "ops/cpu/chain_stream.h"
 #include "ops/cpu/fuse_scales.h"
 
 namespace hmsa {
 namespace cpu {
 namespace {
 
-// A band's rows: enough that stretching the few rows shared with the next band is cheap, few enough for the L2 cache.
-constexpr int32_t kBandRows = 16;
-// Columns of a part: a row of floats fills at most half of a 32 KiB L1 cache.
-constexpr int32_t kBandColumns = 4096;
+// A part of the output. As wide as the image may be, since a page of memory should be written while it is at hand; few
+// rows, since its attention, one row for each of them, should stay in the L2 cache. Only the first rows are made twice.
+constexpr int32_t kForwardRows = 32;
+constexpr int32_t kForwardColumns = 2048;
+
+// With channels side by side in memory a row of all channels is made before it is written: all channels' rows have to
+// stay in the caches.
+constexpr int32_t kPixelColumns = 256;
 
 template <typename S, typename T>
 class Forward {
  public:
-  Forward(const FuseScalesForward<S>& problem, const ChainTables<T>& tables)
-      : problem_(problem), chain_(problem.chain), rows_(problem.chain, tables, scratch_) {}
+  Forward(const FuseScalesForward<S>& problem, const ChainAxes<T>& axes)
+      : problem_(problem),
+        chain_(problem.chain),
+        stream_(problem.chain, axes, problem.logits, problem.attention),
+        memory_(memory_ops<S, T>(stream_.ops)) {}
+
+  static bool has_pixels(const FuseScalesForward<S>& problem) {
+    return problem.output.channel == 1 && problem.output.column != 1;
+  }
 
   void run(int64_t b, const Tile& output) {
     const auto start = scratch_.mark();
-    tiles_ = forward_tiles(chain_, output);
-    if (!chain_.class_wise) read_attention(b, 0);
-    const auto mark = scratch_.mark();
-    for (int64_t c = 0; c < problem_.classes; ++c) {
-      if (chain_.class_wise) read_attention(b, c);
-      fuse_channel(b, c);
-      scratch_.rewind(mark);
+    const ForwardTiles tiles = forward_tiles(chain_, output);
+    stream_.begin(scratch_, tiles);
+    row_ = scratch_.take(output.columns.size());
+    for (int i = chain_.unit + 1; i < chain_.count; ++i) resized_[i] = scratch_.patch(output);
+    if (!chain_.class_wise) read_attention(b, 0, output);
+    if (has_pixels(problem_) && !chain_.class_wise) {
+      fuse_pixels(b, output);
+    } else {
+      StreamState<T> state;
+      stream_.allocate(scratch_, state);
+      for (int64_t c = 0; c < problem_.classes; ++c) {
+        if (chain_.class_wise) read_attention(b, c, output);
+        fuse_channel(state, b, c, output);
+      }
     }
     scratch_.rewind(start);
   }
 
  private:
-  using Attention = typename ChainRows<T>::Attention;
-
-  void read_attention(int64_t b, int64_t c) {
-    for (int i = 1; i < chain_.count; ++i) {
-      attention_[i] = rows_.attention(problem_.attention[i], i, b, c, tiles_.grids[i], tiles_.output);
-    }
-  }
-
-  void fuse_channel(int64_t b, int64_t c) {
-    Patch<T> products[kMaxScales];
+  void read_attention(int64_t b, int64_t c, const Tile& output) {
+    stream_.read_attention(scratch_, b, c);
     for (int i = chain_.unit + 1; i < chain_.count; ++i) {
-      products[i] = rows_.stretched_product(i, read_logits(i, b, c), attention_[i].grid, tiles_.output);
+      for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) stream_.resized_attention(resized_[i].row(y), i, y);
     }
+  }
 
-    const StoreRow<S, T> store = store_of(rows_.ops, static_cast<S*>(nullptr));
-    T* row = scratch_.take(widest());
-    // Row y of P at scale 1.0 is in `row` after write_first(); the lower scales follow, and the last one writes.
-    const auto finish = [&](int32_t y, const auto& write_first) {
-      const Range columns = tiles_.output.columns;
-      S* out = problem_.output.at(b, c, y, columns.lo);
-      T* target = row;
+  void fuse_channel(StreamState<T>& state, int64_t b, int64_t c, const Tile& output) {
+    stream_.start(state, b, c);
+    const int64_t stride = problem_.output.column;
+    for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
+      S* to = problem_.output.at(b, c, y, output.columns.lo);
       if constexpr (std::is_same_v<S, T>) {
-        if (problem_.output.column == 1) target = out;
-      }
-      const bool any_lower = chain_.unit + 1 < chain_.count;
-      write_first(any_lower ? row : target, columns);
-      for (int i = chain_.unit + 1; i < chain_.count; ++i) {
-        rows_.lower_row(i + 1 < chain_.count ? row : target, i, products[i], attention_[i].resized, row, y, columns);
-      }
-      if (target == row) store(out, problem_.output.column, row, columns.size());
-    };
-
-    Patch<T> before;  // P of the scale above, columns stretched to this grid
-    for (int i = 0; i <= chain_.unit; ++i) {
-      const Patch<T> logits = read_logits(i, b, c);
-      const Tile& grid = tiles_.grids[i];
-      if (i == chain_.unit && !chain_.needs_final_resize) {
-        for (int32_t y = grid.rows.lo; y < grid.rows.hi; ++y) {
-          finish(y,
-                 [&](T* to, Range columns) { rows_.upper_row(to, i, logits, attention_[i].grid, before, y, columns); });
+        if (stride == 1) {
+          fuse_row(to, state, y, output.columns);
+          continue;
         }
+      }
+      fuse_row(row_, state, y, output.columns);
+      memory_.store(to, stride, row_, output.columns.size());
+    }
+  }
+
+  // All channels of a row, then their pixels.
+  void fuse_pixels(int64_t b, const Tile& output) {
+    const int64_t classes = problem_.classes;
+    const int64_t width = output.columns.size();
+    const int64_t pitch = scratch_.pitch(width);
+    T* rows = scratch_.take(classes * pitch);
+    std::vector<StreamState<T>> states(classes);
+    for (int64_t c = 0; c < classes; ++c) {
+      stream_.allocate(scratch_, states[c]);
+      stream_.start(states[c], b, c);
+    }
+    constexpr bool direct = std::is_same_v<S, T>;
+    T* pixels = direct ? nullptr : scratch_.take(classes * width);
+    const int64_t stride = problem_.output.column;
+    for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
+      for (int64_t c = 0; c < classes; ++c) fuse_row(rows + c * pitch, states[c], y, output.columns);
+      S* to = problem_.output.at(b, 0, y, output.columns.lo);
+      if constexpr (direct) {
+        stream_.ops.join_pixels(to, stride, rows, pitch, classes, width);
       } else {
-        const Range next = i < chain_.unit ? tiles_.grids[i + 1].columns : tiles_.output.columns;
-        const Patch<T> stretched = scratch_.patch(Tile{grid.rows, next});
-        for (int32_t y = grid.rows.lo; y < grid.rows.hi; ++y) {
-          rows_.upper_row(row, i, logits, attention_[i].grid, before, y, grid.columns);
-          rows_.stretch_row(stretched.row(y), row, grid, rows_.tables.across[i].columns, next);
+        stream_.ops.join_pixels(pixels, classes, rows, pitch, classes, width);
+        if (stride == classes) {
+          memory_.store(to, 1, pixels, width * classes);
+        } else {
+          for (int64_t x = 0; x < width; ++x) memory_.store(to + x * stride, 1, pixels + x * classes, classes);
         }
-        before = stretched;
-      }
-    }
-    if (chain_.needs_final_resize) {
-      for (int32_t y = tiles_.output.rows.lo; y < tiles_.output.rows.hi; ++y) {
-        finish(y, [&](T* to, Range columns) { rows_.lerp_row(to, before, rows_.tables.across[0].rows, y, columns); });
       }
     }
   }
 
-  Patch<T> read_logits(int i, int64_t b, int64_t c) {
-    return rows_.stretch_head(problem_.logits[i], b, c, tiles_.heads[i], rows_.tables.up[i].columns,
-                              tiles_.grids[i].columns);
-  }
-
-  int32_t widest() const {
-    int32_t width = tiles_.output.columns.size();
-    for (int i = 0; i < chain_.count; ++i) width = std::max(width, tiles_.grids[i].columns.size());
-    return width;
+  // One row of one channel; `to` is written once by the last scale, and before that used by those below 1.0.
+  void fuse_row(T* to, StreamState<T>& state, int32_t y, Range columns) {
+    RowPair<T> fused = stream_.upper(state, chain_.unit, y);
+    for (int i = chain_.unit + 1; i < chain_.count; ++i) {
+      stream_.ops.blend_lower(to, resized_[i].row(y), stream_.product(state, i, y), fused, columns.size());
+      fused = RowPair<T>{to, stream_.zeros, T(0)};
+    }
+    if (fused.a != to) stream_.ops.lerp(to, fused, columns.size());
   }
 
   const FuseScalesForward<S>& problem_;
   const Chain& chain_;
   Scratch<T> scratch_;
-  ChainRows<T> rows_;
-  ForwardTiles tiles_;
-  Attention attention_[kMaxScales];
+  ChainStream<S, T> stream_;
+  MemoryOps<S, T> memory_;
+  Patch<T> resized_[kMaxScales];  // R A of the lower scales
+  T* row_ = nullptr;
 };
 
 }  // namespace
@@ -121,16 +134,17 @@ template <typename S>
 void fuse_scales_forward(const FuseScalesForward<S>& problem, const ParallelFor& parallel_for) {
   using T = arithmetic_t<S>;
   const Chain& chain = problem.chain;
-  const ChainTables<T> tables(chain, /*with_adjoint=*/false);
-  const int64_t bands = (chain.size.height + kBandRows - 1) / kBandRows;
-  const int64_t stripes = (chain.size.width + kBandColumns - 1) / kBandColumns;
-  parallel_for(problem.batch * bands * stripes, [&](int64_t begin, int64_t end) {
-    Forward<S, T> forward(problem, tables);
+  const ChainAxes<T> axes(chain, /*with_adjoint=*/false);
+  const int32_t part_columns = Forward<S, T>::has_pixels(problem) ? kPixelColumns : kForwardColumns;
+  const int64_t bands = (chain.size.height + kForwardRows - 1) / kForwardRows;
+  const int64_t stripes = (chain.size.width + part_columns - 1) / part_columns;
+  parallel_for.run(problem.batch * bands * stripes, [&](int64_t begin, int64_t end) {
+    Forward<S, T> forward(problem, axes);
     for (int64_t part = begin; part < end; ++part) {
       const auto stripe = static_cast<int32_t>(part % stripes);
       const auto band = static_cast<int32_t>(part / stripes % bands);
-      const Range rows{band * kBandRows, std::min((band + 1) * kBandRows, chain.size.height)};
-      const Range columns{stripe * kBandColumns, std::min((stripe + 1) * kBandColumns, chain.size.width)};
+      const Range rows{band * kForwardRows, std::min((band + 1) * kForwardRows, chain.size.height)};
+      const Range columns{stripe * part_columns, std::min((stripe + 1) * part_columns, chain.size.width)};
       forward.run(part / stripes / bands, Tile{rows, columns});
     }
   });

@@ -1,4 +1,4 @@
-// What the CPU kernels share: tables of a chain's axes, and scratch memory of a thread.
+// Scratch memory of a thread, and patches of maps in it.
 #pragma once
 
 #include <algorithm>
@@ -10,61 +10,6 @@
 #include "ops/cpu/simd/rows.h"
 
 namespace hmsa {
-
-// The weights of one axis written out: forward by output, adjoint by input.
-template <typename T>
-struct AxisTable {
-  std::vector<int32_t> first, second;  // [out] inputs that an output reads
-  std::vector<T> weight;               // [out] weight of the second
-  std::vector<int32_t> origin;         // [in] first output that reads an input
-  std::vector<int32_t> start;          // [in + 1] where the input's weights begin in `adjoint`
-  std::vector<T> adjoint;
-
-  explicit AxisTable(const AxisMap& map, bool with_adjoint) {
-    first.resize(map.out);
-    second.resize(map.out);
-    weight.resize(map.out);
-    for (int32_t o = 0; o < map.out; ++o) {
-      const Taps<T> taps = map.taps<T>(o);
-      first[o] = taps.first;
-      second[o] = taps.second;
-      weight[o] = taps.weight;
-    }
-    if (!with_adjoint) return;
-    origin.resize(map.in);
-    start.assign(1, 0);
-    for (int32_t i = 0; i < map.in; ++i) {
-      const Range outputs = map.outputs(i);
-      origin[i] = outputs.lo;
-      for (int32_t o = outputs.lo; o < outputs.hi; ++o) {
-        adjoint.push_back((first[o] == i ? T(1) - weight[o] : T(0)) + (second[o] == i ? weight[o] : T(0)));
-      }
-      start.push_back(static_cast<int32_t>(adjoint.size()));
-    }
-  }
-};
-
-template <typename T>
-struct ResizeTable {
-  AxisTable<T> rows;
-  AxisTable<T> columns;
-
-  ResizeTable(const Resize& resize, bool with_adjoint)
-      : rows(resize.rows, with_adjoint), columns(resize.columns, with_adjoint) {}
-};
-
-template <typename T>
-struct ChainTables {
-  std::vector<ResizeTable<T>> up;      // head -> grid
-  std::vector<ResizeTable<T>> across;  // grid -> next grid, or the output
-
-  ChainTables(const Chain& chain, bool with_adjoint) {
-    for (int i = 0; i < chain.count; ++i) {
-      up.emplace_back(chain.up[i], with_adjoint);
-      across.emplace_back(chain.across[i], with_adjoint);
-    }
-  }
-};
 
 // A tile of one channel in scratch memory. Rows and columns are counted in the map, not in the tile.
 template <typename T>
@@ -116,8 +61,15 @@ class Scratch {
     return start;
   }
 
+  // Elements from one row to the next where rows are `width` wide and aligned. Not a multiple of 4 KiB: such rows would
+  // compete for the same few lines of the L1 cache.
+  static int64_t pitch(int64_t width) {
+    const int64_t aligned = (width + kAlign - 1) / kAlign * kAlign;
+    return aligned * sizeof(T) % 4096 == 0 ? aligned + kAlign : aligned;
+  }
+
   Patch<T> patch(const Tile& tile) {
-    const int64_t pitch = (tile.columns.size() + kAlign - 1) / kAlign * kAlign;
+    const int64_t pitch = Scratch::pitch(tile.columns.size());
     return Patch<T>{take(pitch * tile.rows.size()), tile, pitch};
   }
 

@@ -16,8 +16,8 @@
 namespace hmsa {
 namespace {
 
-// One vector of sources holds what a vector of outputs reads wherever a row is stretched: it is loaded once and both
-// taps are picked from it in registers, several times faster than gathering them from memory.
+// One or two vectors of sources hold what a vector of outputs reads, wherever a row is stretched or shrunk by up to two:
+// taps are picked from them in registers, several times faster than gathering.
 #if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
 #elif defined(__AVX2__)
@@ -27,51 +27,186 @@ constexpr int64_t kLanes = 0;
 #endif
 
 template <typename T>
-int64_t expand_vectors(T*, const T*, int32_t, const int32_t*, const int32_t*, const T*, int64_t) {
+int64_t resample_vectors(T*, const T*, const TapTable<T>&, int64_t) {
   return 0;
 }
 
 #if defined(__AVX2__)
-int64_t expand_vectors(float* __restrict__ to, const float* __restrict__ from, int32_t shift,
-                       const int32_t* __restrict__ first, const int32_t* __restrict__ second,
-                       const float* __restrict__ weight, int64_t n) {
-  typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-  typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Floats floats_at(const float* at) { return *reinterpret_cast<const Floats*>(at); }
+inline Ints ints_at(const int32_t* at) { return *reinterpret_cast<const Ints*>(at); }
+
+// A vector of outputs whose taps all lie in the vector of sources from `base` on ...
+template <int kTaps>
+struct Near {
+  Ints lanes[kTaps];
+
+  static bool fits(const TapTable<float>& table, int64_t x) {
+    return table.index[(kTaps - 1) * table.pitch + x + kLanes - 1] - table.index[x] < kLanes;
+  }
+  Near(const TapTable<float>& table, int64_t x) {
+    for (int k = 0; k < kTaps; ++k) lanes[k] = ints_at(table.index + k * table.pitch + x) - table.index[x];
+  }
+  Floats sum(const float* source, const Floats* weight) const {
+    const Floats all = floats_at(source);
+    Floats sum = {};
+    for (int k = 0; k < kTaps; ++k) sum += weight[k] * __builtin_shuffle(all, lanes[k]);
+    return sum;
+  }
+};
+
+// ... or each tap in two vectors of its own.
+template <int kTaps>
+struct Wide {
+  Ints lanes[kTaps];
+  int32_t first[kTaps];
+
+  static bool fits(const TapTable<float>& table, int64_t x) {
+    for (int k = 0; k < kTaps; ++k) {
+      const int32_t* index = table.index + k * table.pitch + x;
+      if (index[kLanes - 1] - index[0] >= 2 * kLanes) return false;
+    }
+    return true;
+  }
+  Wide(const TapTable<float>& table, int64_t x) {
+    for (int k = 0; k < kTaps; ++k) {
+      const int32_t* index = table.index + k * table.pitch + x;
+      first[k] = index[0] - table.index[x];
+      lanes[k] = ints_at(index) - index[0];
+    }
+  }
+  Floats sum(const float* source, const Floats* weight) const {
+    Floats sum = {};
+    for (int k = 0; k < kTaps; ++k) {
+      const float* tap = source + first[k];
+      sum += weight[k] * __builtin_shuffle(floats_at(tap), floats_at(tap + kLanes), lanes[k]);
+    }
+    return sum;
+  }
+};
+
+// `count` vectors of outputs from x on, the table of the first of which holds for all.
+template <typename Reach, int kTaps>
+void resample_like(float* __restrict__ to, const float* __restrict__ from, const TapTable<float>& table, int64_t x,
+                   int64_t count) {
+  const Reach reach(table, x);
+  Floats weight[kTaps];
+  for (int k = 0; k < kTaps; ++k) weight[k] = floats_at(table.weight + k * table.pitch + x);
+  const float* source = from + table.index[x];
+  const int32_t step = table.step * static_cast<int32_t>(kLanes / TapTable<float>::kPeriod);
+  for (int64_t v = 0; v < count; ++v) {
+    *reinterpret_cast<Floats*>(to + x + v * kLanes) = reach.sum(source + v * step, weight);
+  }
+}
+
+// The number of outputs made, in whole vectors, before one that reads too widely: the plain loop goes on from there.
+template <int kTaps>
+int64_t resample_vectors(float* to, const float* from, const TapTable<float>& table, int64_t n) {
   int64_t x = 0;
-  for (; x + kLanes <= n; x += kLanes) {
-    const int32_t base = first[x];
-    if (second[x + kLanes - 1] - base >= kLanes) break;  // a reduction: the plain loop goes on
-    const Floats source = *reinterpret_cast<const Floats*>(from + (base - shift));
-    const Floats a = __builtin_shuffle(source, *reinterpret_cast<const Ints*>(first + x) - base);
-    const Floats b = __builtin_shuffle(source, *reinterpret_cast<const Ints*>(second + x) - base);
-    const Floats w = *reinterpret_cast<const Floats*>(weight + x);
-    *reinterpret_cast<Floats*>(to + x) = (1.0f - w) * a + w * b;
+  while (x + kLanes <= n) {
+    const int64_t steady = (table.steady.hi < n ? table.steady.hi : n) - x;
+    const int64_t count = x >= table.steady.lo && steady >= kLanes ? steady / kLanes : 1;
+    if (Near<kTaps>::fits(table, x)) {
+      resample_like<Near<kTaps>, kTaps>(to, from, table, x, count);
+    } else if (Wide<kTaps>::fits(table, x)) {
+      resample_like<Wide<kTaps>, kTaps>(to, from, table, x, count);
+    } else {
+      break;
+    }
+    x += count * kLanes;
   }
   return x;
+}
+
+int64_t resample_vectors(float* to, const float* from, const TapTable<float>& table, int64_t n) {
+  switch (table.taps) {
+    case 2:
+      return resample_vectors<2>(to, from, table, n);
+    case 3:
+      return resample_vectors<3>(to, from, table, n);
+    case 4:
+      return resample_vectors<4>(to, from, table, n);
+    case 5:
+      return resample_vectors<5>(to, from, table, n);
+    case 6:
+      return resample_vectors<6>(to, from, table, n);
+    default:
+      return 0;
+  }
 }
 #endif
 
 template <typename T>
-void expand(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const int32_t* __restrict__ first,
-            const int32_t* __restrict__ second, const T* __restrict__ weight, int64_t n) {
-  for (int64_t x = expand_vectors(to, from, shift, first, second, weight, n); x < n; ++x) {
-    to[x] = hmsa::lerp(from[first[x] - shift], from[second[x] - shift], weight[x]);
+void resample(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const TapTable<T>& table, int64_t n) {
+  for (int64_t x = resample_vectors(to, from - shift, table, n); x < n; ++x) {
+    T sum = 0;
+    for (int k = 0; k < table.taps; ++k) {
+      sum += table.weight[k * table.pitch + x] * from[table.index[k * table.pitch + x] - shift];
+    }
+    to[x] = sum;
   }
 }
 
 template <typename T>
-void lerp(T* __restrict__ to, const T* __restrict__ a, const T* __restrict__ b, T weight, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) to[x] = hmsa::lerp(a[x], b[x], weight);
+void sum_rows(T* __restrict__ to, const T* const* rows, const T* weights, int count, int64_t n) {
+  const T* __restrict__ a = rows[0];
+  const T* __restrict__ b = rows[1];
+  const T* __restrict__ c = rows[count > 2 ? 2 : 0];
+  const T* __restrict__ d = rows[count > 3 ? 3 : 0];
+  const T wa = weights[0], wb = weights[1], wc = weights[count > 2 ? 2 : 0], wd = weights[count > 3 ? 3 : 0];
+  if (count == 2) {
+    for (int64_t x = 0; x < n; ++x) to[x] = wa * a[x] + wb * b[x];
+  } else if (count == 3) {
+    for (int64_t x = 0; x < n; ++x) to[x] = wa * a[x] + wb * b[x] + wc * c[x];
+  } else {
+    for (int64_t x = 0; x < n; ++x) to[x] = wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x];
+  }
+}
+
+// The sums stay in registers while all rows are added, one after the other: the same bits as row by row.
+template <int kRows, typename T>
+void spread_rows(T* __restrict__ to0, T* __restrict__ to1, const T* const* rows, const T (*weights)[4], int64_t n) {
+  const T* __restrict__ a = rows[0];
+  const T* __restrict__ b = rows[kRows > 1 ? 1 : 0];
+  const T* __restrict__ c = rows[kRows > 2 ? 2 : 0];
+  const T* __restrict__ d = rows[kRows > 3 ? 3 : 0];
+  const auto add = [](T sum, const T* w, T a, T b, T c, T d) {
+    sum += w[0] * a;
+    if (kRows > 1) sum += w[1] * b;
+    if (kRows > 2) sum += w[2] * c;
+    if (kRows > 3) sum += w[3] * d;
+    return sum;
+  };
+  const T v[4] = {weights[0][0], weights[0][1], weights[0][2], weights[0][3]};
+  if (to1 == nullptr) {
+    for (int64_t x = 0; x < n; ++x) to0[x] = add(to0[x], v, a[x], b[x], c[x], d[x]);
+    return;
+  }
+  const T w[4] = {weights[1][0], weights[1][1], weights[1][2], weights[1][3]};
+  for (int64_t x = 0; x < n; ++x) {
+    to0[x] = add(to0[x], v, a[x], b[x], c[x], d[x]);
+    to1[x] = add(to1[x], w, a[x], b[x], c[x], d[x]);
+  }
 }
 
 template <typename T>
-void multiply(T* __restrict__ to, const T* __restrict__ a, const T* __restrict__ b, int64_t n) {
+void spread(T* const* to, int targets, const T* const* rows, const T (*weights)[4], int count, int64_t n) {
+  T* second = targets > 1 ? to[1] : nullptr;
+  if (count == 4) return spread_rows<4>(to[0], second, rows, weights, n);
+  if (count == 3) return spread_rows<3>(to[0], second, rows, weights, n);
+  if (count == 2) return spread_rows<2>(to[0], second, rows, weights, n);
+  spread_rows<1>(to[0], second, rows, weights, n);
+}
+
+// Rows that may be the same memory are read before they are written, element by element: no dependence between
+// iterations, which is what `ivdep` says.
+
+template <typename T>
+void multiply(T* to, const T* a, const T* b, int64_t n) {
+#pragma GCC ivdep
   for (int64_t x = 0; x < n; ++x) to[x] = a[x] * b[x];
-}
-
-template <typename T>
-void multiply_complement(T* __restrict__ to, const T* __restrict__ a, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) to[x] *= T(1) - a[x];
 }
 
 template <typename T>
@@ -80,33 +215,68 @@ void multiply_add(T* __restrict__ to, const T* __restrict__ a, const T* __restri
 }
 
 template <typename T>
-void multiply_difference_add(T* __restrict__ to, const T* __restrict__ a, const T* __restrict__ b,
-                             const T* __restrict__ c, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) to[x] += a[x] * (b[x] - c[x]);
+void subtract(T* __restrict__ to, const T* __restrict__ a, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) to[x] -= a[x];
 }
 
-// Four rows at a time, so that the sum stays in registers and is written once.
 template <typename T>
-void gather(T* __restrict__ to, const T* __restrict__ first, int64_t pitch, const T* __restrict__ weight, int32_t count,
-            int64_t n) {
-  if (count == 0) {
-    for (int64_t x = 0; x < n; ++x) to[x] = 0;
+void multiply_complement(T* to, const T* a, const T* b, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < n; ++x) to[x] = (T(1) - a[x]) * b[x];
+}
+
+template <typename T>
+T at(const RowPair<T>& pair, int64_t x) {
+  return hmsa::lerp(pair.a[x], pair.b[x], pair.weight);
+}
+
+template <typename T>
+void lerp(T* __restrict__ to, RowPair<T> pair, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) to[x] = at(pair, x);
+}
+
+template <typename T>
+void lerp_multiply(T* __restrict__ to, RowPair<T> pair, const T* __restrict__ a, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) to[x] = at(pair, x) * a[x];
+}
+
+template <typename T>
+void blend_upper(T* to, const T* attention, RowPair<T> logit, RowPair<T> before, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < n; ++x) to[x] = hmsa::blend_upper(attention[x], at(logit, x), at(before, x));
+}
+
+template <typename T>
+void blend_lower(T* to, const T* attention, RowPair<T> product, RowPair<T> before, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < n; ++x) to[x] = hmsa::blend_lower(attention[x], at(product, x), at(before, x));
+}
+
+template <typename T>
+void lower_backward(T* to, T* sum, const T* grad, const T* attention, RowPair<T> before, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < n; ++x) {
+    const T g = grad[x];
+    sum[x] += g * at(before, x);
+    to[x] = (T(1) - attention[x]) * g;
   }
-  for (int32_t k = 0; k < count; k += 4) {
-    const T* a = first + k * pitch;
-    const T* b = k + 1 < count ? a + pitch : a;
-    const T* c = k + 2 < count ? a + 2 * pitch : a;
-    const T* d = k + 3 < count ? a + 3 * pitch : a;
-    const T wa = weight[k];
-    const T wb = k + 1 < count ? weight[k + 1] : T(0);
-    const T wc = k + 2 < count ? weight[k + 2] : T(0);
-    const T wd = k + 3 < count ? weight[k + 3] : T(0);
-    if (k == 0) {
-      for (int64_t x = 0; x < n; ++x) to[x] = wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x];
-    } else {
-      for (int64_t x = 0; x < n; ++x) to[x] += wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x];
-    }
+}
+
+template <typename T>
+void upper_backward(T* to, T* product, T* sum, const T* grad, const T* attention, RowPair<T> logit, RowPair<T> before,
+                    int64_t n) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < n; ++x) {
+    const T g = grad[x];
+    sum[x] += g * (at(logit, x) - at(before, x));
+    product[x] = attention[x] * g;
+    to[x] = (T(1) - attention[x]) * g;
   }
+}
+
+template <typename T>
+void lerp_multiply_add(T* __restrict__ sum, RowPair<T> pair, const T* __restrict__ grad, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) sum[x] += at(pair, x) * grad[x];
 }
 
 // sum_k weight[k] from[k], four chains of additions side by side.
@@ -128,25 +298,6 @@ void contract(T* __restrict__ to, const T* __restrict__ from, int32_t shift, con
               const int32_t* __restrict__ start, const T* __restrict__ weight, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     to[i] = dot(weight + start[i], from + (origin[i] - shift), start[i + 1] - start[i]);
-  }
-}
-
-template <typename T>
-void blend_upper(T* __restrict__ to, const T* __restrict__ attention, const T* __restrict__ logit0,
-                 const T* __restrict__ logit1, T logit_weight, const T* __restrict__ before0,
-                 const T* __restrict__ before1, T before_weight, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) {
-    const T logit = hmsa::lerp(logit0[x], logit1[x], logit_weight);
-    const T before = hmsa::lerp(before0[x], before1[x], before_weight);
-    to[x] = hmsa::blend_upper(attention[x], logit, before);
-  }
-}
-
-template <typename T>
-void blend_lower(T* to, const T* __restrict__ attention, const T* __restrict__ product0, const T* __restrict__ product1,
-                 T product_weight, const T* before, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) {  // `before` may be `to`: each element is read before it is written
-    to[x] = hmsa::blend_lower(attention[x], hmsa::lerp(product0[x], product1[x], product_weight), before[x]);
   }
 }
 
@@ -190,25 +341,102 @@ void store(S* __restrict__ to, int64_t stride, const T* __restrict__ from, int64
   }
 }
 
+// Channels side by side in memory: squares of 4 x 4 turn in registers, so that neither side is touched in single
+// elements; what is left of a number that is no multiple of four goes one by one.
+template <typename T>
+struct Square {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
+  Four rows[4];
+
+  void load(const T* from, int64_t pitch) {
+    for (int k = 0; k < 4; ++k) rows[k] = *reinterpret_cast<const Four*>(from + k * pitch);
+  }
+  void store(T* to, int64_t pitch) const {
+    for (int k = 0; k < 4; ++k) *reinterpret_cast<Four*>(to + k * pitch) = rows[k];
+  }
+  void turn() {
+    interleave(rows[0], rows[2]);
+    interleave(rows[1], rows[3]);
+    interleave(rows[0], rows[1]);
+    interleave(rows[2], rows[3]);
+  }
+
+ private:
+  static void interleave(Four& a, Four& b) {
+    const Four low = {a[0], b[0], a[1], b[1]};
+    b = Four{a[2], b[2], a[3], b[3]};
+    a = low;
+  }
+};
+
+template <typename T>
+void split_pixels(T* __restrict__ rows, int64_t pitch, const T* __restrict__ pixels, int64_t stride, int64_t channels,
+                  int64_t n) {
+  for (int64_t x = 0; x < n; x += 4) {
+    const T* from = pixels + x * stride;
+    T* to = rows + x;
+    const int64_t count = n - x < 4 ? n - x : 4;
+    int64_t c = 0;
+    for (; count == 4 && c + 4 <= channels; c += 4) {
+      Square<T> square;
+      square.load(from + c, stride);
+      square.turn();
+      square.store(to + c * pitch, pitch);
+    }
+    for (; c < channels; ++c) {
+      for (int64_t k = 0; k < count; ++k) to[c * pitch + k] = from[k * stride + c];
+    }
+  }
+}
+
+template <typename T>
+void join_pixels(T* __restrict__ pixels, int64_t stride, const T* __restrict__ rows, int64_t pitch, int64_t channels,
+                 int64_t n) {
+  for (int64_t x = 0; x < n; x += 4) {
+    const T* from = rows + x;
+    T* to = pixels + x * stride;
+    const int64_t count = n - x < 4 ? n - x : 4;
+    int64_t c = 0;
+    for (; count == 4 && c + 4 <= channels; c += 4) {
+      Square<T> square;
+      square.load(from + c * pitch, pitch);
+      square.turn();
+      square.store(to + c, stride);
+    }
+    for (; c < channels; ++c) {
+      for (int64_t k = 0; k < count; ++k) to[k * stride + c] = from[c * pitch + k];
+    }
+  }
+}
+
 template <typename T>
 constexpr RowOps<T> table() {
-  return RowOps<T>{HMSA_STRINGIZE(HMSA_SIMD_NAMESPACE),
-                   expand<T>,
-                   lerp<T>,
-                   multiply<T>,
-                   multiply_complement<T>,
-                   multiply_add<T>,
-                   multiply_difference_add<T>,
-                   gather<T>,
-                   contract<T>,
-                   blend_upper<T>,
-                   blend_lower<T>,
-                   load<T, T>,
-                   store<T, T>,
-                   load<Half, T>,
-                   store<Half, T>,
-                   load<BFloat16, T>,
-                   store<BFloat16, T>};
+  RowOps<T> ops{};
+  ops.name = HMSA_STRINGIZE(HMSA_SIMD_NAMESPACE);
+  ops.resample = resample<T>;
+  ops.contract = contract<T>;
+  ops.sum_rows = sum_rows<T>;
+  ops.spread = spread<T>;
+  ops.multiply = multiply<T>;
+  ops.multiply_add = multiply_add<T>;
+  ops.subtract = subtract<T>;
+  ops.multiply_complement = multiply_complement<T>;
+  ops.lerp = lerp<T>;
+  ops.lerp_multiply = lerp_multiply<T>;
+  ops.blend_upper = blend_upper<T>;
+  ops.blend_lower = blend_lower<T>;
+  ops.lower_backward = lower_backward<T>;
+  ops.upper_backward = upper_backward<T>;
+  ops.lerp_multiply_add = lerp_multiply_add<T>;
+  ops.load = load<T, T>;
+  ops.store = store<T, T>;
+  ops.load_half = load<Half, T>;
+  ops.store_half = store<Half, T>;
+  ops.load_bfloat16 = load<BFloat16, T>;
+  ops.store_bfloat16 = store<BFloat16, T>;
+  ops.split_pixels = split_pixels<T>;
+  ops.join_pixels = join_pixels<T>;
+  return ops;
 }
 
 }  // namespace

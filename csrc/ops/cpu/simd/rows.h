@@ -5,12 +5,15 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/half.h"
+#include "core/resize.h"
 
 namespace hmsa {
 
-constexpr int64_t kRowSlack = 15;
+// Elements behind a scratch row that may be read, whatever they hold: two vectors of the widest instruction set.
+constexpr int64_t kRowSlack = 31;
 
 // Reads n elements, `stride` elements apart, as T; writes them likewise.
 template <typename S, typename T>
@@ -18,35 +21,76 @@ using LoadRow = void (*)(T* to, const S* from, int64_t stride, int64_t n);
 template <typename S, typename T>
 using StoreRow = void (*)(S* to, int64_t stride, const T* from, int64_t n);
 
+// A row that is interpolated between two: (1 - weight) a + weight b.
+template <typename T>
+struct RowPair {
+  const T* a;
+  const T* b;
+  T weight;
+};
+
+// How outputs read a row: to[x] = sum_k weight[k][x] from[index[k][x]], index and weight [taps][pitch], index ascending
+// in k and in x. From steady.lo to steady.hi the weights repeat every kPeriod outputs, and the indices plus `step`: so it
+// is for most of a row wherever the ratio of two sizes is 2, 4 or the like.
+template <typename T>
+struct TapTable {
+  static constexpr int32_t kPeriod = 8;
+
+  int taps;
+  const int32_t* index;
+  const T* weight;
+  int64_t pitch;
+  Range steady;
+  int32_t step;
+};
+
 template <typename T>
 struct RowOps {
   const char* name;
 
-  // to[x] = (1 - weight[x]) from[first[x] - shift] + weight[x] from[second[x] - shift]     (horizontal interpolation)
-  // `from` must be followed by kRowSlack elements that may be read, whatever they hold: scratch rows are.
-  void (*expand)(T* to, const T* from, int32_t shift, const int32_t* first, const int32_t* second, const T* weight,
-                 int64_t n);
-  // to = (1 - weight) a + weight b                                                          (vertical interpolation)
-  void (*lerp)(T* to, const T* a, const T* b, T weight, int64_t n);
-  // to = a * b
-  void (*multiply)(T* to, const T* a, const T* b, int64_t n);
-  // to = (1 - a) * to
-  void (*multiply_complement)(T* to, const T* a, int64_t n);
-  // to += a * b
-  void (*multiply_add)(T* to, const T* a, const T* b, int64_t n);
-  // to += a * (b - c)
-  void (*multiply_difference_add)(T* to, const T* a, const T* b, const T* c, int64_t n);
-  // to = sum_k weight[k] rows[k],  rows[k] = first + k * pitch                                     (adjoint of lerp)
-  void (*gather)(T* to, const T* first, int64_t pitch, const T* weight, int32_t count, int64_t n);
-  // to[i] = sum_k weight[start[i] + k] from[origin[i] - shift + k],  k < start[i + 1] - start[i]    (adjoint of expand)
+  // ---- resizes ------------------------------------------------------------------------------------------------------
+
+  // to[x] = sum_k weight[k][x] from[index[k][x] - shift]                                      (columns, either direction)
+  // `from` is followed by kRowSlack elements that may be read.
+  void (*resample)(T* to, const T* from, int32_t shift, const TapTable<T>& table, int64_t n);
+  // to[i] = sum_k weight[start[i] + k] from[origin[i] - shift + k],  k < start[i + 1] - start[i]        (long adjoints)
   void (*contract)(T* to, const T* from, int32_t shift, const int32_t* origin, const int32_t* start, const T* weight,
                    int64_t n);
-  // to = attention * logit + (1 - attention) * before, each of logit and before interpolated between two rows
-  void (*blend_upper)(T* to, const T* attention, const T* logit0, const T* logit1, T logit_weight, const T* before0,
-                      const T* before1, T before_weight, int64_t n);
-  // to = product + (1 - attention) * before, with product interpolated between two rows
-  void (*blend_lower)(T* to, const T* attention, const T* product0, const T* product1, T product_weight,
-                      const T* before, int64_t n);
+  // to = sum_k weights[k] rows[k],  2 <= count <= 4                                                             (rows)
+  void (*sum_rows)(T* to, const T* const* rows, const T* weights, int count, int64_t n);
+  // to[j] += weights[j][0] rows[0], then += weights[j][1] rows[1] and so on: 1 or 2 targets, 1 to 4 rows   (its adjoint)
+  void (*spread)(T* const* to, int targets, const T* const* rows, const T (*weights)[4], int count, int64_t n);
+
+  // ---- products and sums --------------------------------------------------------------------------------------------
+
+  // to = a * b;   to += a * b;   to -= a;   to = (1 - a) * b.  `to` may be `b`.
+  void (*multiply)(T* to, const T* a, const T* b, int64_t n);
+  void (*multiply_add)(T* to, const T* a, const T* b, int64_t n);
+  void (*subtract)(T* to, const T* a, int64_t n);
+  void (*multiply_complement)(T* to, const T* a, const T* b, int64_t n);
+
+  // ---- steps of the chain, forward: `to` may be before.a ------------------------------------------------------------
+
+  // to = pair
+  void (*lerp)(T* to, RowPair<T> pair, int64_t n);
+  // to = pair * a
+  void (*lerp_multiply)(T* to, RowPair<T> pair, const T* a, int64_t n);
+  // to = attention * logit + (1 - attention) * before
+  void (*blend_upper)(T* to, const T* attention, RowPair<T> logit, RowPair<T> before, int64_t n);
+  // to = product + (1 - attention) * before
+  void (*blend_lower)(T* to, const T* attention, RowPair<T> product, RowPair<T> before, int64_t n);
+
+  // ---- and backward: `to` may be grad -------------------------------------------------------------------------------
+
+  // sum += grad * before;  to = (1 - attention) * grad
+  void (*lower_backward)(T* to, T* sum, const T* grad, const T* attention, RowPair<T> before, int64_t n);
+  // sum += grad * (logit - before);  product = attention * grad;  to = (1 - attention) * grad
+  void (*upper_backward)(T* to, T* product, T* sum, const T* grad, const T* attention, RowPair<T> logit,
+                         RowPair<T> before, int64_t n);
+  // sum += pair * grad
+  void (*lerp_multiply_add)(T* sum, RowPair<T> pair, const T* grad, int64_t n);
+
+  // ---- memory -------------------------------------------------------------------------------------------------------
 
   LoadRow<T, T> load;
   StoreRow<T, T> store;
@@ -54,36 +98,32 @@ struct RowOps {
   StoreRow<Half, T> store_half;
   LoadRow<BFloat16, T> load_bfloat16;
   StoreRow<BFloat16, T> store_bfloat16;
+  // Between n pixels with their channels side by side, `stride` elements from one pixel to the next, and one row per
+  // channel, `pitch` elements apart.
+  void (*split_pixels)(T* rows, int64_t pitch, const T* pixels, int64_t stride, int64_t channels, int64_t n);
+  void (*join_pixels)(T* pixels, int64_t stride, const T* rows, int64_t pitch, int64_t channels, int64_t n);
 };
 
 // The table for this processor, or the one that the environment variable HMSA_SIMD names (v2, v3, v4, generic).
 template <typename T>
 const RowOps<T>& row_ops();
 
-// The load and store of a storage type.
-template <typename T>
-LoadRow<T, T> load_of(const RowOps<T>& ops, const T*) {
-  return ops.load;
-}
-template <typename T>
-LoadRow<Half, T> load_of(const RowOps<T>& ops, const Half*) {
-  return ops.load_half;
-}
-template <typename T>
-LoadRow<BFloat16, T> load_of(const RowOps<T>& ops, const BFloat16*) {
-  return ops.load_bfloat16;
-}
-template <typename T>
-StoreRow<T, T> store_of(const RowOps<T>& ops, const T*) {
-  return ops.store;
-}
-template <typename T>
-StoreRow<Half, T> store_of(const RowOps<T>& ops, const Half*) {
-  return ops.store_half;
-}
-template <typename T>
-StoreRow<BFloat16, T> store_of(const RowOps<T>& ops, const BFloat16*) {
-  return ops.store_bfloat16;
+// The primitives that touch a tensor's memory, by its storage type S.
+template <typename S, typename T>
+struct MemoryOps {
+  LoadRow<S, T> load;
+  StoreRow<S, T> store;
+};
+
+template <typename S, typename T>
+MemoryOps<S, T> memory_ops(const RowOps<T>& ops) {
+  if constexpr (std::is_same_v<S, T>) {
+    return {ops.load, ops.store};
+  } else if constexpr (std::is_same_v<S, Half>) {
+    return {ops.load_half, ops.store_half};
+  } else {
+    return {ops.load_bfloat16, ops.store_bfloat16};
+  }
 }
 
 }  // namespace hmsa
