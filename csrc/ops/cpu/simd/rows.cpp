@@ -6,6 +6,9 @@
 #include "ops/cpu/simd/rows.h"
 
 #include "core/blend.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #ifndef HMSA_SIMD_NAMESPACE
 #define HMSA_SIMD_NAMESPACE generic
@@ -17,13 +20,40 @@ namespace hmsa {
 namespace {
 
 // One or two vectors of sources hold what a vector of outputs reads, wherever a row is stretched or shrunk by up to two:
-// taps are picked from them in registers, several times faster than gathering.
+// taps are picked from them in registers, several times faster than gathering. Lanes count through both vectors.
 #if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
+using Floats = __m512;
+using Lanes = __m512i;
+
+inline Floats load_floats(const float* at) { return _mm512_loadu_ps(at); }
+inline void store_floats(float* at, Floats value) { _mm512_storeu_ps(at, value); }
+inline Lanes lanes_from(const int32_t* index, int32_t base) {
+  return _mm512_sub_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(base));
+}
+// (The form without a mask makes GCC 12 warn of its own header.)
+inline Floats pick(Floats from, Lanes lanes) { return _mm512_maskz_permutexvar_ps(0xffff, lanes, from); }
+inline Floats pick(Floats low, Floats high, Lanes lanes) { return _mm512_permutex2var_ps(low, lanes, high); }
+inline Floats multiply_floats(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats multiply_add_floats(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
 #elif defined(__AVX2__)
 constexpr int64_t kLanes = 8;
-#else
-constexpr int64_t kLanes = 0;
+using Floats = __m256;
+using Lanes = __m256i;
+
+inline Floats load_floats(const float* at) { return _mm256_loadu_ps(at); }
+inline void store_floats(float* at, Floats value) { _mm256_storeu_ps(at, value); }
+inline Lanes lanes_from(const int32_t* index, int32_t base) {
+  return _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), _mm256_set1_epi32(base));
+}
+inline Floats pick(Floats from, Lanes lanes) { return _mm256_permutevar8x32_ps(from, lanes); }
+inline Floats pick(Floats low, Floats high, Lanes lanes) {
+  // Bit 3 of a lane says which vector it lies in; shifted to the sign it chooses for blendv.
+  const __m256 in_high = _mm256_castsi256_ps(_mm256_slli_epi32(lanes, 28));
+  return _mm256_blendv_ps(pick(low, lanes), pick(high, lanes), in_high);
+}
+inline Floats multiply_floats(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats multiply_add_floats(Floats a, Floats b, Floats sum) { return _mm256_fmadd_ps(a, b, sum); }
 #endif
 
 template <typename T>
@@ -32,27 +62,21 @@ int64_t resample_vectors(T*, const T*, const TapTable<T>&, int64_t) {
 }
 
 #if defined(__AVX2__)
-typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-
-inline Floats floats_at(const float* at) { return *reinterpret_cast<const Floats*>(at); }
-inline Ints ints_at(const int32_t* at) { return *reinterpret_cast<const Ints*>(at); }
-
 // A vector of outputs whose taps all lie in the vector of sources from `base` on ...
 template <int kTaps>
 struct Near {
-  Ints lanes[kTaps];
+  Lanes lanes[kTaps];
 
   static bool fits(const TapTable<float>& table, int64_t x) {
     return table.index[(kTaps - 1) * table.pitch + x + kLanes - 1] - table.index[x] < kLanes;
   }
   Near(const TapTable<float>& table, int64_t x) {
-    for (int k = 0; k < kTaps; ++k) lanes[k] = ints_at(table.index + k * table.pitch + x) - table.index[x];
+    for (int k = 0; k < kTaps; ++k) lanes[k] = lanes_from(table.index + k * table.pitch + x, table.index[x]);
   }
   Floats sum(const float* source, const Floats* weight) const {
-    const Floats all = floats_at(source);
-    Floats sum = {};
-    for (int k = 0; k < kTaps; ++k) sum += weight[k] * __builtin_shuffle(all, lanes[k]);
+    const Floats all = load_floats(source);
+    Floats sum = multiply_floats(weight[0], pick(all, lanes[0]));
+    for (int k = 1; k < kTaps; ++k) sum = multiply_add_floats(weight[k], pick(all, lanes[k]), sum);
     return sum;
   }
 };
@@ -60,7 +84,7 @@ struct Near {
 // ... or each tap in two vectors of its own.
 template <int kTaps>
 struct Wide {
-  Ints lanes[kTaps];
+  Lanes lanes[kTaps];
   int32_t first[kTaps];
 
   static bool fits(const TapTable<float>& table, int64_t x) {
@@ -74,16 +98,18 @@ struct Wide {
     for (int k = 0; k < kTaps; ++k) {
       const int32_t* index = table.index + k * table.pitch + x;
       first[k] = index[0] - table.index[x];
-      lanes[k] = ints_at(index) - index[0];
+      lanes[k] = lanes_from(index, index[0]);
     }
   }
   Floats sum(const float* source, const Floats* weight) const {
-    Floats sum = {};
-    for (int k = 0; k < kTaps; ++k) {
-      const float* tap = source + first[k];
-      sum += weight[k] * __builtin_shuffle(floats_at(tap), floats_at(tap + kLanes), lanes[k]);
-    }
+    Floats sum = multiply_floats(weight[0], tap(source, 0));
+    for (int k = 1; k < kTaps; ++k) sum = multiply_add_floats(weight[k], tap(source, k), sum);
     return sum;
+  }
+
+ private:
+  Floats tap(const float* source, int k) const {
+    return pick(load_floats(source + first[k]), load_floats(source + first[k] + kLanes), lanes[k]);
   }
 };
 
@@ -93,11 +119,11 @@ void resample_like(float* __restrict__ to, const float* __restrict__ from, const
                    int64_t count) {
   const Reach reach(table, x);
   Floats weight[kTaps];
-  for (int k = 0; k < kTaps; ++k) weight[k] = floats_at(table.weight + k * table.pitch + x);
+  for (int k = 0; k < kTaps; ++k) weight[k] = load_floats(table.weight + k * table.pitch + x);
   const float* source = from + table.index[x];
   const int32_t step = table.step * static_cast<int32_t>(kLanes / TapTable<float>::kPeriod);
   for (int64_t v = 0; v < count; ++v) {
-    *reinterpret_cast<Floats*>(to + x + v * kLanes) = reach.sum(source + v * step, weight);
+    store_floats(to + x + v * kLanes, reach.sum(source + v * step, weight));
   }
 }
 
@@ -293,6 +319,50 @@ T dot(const T* __restrict__ weight, const T* __restrict__ from, int32_t count) {
   return sum;
 }
 
+#if defined(__AVX2__)
+// The same in vectors of eight, for a multiple of eight weights: what a head at stride 4 or 8 gathers.
+__m256 products(const float* weight, const float* from, int32_t count) {
+  __m256 sum = _mm256_mul_ps(_mm256_loadu_ps(weight), _mm256_loadu_ps(from));
+  for (int32_t k = 8; k < count; k += 8) {
+    sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight + k), _mm256_loadu_ps(from + k), sum);
+  }
+  return sum;
+}
+
+// The sums of the elements of eight vectors, each in the order ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
+__m256 add_across(const __m256* v) {
+  const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+void contract(float* __restrict__ to, const float* __restrict__ from, int32_t shift, const int32_t* __restrict__ origin,
+              const int32_t* __restrict__ start, const float* __restrict__ weight, int64_t n) {
+  __m256 sums[8] = {};
+  for (int64_t i = 0; i < n;) {
+    // As many as are of this kind, up to eight, summed together: how many they are does not change a bit of any.
+    int64_t count = 0;
+    for (; count < 8 && i + count < n; ++count) {
+      const int32_t k = start[i + count];
+      const int32_t terms = start[i + count + 1] - k;
+      if (terms == 0 || terms % 8 != 0) break;
+      sums[count] = products(weight + k, from + (origin[i + count] - shift), terms);
+    }
+    if (count == 8) {
+      _mm256_storeu_ps(to + i, add_across(sums));
+    } else if (count > 0) {
+      float few[8];
+      _mm256_storeu_ps(few, add_across(sums));
+      for (int64_t k = 0; k < count; ++k) to[i + k] = few[k];
+    } else {
+      to[i] = dot(weight + start[i], from + (origin[i] - shift), start[i + 1] - start[i]);
+      count = 1;
+    }
+    i += count;
+  }
+}
+#endif
+
 template <typename T>
 void contract(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const int32_t* __restrict__ origin,
               const int32_t* __restrict__ start, const T* __restrict__ weight, int64_t n) {
@@ -323,10 +393,39 @@ void narrow(BFloat16* to, T value) {
   *to = to_bfloat16(static_cast<float>(value));
 }
 
+// Float16 in one instruction for eight elements where the processor has it; the number of elements converted.
+template <typename S, typename T>
+int64_t load_vectors(T*, const S*, int64_t) {
+  return 0;
+}
+template <typename S, typename T>
+int64_t store_vectors(S*, const T*, int64_t) {
+  return 0;
+}
+
+#if defined(__F16C__)
+int64_t load_vectors(float* __restrict__ to, const Half* __restrict__ from, int64_t n) {
+  int64_t x = 0;
+  for (; x + 8 <= n; x += 8) {
+    _mm256_storeu_ps(to + x, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + x))));
+  }
+  return x;
+}
+
+int64_t store_vectors(Half* __restrict__ to, const float* __restrict__ from, int64_t n) {
+  int64_t x = 0;
+  for (; x + 8 <= n; x += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + x),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + x), _MM_FROUND_TO_NEAREST_INT));
+  }
+  return x;
+}
+#endif
+
 template <typename S, typename T>
 void load(T* __restrict__ to, const S* __restrict__ from, int64_t stride, int64_t n) {
   if (stride == 1) {
-    for (int64_t x = 0; x < n; ++x) to[x] = widen(from[x], to);
+    for (int64_t x = load_vectors(to, from, n); x < n; ++x) to[x] = widen(from[x], to);
   } else {
     for (int64_t x = 0; x < n; ++x) to[x] = widen(from[x * stride], to);
   }
@@ -335,39 +434,34 @@ void load(T* __restrict__ to, const S* __restrict__ from, int64_t stride, int64_
 template <typename S, typename T>
 void store(S* __restrict__ to, int64_t stride, const T* __restrict__ from, int64_t n) {
   if (stride == 1) {
-    for (int64_t x = 0; x < n; ++x) narrow(to + x, from[x]);
+    for (int64_t x = store_vectors(to, from, n); x < n; ++x) narrow(to + x, from[x]);
   } else {
     for (int64_t x = 0; x < n; ++x) narrow(to + x * stride, from[x]);
   }
 }
 
-// Channels side by side in memory: squares of 4 x 4 turn in registers, so that neither side is touched in single
-// elements; what is left of a number that is no multiple of four goes one by one.
+// Channels side by side in memory: squares of 4 x 4 are turned in registers, so that neither side is touched in single
+// elements.
 template <typename T>
-struct Square {
-  typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
-  Four rows[4];
+void turn_square(T* __restrict__ to, int64_t to_pitch, const T* __restrict__ from, int64_t from_pitch) {
+  for (int j = 0; j < 4; ++j) {
+    for (int k = 0; k < 4; ++k) to[j * to_pitch + k] = from[k * from_pitch + j];
+  }
+}
 
-  void load(const T* from, int64_t pitch) {
-    for (int k = 0; k < 4; ++k) rows[k] = *reinterpret_cast<const Four*>(from + k * pitch);
-  }
-  void store(T* to, int64_t pitch) const {
-    for (int k = 0; k < 4; ++k) *reinterpret_cast<Four*>(to + k * pitch) = rows[k];
-  }
-  void turn() {
-    interleave(rows[0], rows[2]);
-    interleave(rows[1], rows[3]);
-    interleave(rows[0], rows[1]);
-    interleave(rows[2], rows[3]);
-  }
-
- private:
-  static void interleave(Four& a, Four& b) {
-    const Four low = {a[0], b[0], a[1], b[1]};
-    b = Four{a[2], b[2], a[3], b[3]};
-    a = low;
-  }
-};
+#if defined(__x86_64__)
+inline void turn_square(float* __restrict__ to, int64_t to_pitch, const float* __restrict__ from, int64_t from_pitch) {
+  __m128 a = _mm_loadu_ps(from);
+  __m128 b = _mm_loadu_ps(from + from_pitch);
+  __m128 c = _mm_loadu_ps(from + 2 * from_pitch);
+  __m128 d = _mm_loadu_ps(from + 3 * from_pitch);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_pitch, b);
+  _mm_storeu_ps(to + 2 * to_pitch, c);
+  _mm_storeu_ps(to + 3 * to_pitch, d);
+}
+#endif
 
 template <typename T>
 void split_pixels(T* __restrict__ rows, int64_t pitch, const T* __restrict__ pixels, int64_t stride, int64_t channels,
@@ -376,14 +470,12 @@ void split_pixels(T* __restrict__ rows, int64_t pitch, const T* __restrict__ pix
     const T* from = pixels + x * stride;
     T* to = rows + x;
     const int64_t count = n - x < 4 ? n - x : 4;
-    int64_t c = 0;
-    for (; count == 4 && c + 4 <= channels; c += 4) {
-      Square<T> square;
-      square.load(from + c, stride);
-      square.turn();
-      square.store(to + c * pitch, pitch);
+    if (count == 4 && channels >= 4) {
+      for (int64_t c = 0; c + 4 < channels; c += 4) turn_square(to + c * pitch, pitch, from + c, stride);
+      turn_square(to + (channels - 4) * pitch, pitch, from + (channels - 4), stride);  // may overlap the one before
+      continue;
     }
-    for (; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
       for (int64_t k = 0; k < count; ++k) to[c * pitch + k] = from[k * stride + c];
     }
   }
@@ -396,14 +488,12 @@ void join_pixels(T* __restrict__ pixels, int64_t stride, const T* __restrict__ r
     const T* from = rows + x;
     T* to = pixels + x * stride;
     const int64_t count = n - x < 4 ? n - x : 4;
-    int64_t c = 0;
-    for (; count == 4 && c + 4 <= channels; c += 4) {
-      Square<T> square;
-      square.load(from + c * pitch, pitch);
-      square.turn();
-      square.store(to + c, stride);
+    if (count == 4 && channels >= 4) {
+      for (int64_t c = 0; c + 4 < channels; c += 4) turn_square(to + c, stride, from + c * pitch, pitch);
+      turn_square(to + (channels - 4), stride, from + (channels - 4) * pitch, pitch);
+      continue;
     }
-    for (; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
       for (int64_t k = 0; k < count; ++k) to[k * stride + c] = from[c * pitch + k];
     }
   }
@@ -414,7 +504,7 @@ constexpr RowOps<T> table() {
   RowOps<T> ops{};
   ops.name = HMSA_STRINGIZE(HMSA_SIMD_NAMESPACE);
   ops.resample = resample<T>;
-  ops.contract = contract<T>;
+  ops.contract = contract;
   ops.sum_rows = sum_rows<T>;
   ops.spread = spread<T>;
   ops.multiply = multiply<T>;
