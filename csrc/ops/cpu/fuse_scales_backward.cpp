@@ -28,6 +28,9 @@ namespace {
 // all of them, and the maps that all channels share, one row for each, stay in the L1 cache.
 constexpr int32_t kGroupRows = 8;
 
+// Channels side by side in memory that are taken out of their pixels together: a line of the cache of floats.
+constexpr int64_t kSplitChannels = 16;
+
 // The output that a part stands for. Its rim is some 20 wide for a scale of 0.5 at head stride 4, so parts are large;
 // and as wide as the image may be, since a page of memory should be read while it is at hand. They shrink until all
 // threads have work, and for many channels, whose rows should stay in the caches.
@@ -35,7 +38,7 @@ constexpr int32_t kBackwardRows = 256;
 constexpr int32_t kBackwardColumns = 2048;
 constexpr int32_t kLeastRows = 64;
 constexpr int32_t kLeastColumns = 256;
-constexpr int64_t kManyColumns = 40000;  // columns times channels
+constexpr int64_t kManyColumns = 400000;  // columns times channels
 
 // What one channel keeps between rows: the chain before the row, and incomplete sums on the way up.
 template <typename T>
@@ -67,11 +70,20 @@ class Backward {
     if (tiles.output.empty()) return;
     const auto start = scratch_.mark();
     begin(tiles);
-    if (chain_.class_wise) {
-      // Each channel with its attention is a problem of its own.
-      for (int64_t c = 0; c < problem_.classes; ++c) run_channels(b, c, c + 1);
+    if (!chain_.class_wise) {
+      run_channels(b, 0, problem_.classes, nullptr);
     } else {
-      run_channels(b, 0, problem_.classes);
+      // Each channel with its attention is a problem of its own; pixels are split for some channels at a time.
+      for (int64_t c = 0; c < problem_.classes; c += kSplitChannels) {
+        const int64_t count = std::min(kSplitChannels, problem_.classes - c);
+        const auto mark = scratch_.mark();
+        const T* planes = has_pixels() ? split_part(b, c, count) : nullptr;
+        const int64_t pitch = row_pitch() * tiles.output.rows.size();
+        for (int64_t k = 0; k < count; ++k) {
+          run_channels(b, c + k, c + k + 1, planes == nullptr ? nullptr : planes + k * pitch);
+        }
+        scratch_.rewind(mark);
+      }
     }
     scratch_.rewind(start);
   }
@@ -154,8 +166,8 @@ class Backward {
     }
   }
 
-  // Channels that share their attention: all, or a single one.
-  void run_channels(int64_t b, int64_t first, int64_t last) {
+  // Channels that share their attention: all, or a single one. `plane` holds g of a single one if it was split already.
+  void run_channels(int64_t b, int64_t first, int64_t last, const T* plane) {
     const auto mark = scratch_.mark();
     batch_ = b;
     attention_channel_ = attention_channel(first);
@@ -172,23 +184,25 @@ class Backward {
 
     const Range rows = tiles_.output.rows;
     const Range columns = tiles_.output.columns;
-    const bool pixels = has_pixels() && !chain_.class_wise;
-    const int64_t pitch = scratch_.pitch(columns.size());
+    const bool pixels = has_pixels() && plane == nullptr;
+    const int64_t pitch = row_pitch();
     const int32_t height = pixels ? pixel_group_rows(columns) : kGroupRows;
     T* planes = pixels ? scratch_.take(height * problem_.classes * pitch) : nullptr;
-    T* row_of_pixels = pixels ? scratch_.take(problem_.classes * columns.size()) : nullptr;
+    T* row_of_pixels = pixels ? take_pixels(problem_.classes) : nullptr;
     for (int32_t y0 = rows.lo; y0 < rows.hi; y0 += height) {
       const Range group{y0, std::min(y0 + height, rows.hi)};
       begin_group(group);
       if (pixels) {
         for (int32_t y = y0; y < group.hi; ++y) {
-          split_row(planes + (y - y0) * problem_.classes * pitch, pitch, row_of_pixels, y, columns);
+          split_row(planes + (y - y0) * problem_.classes * pitch, pitch, row_of_pixels, y, 0, problem_.classes);
         }
       }
       for (int64_t c = first; c < last; ++c) {
         const T* grad[kGroupRows];
         for (int32_t y = y0; y < group.hi; ++y) {
-          grad[y - y0] = pixels ? planes + ((y - y0) * problem_.classes + c) * pitch : grad_of(c, y, columns);
+          grad[y - y0] = plane != nullptr ? plane + (y - rows.lo) * pitch
+                         : pixels         ? planes + ((y - y0) * problem_.classes + c) * pitch
+                                          : grad_of(c, y, columns);
         }
         group_rows(states_[c - first], grad);
       }
@@ -218,23 +232,40 @@ class Backward {
     return static_cast<int32_t>(std::clamp<int64_t>(kBytes / row, 1, kGroupRows));
   }
 
-  // A row of pixels as one row per channel.
-  void split_row(T* planes, int64_t pitch, T* pixels, int32_t y, Range columns) const {
+  int64_t row_pitch() const { return scratch_.pitch(tiles_.output.columns.size()); }
+
+  // A row of pixels on its way from another type.
+  T* take_pixels(int64_t channels) {
+    return std::is_same_v<S, T> ? nullptr : scratch_.take(channels * tiles_.output.columns.size());
+  }
+
+  // Channels c .. c + count - 1 of a row of pixels as one row for each.
+  void split_row(T* to, int64_t pitch, T* pixels, int32_t y, int64_t c, int64_t count) const {
     const MapView<const S>& grad = problem_.grad_output;
-    const int64_t classes = problem_.classes;
-    const S* from = grad.at(batch_, 0, y, columns.lo);
+    const int32_t width = tiles_.output.columns.size();
+    const S* from = grad.at(batch_, c, y, tiles_.output.columns.lo);
     if constexpr (std::is_same_v<S, T>) {
-      ops_.split_pixels(planes, pitch, from, grad.column, classes, columns.size());
+      ops_.split_pixels(to, pitch, from, grad.column, count, width);
     } else {
-      if (grad.column == classes) {
-        memory_.load(pixels, from, 1, columns.size() * classes);
+      if (grad.column == count) {
+        memory_.load(pixels, from, 1, width * count);
       } else {
-        for (int32_t x = 0; x < columns.size(); ++x) {
-          memory_.load(pixels + x * classes, from + x * grad.column, 1, classes);
-        }
+        for (int32_t x = 0; x < width; ++x) memory_.load(pixels + x * count, from + x * grad.column, 1, count);
       }
-      ops_.split_pixels(planes, pitch, pixels, classes, classes, columns.size());
+      ops_.split_pixels(to, pitch, pixels, count, count, width);
     }
+  }
+
+  // All rows of some channels: [count, rows, pitch].
+  const T* split_part(int64_t b, int64_t c, int64_t count) {
+    batch_ = b;
+    const Range rows = tiles_.output.rows;
+    T* planes = scratch_.take(count * rows.size() * row_pitch());
+    T* pixels = take_pixels(count);
+    for (int32_t y = rows.lo; y < rows.hi; ++y) {
+      split_row(planes + (y - rows.lo) * row_pitch(), rows.size() * row_pitch(), pixels, y, c, count);
+    }
+    return planes;
   }
 
   // ---- a group of rows of the output, one channel ---------------------------------------------------------------------

@@ -18,9 +18,11 @@ namespace {
 constexpr int32_t kForwardRows = 32;
 constexpr int32_t kForwardColumns = 2048;
 
-// With channels side by side in memory a row of all channels is made before it is written: all channels' rows have to
-// stay in the caches.
+// With channels side by side in memory a few rows of all channels, so many bytes, are made before they are written, and
+// all that the channels keep between rows has to stay in the caches. With attention for each class the rows of a channel are made together, so all rows of a part wait.
 constexpr int32_t kPixelColumns = 256;
+constexpr int64_t kPixelBytes = 96 * 1024;
+constexpr int32_t kClassWisePixelRows = 16;
 
 template <typename S, typename T>
 class Forward {
@@ -42,15 +44,12 @@ class Forward {
     row_ = scratch_.take(output.columns.size());
     for (int i = chain_.unit + 1; i < chain_.count; ++i) resized_[i] = scratch_.patch(output);
     if (!chain_.class_wise) read_attention(b, 0, output);
-    if (has_pixels(problem_) && !chain_.class_wise) {
-      fuse_pixels(b, output);
+    if (!has_pixels(problem_)) {
+      fuse_planes(b, output);
+    } else if (chain_.class_wise) {
+      fuse_class_wise_pixels(b, output);
     } else {
-      StreamState<T> state;
-      stream_.allocate(scratch_, state);
-      for (int64_t c = 0; c < problem_.classes; ++c) {
-        if (chain_.class_wise) read_attention(b, c, output);
-        fuse_channel(state, b, c, output);
-      }
+      fuse_pixels(b, output);
     }
     scratch_.rewind(start);
   }
@@ -63,48 +62,92 @@ class Forward {
     }
   }
 
-  void fuse_channel(StreamState<T>& state, int64_t b, int64_t c, const Tile& output) {
-    stream_.start(state, b, c);
+  // Channel by channel, straight to where the rows belong.
+  void fuse_planes(int64_t b, const Tile& output) {
+    StreamState<T> state;
+    stream_.allocate(scratch_, state);
     const int64_t stride = problem_.output.column;
-    for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
-      S* to = problem_.output.at(b, c, y, output.columns.lo);
-      if constexpr (std::is_same_v<S, T>) {
-        if (stride == 1) {
-          fuse_row(to, state, y, output.columns);
-          continue;
+    for (int64_t c = 0; c < problem_.classes; ++c) {
+      if (chain_.class_wise) read_attention(b, c, output);
+      stream_.start(state, b, c);
+      for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
+        S* to = problem_.output.at(b, c, y, output.columns.lo);
+        if constexpr (std::is_same_v<S, T>) {
+          if (stride == 1) {
+            fuse_row(to, state, y, output.columns);
+            continue;
+          }
         }
+        fuse_row(row_, state, y, output.columns);
+        memory_.store(to, stride, row_, output.columns.size());
       }
-      fuse_row(row_, state, y, output.columns);
-      memory_.store(to, stride, row_, output.columns.size());
     }
   }
 
-  // All channels of a row, then their pixels.
+  // A few rows of every channel, then their pixels.
   void fuse_pixels(int64_t b, const Tile& output) {
     const int64_t classes = problem_.classes;
-    const int64_t width = output.columns.size();
-    const int64_t pitch = scratch_.pitch(width);
-    T* rows = scratch_.take(classes * pitch);
+    const int64_t row_pitch = scratch_.pitch(output.columns.size());
+    const auto height = static_cast<int32_t>(
+        std::clamp<int64_t>(kPixelBytes / static_cast<int64_t>(classes * row_pitch * sizeof(T)), 1, 8));
+    const int64_t pitch = height * row_pitch;
+    T* planes = scratch_.take(classes * pitch);
     std::vector<StreamState<T>> states(classes);
     for (int64_t c = 0; c < classes; ++c) {
       stream_.allocate(scratch_, states[c]);
       stream_.start(states[c], b, c);
     }
-    constexpr bool direct = std::is_same_v<S, T>;
-    T* pixels = direct ? nullptr : scratch_.take(classes * width);
-    const int64_t stride = problem_.output.column;
-    for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
-      for (int64_t c = 0; c < classes; ++c) fuse_row(rows + c * pitch, states[c], y, output.columns);
-      S* to = problem_.output.at(b, 0, y, output.columns.lo);
-      if constexpr (direct) {
-        stream_.ops.join_pixels(to, stride, rows, pitch, classes, width);
-      } else {
-        stream_.ops.join_pixels(pixels, classes, rows, pitch, classes, width);
-        if (stride == classes) {
-          memory_.store(to, 1, pixels, width * classes);
-        } else {
-          for (int64_t x = 0; x < width; ++x) memory_.store(to + x * stride, 1, pixels + x * classes, classes);
+    T* pixels = take_pixels(output);
+    for (int32_t y0 = output.rows.lo; y0 < output.rows.hi; y0 += height) {
+      const int32_t end = std::min(y0 + height, output.rows.hi);
+      for (int64_t c = 0; c < classes; ++c) {
+        for (int32_t y = y0; y < end; ++y) {
+          fuse_row(planes + c * pitch + (y - y0) * row_pitch, states[c], y, output.columns);
         }
+      }
+      for (int32_t y = y0; y < end; ++y) {
+        write_pixels(problem_.output.at(b, 0, y, output.columns.lo), planes + (y - y0) * row_pitch, pitch, pixels,
+                     output.columns.size());
+      }
+    }
+  }
+
+  void fuse_class_wise_pixels(int64_t b, const Tile& output) {
+    const int64_t row_pitch = scratch_.pitch(output.columns.size());
+    const int64_t pitch = row_pitch * output.rows.size();
+    T* planes = scratch_.take(problem_.classes * pitch);
+    StreamState<T> state;
+    stream_.allocate(scratch_, state);
+    for (int64_t c = 0; c < problem_.classes; ++c) {
+      read_attention(b, c, output);
+      stream_.start(state, b, c);
+      for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
+        fuse_row(planes + c * pitch + (y - output.rows.lo) * row_pitch, state, y, output.columns);
+      }
+    }
+    T* pixels = take_pixels(output);
+    for (int32_t y = output.rows.lo; y < output.rows.hi; ++y) {
+      write_pixels(problem_.output.at(b, 0, y, output.columns.lo), planes + (y - output.rows.lo) * row_pitch, pitch,
+                   pixels, output.columns.size());
+    }
+  }
+
+  // A row of pixels on its way to another type.
+  T* take_pixels(const Tile& output) {
+    return std::is_same_v<S, T> ? nullptr : scratch_.take(problem_.classes * output.columns.size());
+  }
+
+  void write_pixels(S* to, const T* rows, int64_t pitch, T* pixels, int64_t width) const {
+    const int64_t classes = problem_.classes;
+    const int64_t stride = problem_.output.column;
+    if constexpr (std::is_same_v<S, T>) {
+      stream_.ops.join_pixels(to, stride, rows, pitch, classes, width);
+    } else {
+      stream_.ops.join_pixels(pixels, classes, rows, pitch, classes, width);
+      if (stride == classes) {
+        memory_.store(to, 1, pixels, width * classes);
+      } else {
+        for (int64_t x = 0; x < width; ++x) memory_.store(to + x * stride, 1, pixels + x * classes, classes);
       }
     }
   }
@@ -135,15 +178,17 @@ void fuse_scales_forward(const FuseScalesForward<S>& problem, const ParallelFor&
   using T = arithmetic_t<S>;
   const Chain& chain = problem.chain;
   const ChainAxes<T> axes(chain, /*with_adjoint=*/false);
-  const int32_t part_columns = Forward<S, T>::has_pixels(problem) ? kPixelColumns : kForwardColumns;
-  const int64_t bands = (chain.size.height + kForwardRows - 1) / kForwardRows;
+  const bool pixels = Forward<S, T>::has_pixels(problem);
+  const int32_t part_columns = pixels ? kPixelColumns : kForwardColumns;
+  const int32_t part_rows = pixels && chain.class_wise ? kClassWisePixelRows : kForwardRows;
+  const int64_t bands = (chain.size.height + part_rows - 1) / part_rows;
   const int64_t stripes = (chain.size.width + part_columns - 1) / part_columns;
   parallel_for.run(problem.batch * bands * stripes, [&](int64_t begin, int64_t end) {
     Forward<S, T> forward(problem, axes);
     for (int64_t part = begin; part < end; ++part) {
       const auto stripe = static_cast<int32_t>(part % stripes);
       const auto band = static_cast<int32_t>(part / stripes % bands);
-      const Range rows{band * kForwardRows, std::min((band + 1) * kForwardRows, chain.size.height)};
+      const Range rows{band * part_rows, std::min((band + 1) * part_rows, chain.size.height)};
       const Range columns{stripe * part_columns, std::min((stripe + 1) * part_columns, chain.size.width)};
       forward.run(part / stripes / bands, Tile{rows, columns});
     }

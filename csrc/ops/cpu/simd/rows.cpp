@@ -148,6 +148,8 @@ int64_t resample_vectors(float* to, const float* from, const TapTable<float>& ta
 
 int64_t resample_vectors(float* to, const float* from, const TapTable<float>& table, int64_t n) {
   switch (table.taps) {
+    case 1:
+      return resample_vectors<1>(to, from, table, n);
     case 2:
       return resample_vectors<2>(to, from, table, n);
     case 3:
