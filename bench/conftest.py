@@ -1,30 +1,47 @@
-"""Benchmarks use as many threads as the machine has cores, and record what machine it is."""
+"""The benchmarks' cases, their workers, and what is kept of a run."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
+from bench import cases, record
+from bench.crew import Crew
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bench-size",
+        type=cases.parse_size,
+        default=cases.HEADLINE_SIZE,
+        metavar="HxW",
+        help="size of the headline's output (1024x2048); those of the table over shapes follow it",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    size = metafunc.config.getoption("--bench-size")
+    chosen = cases.headline(size) if metafunc.function.__name__ == "test_headline" else cases.shapes(size)
+    metafunc.parametrize("direction", cases.DIRECTIONS)
+    metafunc.parametrize("case", chosen, ids=lambda case: case.name)
+    metafunc.parametrize("crew", DEVICES, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def crew(request: pytest.FixtureRequest):
+    workers = Crew(request.param)
+    yield workers
+    workers.close()
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
-    from hmsa_ext import info
+    machine_info.clear()
+    machine_info.update(record.machine())
 
-    huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    facts = info.collect()
-    facts["library"].pop("path", None)  # of this machine alone
-    machine_info["hmsa_ext"] = facts
-    machine_info["torch"] = torch.__version__
-    machine_info["threads"] = torch.get_num_threads()
-    machine_info["cores"] = os.cpu_count()
-    machine_info["huge_pages"] = huge_pages.read_text().strip() if huge_pages.exists() else None
-    machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    record.strip(output_json)

@@ -5,8 +5,9 @@
 #
 # Installs the package into the environment of `python`, which must have torch with CUDA, numpy, opencv, pytest,
 # hypothesis and pytest-benchmark; nvcc, cmake and ninja must be there too. Nothing is downloaded. Then: every test that
-# has a `cuda` variant, compute-sanitizer over each op, and the benchmarks. Results go to bench/results/, or to $OUT if
-# that is set: <gpu>.log, <gpu>.benchmark.json and <gpu>.summary.json. Every part runs; if one failed, so does this.
+# has a `cuda` variant, compute-sanitizer over each op, the bytes that the model expects the kernels to move, and the
+# benchmarks, whose table holds the measured times against that model. Results go to bench/results/, or to $OUT if that
+# is set: <gpu>.log, <gpu>.benchmark.json and <gpu>.summary.json. Every part runs; if one failed, so does this.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -44,6 +45,7 @@ try:
     from hmsa_ext.info import collect
 
     summary["info"] = collect()
+    summary["info"]["library"].pop("path")  # of this machine alone
 except ImportError as error:
     summary["info"] = f"hmsa_ext does not import: {error}"
 with open(sys.argv[1], "w", encoding="utf-8") as file:
@@ -78,6 +80,7 @@ else
   parts+=("memcheck=127=0" "racecheck=127=0")
   failed=1
 fi
+part model python -m bench.byte_model
 part benchmarks python -m pytest bench -k cuda --benchmark-json="$results/$gpu.benchmark.json" &&
   part table python -m bench.table "$results/$gpu.benchmark.json"
 summary

@@ -1,25 +1,25 @@
-"""One memory meter and one FLOP count for all competitors."""
+"""One memory meter for all competitors: live storages, resident memory, bytes saved for backward, page faults."""
 
 from __future__ import annotations
 
-import math
+import ctypes
+import gc
+import resource
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.decomposition import select_decomp_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that ops make while it is active: ``live`` now, ``peak`` at most.
 
-    Storages that existed before are not counted, workspace that a kernel takes and returns inside one op is not seen.
+    Storages that existed before are not counted, workspace that a kernel takes and returns inside one op is not seen,
+    nor is anything that Inductor allocates: :func:`peak_memory` sees all of that.
     """
 
     def __init__(self) -> None:
@@ -55,6 +55,58 @@ class LiveBytes(TorchDispatchMode):
         self.live -= nbytes
 
 
+def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
+    """Bytes of memory that ``function()`` held at its peak beyond what was held before, workspace included.
+
+    On the CPU resident memory of the process, by Linux's high-water mark (None where it cannot be reset): call it
+    where freed memory goes back to the system, and once before, so that what is made only once is there already.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    release_free_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
+        before = _status("VmHWM")
+    except (OSError, LookupError):
+        return None
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise LookupError(key)
+
+
+def release_free_memory() -> None:
+    """Gives memory that the allocator holds free back to the system, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def available_memory() -> int:
+    """Bytes that could be had without swapping, by Linux's estimate."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def minor_faults() -> int:
+    """Pages that this process had to be given so far without reading from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def saved_bytes(function: Callable[[], object], inputs: list[Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass of ``function()``, beyond its inputs."""
     storages: dict[int, int] = {}
@@ -71,78 +123,3 @@ def saved_bytes(function: Callable[[], object], inputs: list[Tensor]) -> int:
     total = sum(storages.values())
     del result
     return total
-
-
-# ---- FLOPs ------------------------------------------------------------------------------------------------------
-
-aten = torch.ops.aten
-
-
-def _elements(per_element: int) -> Callable[..., int]:
-    def count(*args, out_shape=None, **kwargs) -> int:
-        return per_element * math.prod(out_shape)
-
-    return count
-
-
-def _of_first_input(per_element: int) -> Callable[..., int]:
-    def count(shape, *args, out_shape=None, **kwargs) -> int:
-        return per_element * math.prod(shape)
-
-    return count
-
-
-# PyTorch's own counter knows matrix products and convolutions only. Bilinear: four products and three sums for every
-# output; its adjoint: four products and four sums for every output's gradient.
-FORMULAS = {
-    aten.upsample_bilinear2d: _elements(7),
-    aten.upsample_bilinear2d_backward: _of_first_input(8),
-    aten.mul: _elements(1),
-    aten.add: _elements(1),
-    aten.sub: _elements(1),
-    aten.rsub: _elements(1),
-    aten.div: _elements(1),
-    aten.neg: _elements(1),
-    aten.exp: _elements(1),
-    aten.sum: _of_first_input(1),
-    aten.mean: _of_first_input(1),
-    aten._softmax: _elements(4),
-    aten._log_softmax: _elements(4),
-    aten._log_softmax_backward_data: _elements(4),
-    aten.index_put: _of_first_input(1),
-    aten._unsafe_index_put: _of_first_input(1),
-}
-
-
-def count_flops(function: Callable[[], object]) -> int:
-    """Floating-point operations of ``function()`` by one mapping for every competitor, ours included."""
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-        function()
-    return counter.get_total_flops()
-
-
-class CountingBackend:
-    """A backend for torch.compile that runs, op by op, the graphs that Inductor would be given, and counts them.
-
-    (A dispatch mode around a compiled function sees nothing: the counting has to be inside.)
-    """
-
-    def __init__(self) -> None:
-        self.flops = 0
-
-    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        backend = aot_autograd(
-            fw_compiler=self._graph,
-            bw_compiler=self._graph,
-            decompositions=select_decomp_table(),
-            partition_fn=min_cut_rematerialization_partition,
-        )
-        return torch.compile(function, fullgraph=True, backend=backend)
-
-    def _graph(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
-        def run(*args):
-            results = []
-            self.flops += count_flops(lambda: results.extend(graph(*args)))
-            return results
-
-        return make_boxed_func(run)

@@ -16,13 +16,18 @@ from torch import Tensor
 import hmsa_ext
 from hmsa_ext.ops import reference
 
-# (scales, size, heads' stride): odd sizes, up and down, a lone scale, maps of one pixel, more than one block.
+# (scales, size, heads' stride, classes): odd sizes, up and down, a lone scale, maps of one pixel, more than one block;
+# widths and classes that 16-byte accesses divide, and that they do not, in both memory formats.
 SHAPES = [
-    ((1.0,), (17, 23), 4),
-    ((1.0, 0.5), (37, 53), 4),
-    ((2.0, 1.0, 0.5), (33, 41), 8),
-    ((1.5, 1.0, 0.75, 0.25), (29, 70), 1),
-    ((1.0, 0.5), (4, 4), 8),
+    ((1.0,), (17, 23), 4, 5),
+    ((1.0, 0.5), (37, 53), 4, 5),
+    ((2.0, 1.0, 0.5), (33, 41), 8, 5),
+    ((1.5, 1.0, 0.75, 0.25), (29, 70), 1, 5),
+    ((1.0, 0.5), (4, 4), 8, 5),
+    ((1.0, 0.5), (19, 129), 4, 19),
+    ((2.0, 1.0, 0.5), (40, 96), 4, 16),
+    ((0.5,), (35, 3), 1, 3),
+    ((1.0, 0.5), (21, 45), 4, 150),
 ]
 # Half types differ from the reference by the rounding of its intermediate maps, which the kernels keep in float32.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -47,21 +52,22 @@ def main() -> int:
 def fuse_scales_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
     """Output and gradients of ``fuse_scales`` beside those of the reference."""
     generator = torch.Generator("cuda").manual_seed(0)
-    for scales, size, stride in SHAPES:
+    for scales, size, stride, classes in SHAPES:
         for dtype in TOLERANCE:
             for channels_last in (False, True):
-                for attention_channels in (1, 5):
+                for attention_channels in (1, classes):
                     logits, attention = [], []
                     for index, scale in enumerate(scales):
                         h, w = (max(side // stride, 1) for side in reference.grid_size(size, scale))
-                        logits.append(torch.randn(2, 5, h, w, generator=generator, device="cuda", dtype=dtype))
+                        logits.append(torch.randn(2, classes, h, w, generator=generator, device="cuda", dtype=dtype))
                         if index > 0:
                             shape = (2, attention_channels, h, w)
                             attention.append(torch.rand(shape, generator=generator, device="cuda", dtype=dtype))
                     inputs = [*logits, *attention]
                     if channels_last:
                         inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
-                    case = f"fuse_scales {scales} {size} {dtype} channels_last={channels_last} A={attention_channels}"
+                    case = f"fuse_scales {scales} {size} {dtype} {classes} classes, attention {attention_channels}"
+                    case += ", channels_last" if channels_last else ""
                     got = outputs(hmsa_ext.fuse_scales, inputs, scales, size)
                     wanted = outputs(reference.fuse_scales, [x.float() for x in inputs], scales, size)
                     for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):

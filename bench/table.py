@@ -1,44 +1,156 @@
-"""Prints the table of a benchmark run: ``python -m bench.table bench/results/cpu.json``."""
+"""Prints the tables of a benchmark run as Markdown: ``python -m bench.table bench/results/cpu.json``.
+
+Columns: times in cold and in warm memory, how many times ours and how many times the memory floor that is (forward: one
+copy of the output; see bench/competitors.py); the most memory that was resident beyond the inputs; what autograd keeps
+for the backward pass beyond the inputs; floating-point operations by one mapping. On a GPU: the time that
+bench/byte_model.py predicts at the bandwidth that the same run measured, and the share of the floor that was reached,
+which there is every byte moved once.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
+from bench import byte_model
+from bench.cases import Case
 
-def rows(report: dict) -> list[list[str]]:
-    table = [["op", "direction", "by", "ms", "times ours", "peak MB", "saved MB", "GFLOP"]]
-    for test in report["benchmarks"]:
-        scales, direction = test["params"]["scales"], test["params"]["direction"]
-        for name in ("eager", "compile", "hmsa"):
-            facts = test["extra_info"][name]
-            table.append(
-                [
-                    f"`fuse_scales` ({', '.join(f'{s:g}' for s in scales)})",
-                    direction,
-                    {"eager": "PyTorch eager", "compile": "torch.compile", "hmsa": "**hmsa_ext**"}[name],
-                    f"{facts['milliseconds']:.0f}",
-                    f"{facts['times_ours']:.1f}" if "times_ours" in facts else "1",
-                    f"{facts['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in facts else "",
-                    f"{facts['saved_bytes'] / 1e6:.0f}",
-                    f"{facts['flops'] / 1e9:.2f}",
-                ]
-            )
-    return table
+NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile"}
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m bench.table RESULTS.json")
-    with open(sys.argv[1], encoding="utf-8") as file:
-        report = json.load(file)
-    table = rows(report)
-    for i, row in enumerate(table):
-        print("| " + " | ".join(row) + " |")
-        if i == 0:
-            print("|" + " --- |" * len(row))
-    machine = report["machine_info"]
-    print(f"\n{machine['cpu'].get('brand_raw', 'CPU')}, {machine['threads']} threads, torch {machine['torch']}")
+    report = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    for device in sorted({test["device"] for test in report["benchmarks"]}):
+        print("\n".join(tables(report, device)))
+
+
+def tables(report: dict, device: str) -> list[str]:
+    tests = {"headline": [], "shape": []}
+    for test in report["benchmarks"]:
+        if test["device"] == device:
+            tests[test["group"]].append(test)
+    lines = []
+    if tests["headline"]:
+        lines += markdown(headline_table(tests["headline"]))
+    if device == "cuda":
+        for some in filter(None, tests.values()):
+            lines += ["", *markdown(gpu_table(some))]
+    if tests["shape"]:
+        # What an element of the result costs is held against the first case of the headline, or of the shapes.
+        first = {test["direction"]: test for test in reversed(tests["headline"] or tests["shape"])}
+        lines += ["", *markdown(shape_table(tests["shape"], first))]
+    return [*lines, "", machine_line(report, device), ""]
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
+# ---- the tables --------------------------------------------------------------------------------------------------
+
+
+def headline_table(tests: list[dict]) -> list[list[str]]:
+    memories = _memories(tests)
+    header = ["op", "direction", "by"]
+    for memory in memories:
+        header += [f"ms {memory}", "times ours", "times the floor"]
+    table = [[*header, "peak MB", "saved MB", "GFLOP"]]
+    for test in tests:
+        for name, label in NAMES.items():
+            facts = test["results"].get(name)
+            if facts is None:
+                continue
+            row = [_op(test["case"]), test["direction"], label]
+            for memory in memories:
+                ms = facts[memory]["ms"]
+                ours, floor = (test["results"][other][memory]["ms"] for other in ("hmsa", "floor"))
+                row += [_ms(ms), f"{ms / ours:.1f}", f"{ms / floor:.1f}"]
+            row += [_megabytes(facts["peak_bytes"]), _megabytes(facts["saved_bytes"]), f"{facts['flops'] / 1e9:.2f}"]
+            table.append(row)
+    return table
+
+
+def shape_table(tests: list[dict], first: dict[str, dict]) -> list[list[str]]:
+    memories = _memories(tests)
+    header = ["shape", "output", "direction"]
+    for memory in memories:
+        header += [f"ms {memory}", "eager, times ours", "times the floor", "ns per element", "to the first"]
+    table = [header]
+    for test in tests:
+        case = Case.from_json(test["case"])
+        row = [case.name, "x".join(map(str, case.output_shape)), test["direction"]]
+        for memory in memories:
+            ours, eager, floor = (test["results"][name][memory]["ms"] for name in ("hmsa", "eager", "floor"))
+            reference = first[test["direction"]]
+            elements = Case.from_json(reference["case"]).output_elements
+            each, first_each = ours / case.output_elements, reference["results"]["hmsa"][memory]["ms"] / elements
+            row += [_ms(ours), f"{eager / ours:.1f}", f"{ours / floor:.1f}"]
+            row += [f"{1e6 * each:.2f}", f"{each / first_each:.2f}"]
+        table.append(row)
+    return table
+
+
+def gpu_table(tests: list[dict]) -> list[list[str]]:
+    """Ours against the byte model, at the bandwidth of a copy of the output measured in the same test."""
+    header = ["op", "output", "direction", "ms", "GB/s of a copy", "ms predicted", "ms each byte once"]
+    table = [[*header, "share of the floor"]]
+    for test in tests:
+        case, direction = Case.from_json(test["case"]), test["direction"]
+        bandwidth = copy_bandwidth(test, tests)
+        once = byte_model.each_once(case, direction) / bandwidth / 1e6
+        ours = test["results"]["hmsa"]["warm"]["ms"]
+        shape = "x".join(map(str, case.output_shape))
+        predicted = byte_model.milliseconds(case, direction, bandwidth)
+        row = [case.name, shape, direction, _ms(ours), f"{bandwidth:.0f}", f"{predicted:.3f}", f"{once:.3f}"]
+        table.append([*row, f"{100 * once / ours:.0f} %"])
+    return table
+
+
+def copy_bandwidth(test: dict, tests: list[dict]) -> float:
+    """GB/s of the floor of the same case's forward direction, which is a copy and nothing else."""
+    for other in tests:
+        if other["case"] == test["case"] and other["direction"] == "forward":
+            case = Case.from_json(other["case"])
+            return 2 * case.output_bytes / other["results"]["floor"]["warm"]["ms"] / 1e6
+    return byte_model.H200_COPY
+
+
+def machine_line(report: dict, device: str) -> str:
+    machine, commit = report["machine_info"], report["commit_info"]
+    parts = [
+        machine["processor"],
+        f"{machine['instruction sets']} (row primitives {machine['row primitives']})",
+        f"{machine['threads']} threads",
+        f"huge pages: {machine['huge pages']}",
+        machine["glibc"],
+        f"torch {machine['versions']['torch']}",
+        machine["compiler"],
+    ]
+    if device == "cuda":
+        parts = [*machine["devices"][:1], f"torch {machine['versions']['torch']}", f"nvcc {machine['cuda']['nvcc']}"]
+    if commit.get("id"):
+        parts.append(f"commit {commit['id'][:7]}{' with changes' if commit['dirty'] else ''}")
+    return ", ".join([*parts, report["datetime"]])
+
+
+def _memories(tests: list[dict]) -> list[str]:
+    return [memory for memory in ("cold", "warm") if memory in tests[0]["results"]["hmsa"]]
+
+
+def _op(case: dict) -> str:
+    return f"`fuse_scales` ({', '.join(f'{s:g}' for s in case['scales'])})"
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 1 else f"{ms:.3f}"
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.0f}"
 
 
 if __name__ == "__main__":

@@ -1,93 +1,33 @@
-"""fuse_scales at 1024x2048, 19 classes: time, peak memory, bytes saved for backward and FLOPs.
+"""fuse_scales: time in cold and in warm memory, peak memory, bytes saved for backward and FLOPs.
 
     pytest bench --benchmark-json bench/results/cpu.json && python -m bench.table bench/results/cpu.json
+    pytest bench --bench-size 256x512     # a quick try
+    pytest bench -k headline              # without the table over shapes
 
-Every round allocates its result anew with torch's default allocator ("cold"), for all competitors alike. Each test
-runs the competitors in turn, round by round, so that a noisy machine is noisy for all of them; pytest-benchmark times
-ours, the medians of all and their ratios are recorded beside it.
+The headline is 1024x2048, 19 classes, heads at stride 4, float32, against plain PyTorch and torch.compile; the table
+over shapes is against plain PyTorch. Competitors take turns, round by round, each in processes of its own (see
+bench/worker.py for what cold and warm are); medians count. pytest-benchmark's own figures are ours in cold memory.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-
-import pytest
-import torch
-
-from bench import competitors, meters
-
-SIZE = (1024, 2048)
-CLASSES = 19
-NAMES = ("eager", "compile", "hmsa")
+from bench import competitors
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def test_headline(benchmark, crew, case, direction):
+    _record(benchmark, crew, case, direction, competitors.NAMES, seconds=20, rounds=(5, 11))
 
 
-@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-@pytest.mark.parametrize("scales", [[1.0, 0.5], [2.0, 1.0, 0.5]], ids=["two", "three"])
-def test_fuse_scales(benchmark, device, scales, direction):
-    logits, attention = competitors.make_inputs(scales, SIZE, CLASSES, device=device)
-    inputs = [*logits, *attention]
-    grad = torch.randn(1, CLASSES, *SIZE, device=device)
+def test_shape(benchmark, crew, case, direction):
+    _record(benchmark, crew, case, direction, ("eager", "hmsa"), seconds=3, rounds=(3, 7))
 
-    def runner(fuse):
-        if direction == "forward":
 
-            def run():
-                with torch.no_grad():
-                    fuse(logits, attention, scales, SIZE)
+def _record(benchmark, crew, case, direction, names, seconds, rounds):
+    def repeat(others, ours, count):
+        benchmark.pedantic(ours, setup=others, rounds=count)
 
-        else:
-
-            def run():
-                torch.autograd.grad(fuse(logits, attention, scales, SIZE), inputs, grad)
-
-        return run
-
-    facts = {}
-    for name in NAMES:  # counted first, each alone
-        counting = meters.CountingBackend()
-        fuse = counting.compile(competitors.eager) if name == "compile" else competitors.build(name)
-        runner(fuse)()
-        facts[name] = {
-            "saved_bytes": meters.saved_bytes(lambda fuse=fuse: fuse(logits, attention, scales, SIZE), inputs),
-        }
-        if name == "compile":
-            counting.flops = 0
-            runner(fuse)()
-            facts[name]["flops"] = counting.flops
-            continue  # no peak: Inductor allocates past the dispatcher
-        facts[name]["flops"] = meters.count_flops(runner(fuse))
-        with meters.LiveBytes().ignore(*inputs, grad) as meter:
-            runner(fuse)()
-        facts[name]["peak_bytes"] = meter.peak
-
-    runs = {name: runner(competitors.build(name)) for name in NAMES}
-    for run in runs.values():  # warm up: compilation, threads
-        run()
-        run()
-    rounds = 9 if direction == "forward" else 5
-    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            synchronise(device)
-            start = time.perf_counter()
-            run()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
-
-    for name in NAMES:
-        facts[name]["milliseconds"] = 1e3 * statistics.median(seconds[name])
-    for name in NAMES[:2]:
-        facts[name]["times_ours"] = facts[name]["milliseconds"] / facts["hmsa"]["milliseconds"]
-    benchmark.extra_info.update(facts)
-
-    def ours():
-        runs["hmsa"]()
-        synchronise(device)
-
-    benchmark.pedantic(ours, rounds=rounds)
+    facts = crew.measure(case, direction, names, seconds, rounds, repeat)
+    benchmark.extra_info["case"] = case.to_json()
+    benchmark.extra_info["direction"] = direction
+    benchmark.extra_info["device"] = crew.device
+    benchmark.extra_info["results"] = facts

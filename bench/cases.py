@@ -1,0 +1,78 @@
+"""What is measured: the headline, and a table over shapes in which a cliff would show."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+HEADLINE_SIZE = (1024, 2048)
+DIRECTIONS = ("forward", "forward+backward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    size: tuple[int, int]
+    scales: tuple[float, ...] = (1.0, 0.5)
+    classes: int = 19
+    batch: int = 1
+    stride: int = 4  # of the heads
+    dtype: str = "float32"
+    class_wise: bool = False
+    channels_last: bool = False
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.classes, *self.size)
+
+    @property
+    def output_elements(self) -> int:
+        return self.batch * self.classes * self.size[0] * self.size[1]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def output_bytes(self) -> int:
+        return self.output_elements * self.torch_dtype.itemsize
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict) -> Case:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def headline(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
+    return [Case("two scales", size), Case("three scales", size, scales=(2.0, 1.0, 0.5))]
+
+
+def shapes(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
+    """Each differs from the first in one thing (four scales and a lone one in what there is to compute as well)."""
+    half = (size[0] // 2, size[1] // 2)
+    return [
+        Case("two scales", half),
+        Case("65 classes", half, classes=65),
+        Case("150 classes", half, classes=150),
+        Case("batch 8", (size[0] // 4, size[1] // 4), batch=8),
+        Case("class-wise attention", half, class_wise=True),
+        Case("odd size", (size[0] - 1, size[1] - 1)),
+        Case("channels_last", half, channels_last=True),
+        Case("bfloat16", half, dtype="bfloat16"),
+        Case("float16", half, dtype="float16"),
+        Case("bfloat16, channels_last", half, dtype="bfloat16", channels_last=True),
+        Case("four scales", half, scales=(2.0, 1.5, 1.0, 0.5)),
+        Case("one scale", half, scales=(1.0,)),
+        Case("one scale, 0.5", half, scales=(0.5,)),
+    ]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"256x512"`` -> ``(256, 512)``."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 16):
+        raise ValueError(f"got the size '{text}'; expected HEIGHTxWIDTH, both at least 16, such as 256x512")
+    return int(height), int(width)

@@ -1,0 +1,101 @@
+"""One FLOP count for all competitors: the same mapping for every op, ours and torch.compile's included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import competitors
+from bench.cases import Case
+
+
+def of_competitor(name: str, case: Case, direction: str) -> int:
+    """Floating-point operations of one call. Only shapes count, so nothing is computed: the inputs are meta tensors."""
+    inputs = competitors.make_inputs(case, "meta")
+    if name != "compile":
+        return count_flops(competitors.runner(competitors.build(name), case, direction, *inputs))
+    torch._dynamo.reset()
+    counting = CountingBackend()
+    competitors.runner(counting.compile(competitors.eager), case, direction, *inputs)()
+    torch._dynamo.reset()
+    return counting.flops
+
+
+aten = torch.ops.aten
+
+
+def _elements(per_element: int) -> Callable[..., int]:
+    def count(*args, out_shape=None, **kwargs) -> int:
+        return per_element * math.prod(out_shape)
+
+    return count
+
+
+def _of_first_input(per_element: int) -> Callable[..., int]:
+    def count(shape, *args, out_shape=None, **kwargs) -> int:
+        return per_element * math.prod(shape)
+
+    return count
+
+
+# PyTorch's own counter knows matrix products and convolutions only. Bilinear: four products and three sums for every
+# output; its adjoint: four products and four sums for every output's gradient.
+FORMULAS = {
+    aten.upsample_bilinear2d: _elements(7),
+    aten.upsample_bilinear2d_backward: _of_first_input(8),
+    aten.mul: _elements(1),
+    aten.add: _elements(1),
+    aten.sub: _elements(1),
+    aten.rsub: _elements(1),
+    aten.div: _elements(1),
+    aten.neg: _elements(1),
+    aten.exp: _elements(1),
+    aten.sum: _of_first_input(1),
+    aten.mean: _of_first_input(1),
+    aten._softmax: _elements(4),
+    aten._log_softmax: _elements(4),
+    aten._log_softmax_backward_data: _elements(4),
+    aten.index_put: _of_first_input(1),
+    aten._unsafe_index_put: _of_first_input(1),
+}
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """Floating-point operations of ``function()`` by the one mapping."""
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+class CountingBackend:
+    """A backend for torch.compile that runs, op by op, the graphs that Inductor would be given, and counts them.
+
+    (A dispatch mode around a compiled function sees nothing: the counting has to be inside.)
+    """
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        backend = aot_autograd(
+            fw_compiler=self._graph,
+            bw_compiler=self._graph,
+            decompositions=select_decomp_table(),
+            partition_fn=min_cut_rematerialization_partition,
+        )
+        return torch.compile(function, fullgraph=True, backend=backend)
+
+    def _graph(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        def run(*args):
+            results = []
+            self.flops += count_flops(lambda: results.extend(graph(*args)))
+            return results
+
+        return make_boxed_func(run)

@@ -1,0 +1,102 @@
+"""The meters of the benchmarks measure what they say, for every competitor alike."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+
+import pytest
+import torch
+
+from bench import cases, competitors, flops, meters, record
+from bench.crew import Worker
+
+MEGABYTE = 1 << 20
+
+
+def test_live_bytes_counts_what_lives_at_once():
+    with meters.LiveBytes() as meter:
+        a = torch.zeros(MEGABYTE)
+        b = a + 1
+        del a
+        c = b.view(-1) * 2  # a view is no storage of its own
+        del b, c
+        torch.zeros(MEGABYTE // 2)
+    assert meter.peak == 8 * MEGABYTE
+    assert meter.live == 0
+
+
+def test_peak_memory_sees_what_a_kernel_takes_and_returns():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+
+    def workspace():
+        block = libc.malloc(64 * MEGABYTE)
+        ctypes.memset(block, 1, 64 * MEGABYTE)
+        libc.free(block)
+
+    peak = meters.peak_memory(workspace)
+    if peak is None:
+        pytest.skip("the system has no high-water mark that can be reset")
+    assert 63 * MEGABYTE <= peak < 68 * MEGABYTE  # Linux counts resident pages in batches
+    assert meters.peak_memory(lambda: None) < MEGABYTE
+
+
+def test_saved_bytes_leaves_out_the_inputs():
+    x = torch.randn(1000, requires_grad=True)
+    assert meters.saved_bytes(lambda: x * x, [x]) == 0
+    assert meters.saved_bytes(lambda: x.exp() * x, [x]) == 4000
+
+
+@pytest.mark.parametrize("direction", cases.DIRECTIONS)
+def test_flops_are_counted_by_hand_calculation(direction):
+    """One scale, twice up: 7 operations for each output; its adjoint 8 for each gradient of the output."""
+    case = cases.Case("one", (32, 64), scales=(1.0,), classes=3)
+    expected = 3 * 32 * 64 * (7 if direction == "forward" else 7 + 8)
+    assert flops.of_competitor("eager", case, direction) == expected
+    for name in ("compile", "hmsa"):
+        assert 0 < flops.of_competitor(name, case, direction) < 5 * expected
+
+
+@pytest.mark.parametrize("case", cases.shapes((128, 256)), ids=lambda case: case.name)
+def test_competitors_agree(case):
+    case = cases.Case.from_json({**case.to_json(), "size": list(case.size)})
+    logits, attention, grad = competitors.make_inputs(case)
+    results = []
+    for name in ("eager", "hmsa"):
+        fused = competitors.build(name)(logits, attention, list(case.scales), list(case.size))
+        results.append([fused, *torch.autograd.grad(fused, [*logits, *attention], grad)])
+    # Plain PyTorch rounds every map in between to half precision; ours does not.
+    tolerance = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}[case.dtype]
+    for eager, ours in zip(*results, strict=True):
+        assert (eager.float() - ours.float()).abs().max() <= tolerance * eager.abs().max()
+
+
+def test_cold_floor_is_touched_in_huge_pages_where_the_system_has_them():
+    if record.machine()["huge pages"] not in ("always", "madvise"):
+        pytest.skip("the system gives no huge pages")
+    case = cases.Case("big", (512, 1024))
+    touch = competitors.floor(case, "forward", "cold")
+    touch()
+    before = meters.minor_faults()
+    touch()
+    # 2 MB at a time, but for the ends (some pages may be small where memory is fragmented)
+    assert meters.minor_faults() - before < case.output_bytes // 4096 // 4
+
+
+def test_cold_results_are_faulted_in_and_warm_ones_are_not():
+    case = cases.Case("big", (512, 1024), scales=(1.0,))  # 40 MB: more than glibc keeps by itself
+    pages = case.output_bytes // 4096
+    faults = {}
+    for memory in ("cold", "warm"):
+        worker = Worker("eager", memory, "cpu")
+        try:
+            worker.load(case, "forward")
+            faults[memory] = [worker.ask("round")["faults"] for _ in range(12)]
+            with pytest.raises(RuntimeError, match="no_such_request"):
+                worker.ask("no_such_request")
+        finally:
+            worker.close()
+    assert min(faults["cold"]) > pages // 2
+    assert statistics.median(faults["warm"]) < pages // 100, faults
