@@ -5,7 +5,7 @@
 #pragma GCC diagnostic ignored "-Warray-bounds"
 // The kernels see CUDA as a .cu file does.
 #include "ops/cuda/fuse_scales_backward.cu"
-#include "ops/cuda/fuse_scales_points.cu"
+#include "ops/cuda/fuse_scales_channel_sums.cu"
 #include "tests/fuse_scales_cases.h"
 
 namespace {
@@ -76,36 +76,104 @@ void backward_matches_plain_loops() {
   for (const Case& c : cases()) expect_backward<float>(c, Layout::kContiguous);
 }
 
+template <typename S>
+void expect_in_every_layout(const Case& c) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kGaps}) {
+    expect_backward<S>(c, layout);
+  }
+}
+
+// Rows of whole quads and others; several blocks; groups of channels with a rest.
 void backward_matches_in_every_dtype_and_layout() {
-  const std::vector<Case> all = cases();
-  for (const size_t i : {size_t{2}, size_t{4}, size_t{10}}) {
-    for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kGaps}) {
-      expect_backward<float>(all[i], layout);
-      expect_backward<double>(all[i], layout);
-      expect_backward<Half>(all[i], layout);
-      expect_backward<BFloat16>(all[i], layout);
-    }
+  for (const Case& c : {Case{{1.0, 0.5}, {37, 64}, {{10, 16}, {5, 8}}, 2, 6, false, false},
+                        Case{{1.0, 0.5}, {21, 43}, {{6, 11}, {3, 6}}, 1, 9, false, false},
+                        Case{{2.0, 1.0, 0.5}, {17, 24}, {{9, 12}, {5, 6}, {3, 3}}, 1, 5, true, true}}) {
+    expect_in_every_layout<float>(c);
+    expect_in_every_layout<double>(c);
+    expect_in_every_layout<Half>(c);
+    expect_in_every_layout<BFloat16>(c);
   }
 }
 
 void backward_matches_on_random_shapes() {
-  for (const Case& c : random_cases(15)) {
+  for (const Case& c : random_cases(20)) {
     expect_backward<double>(c, c.batch == 1 ? Layout::kGaps : Layout::kChannelsLast);
   }
 }
 
-// One element of a head reaches more of the image than shared memory holds: kernels of their own.
+// More channels together than a block takes at a time, in chunks of whole quads and others.
+void backward_matches_with_many_channels() {
+  for (const int channels : {40, 37}) {
+    const Case c{{1.0, 0.5}, {11, 16}, {{3, 4}, {2, 2}}, 1, channels, false, false};
+    expect_backward<float>(c, Layout::kContiguous);
+    expect_backward<float>(c, Layout::kChannelsLast);
+    expect_backward<Half>(c, Layout::kChannelsLast);
+  }
+}
+
+// Heads larger than their grids: the two resizes of the largest scale are then done one after the other.
+void backward_matches_where_resizes_do_not_compose() {
+  expect_in_every_layout<float>({{2.0, 1.0}, {6, 7}, {{30, 33}, {3, 3}}, 1, 4, false, false});
+  expect_in_every_layout<float>({{2.0, 1.5, 1.0, 0.6}, {7, 8}, {{30, 33}, {5, 6}, {3, 3}, {2, 3}}, 1, 4, false, true});
+  expect_in_every_layout<float>({{0.5}, {20, 24}, {{15, 17}}, 1, 3, false, false});
+}
+
+int pieces_of(const Case& c, int scale) {
+  using namespace hmsa::cuda::backward;
+  const Setup<double> setup(c, Layout::kContiguous);
+  const Path path = make_path(setup.chain, scale);
+  return choose_layout<double>(setup.chain, path, c.batch, c.channels, false, sizeof(double)).piece_count();
+}
+
+// One element of a head reaches more of the image than shared memory holds: it is gathered in pieces.
 void backward_matches_where_heads_are_tiny() {
-  expect_backward<double>({{1.0, 0.5}, {100, 130}, {{1, 1}, {1, 2}}, 1, 2, false, false}, Layout::kContiguous);
-  expect_backward<double>({{1.5, 1.0, 0.5}, {94, 140}, {{2, 1}, {1, 1}, {1, 1}}, 2, 1, true, false}, Layout::kGaps);
-  expect_backward<double>({{1.5, 1.0}, {95, 135}, {{1, 2}, {1, 1}}, 1, 2, false, true}, Layout::kChannelsLast);
-  expect_backward<double>({{0.5}, {110, 130}, {{1, 1}}, 1, 2, false, false}, Layout::kContiguous);
+  const Case wide{{1.0, 0.5}, {170, 190}, {{1, 1}, {1, 2}}, 1, 2, false, false};
+  const Case upper{{1.5, 1.0, 0.5}, {142, 150}, {{2, 1}, {1, 1}, {1, 1}}, 2, 1, true, false};
+  const Case above{{1.5, 1.0}, {142, 144}, {{1, 2}, {1, 1}}, 1, 9, false, true};
+  const Case three{{2.0, 1.5, 1.0}, {90, 97}, {{1, 1}, {1, 1}, {1, 1}}, 1, 1, false, false};
+  EXPECT(pieces_of(wide, 0) > 1 && pieces_of(wide, 1) > 1 && pieces_of(upper, 0) > 1 && pieces_of(above, 0) > 1);
+  EXPECT(pieces_of(three, 1) > 1);
+  expect_backward<double>(wide, Layout::kContiguous);
+  expect_backward<double>(upper, Layout::kGaps);
+  expect_backward<double>(above, Layout::kChannelsLast);
+  expect_backward<double>(three, Layout::kContiguous);
+}
+
+// The incoming gradient as a slice of a map with more channels, channels_last.
+void backward_reads_slices_of_channels() {
+  for (const int channels : {8, 5}) {
+    const Case c{{1.0, 0.5}, {13, 20}, {{4, 5}, {2, 3}}, 2, channels, false, false};
+    const Setup<float> setup(c, Layout::kChannelsLast);
+    Map g = random_map(c.batch, c.channels, c.size, -1, 1, 99);
+    Stored<float> dense(c.batch, channels, c.size, Layout::kChannelsLast);
+    dense.store(g);
+    Stored<float> slice(c.batch, channels + 4, c.size, Layout::kChannelsLast);
+    slice.channels = channels;
+    slice.store(g);
+    const Gradients<float> wanted = backward(c, setup, dense, Layout::kChannelsLast, ~0u, ~0u);
+    const Gradients<float> got = backward(c, setup, slice, Layout::kChannelsLast, ~0u, ~0u);
+    for (size_t i = 0; i < c.scales.size(); ++i) {
+      EXPECT(got.logits[i]->same_bits(*wanted.logits[i]), text_of(c), ", scale ", i);
+      EXPECT(got.attention[i]->same_bits(*wanted.attention[i]), text_of(c), ", scale ", i);
+    }
+  }
+}
+
+// Infinite gradients stay where they are when nothing is resized, and do not turn their neighbours into NaN.
+void copies_keep_infinities_apart() {
+  const Case c{{1.0}, {6, 8}, {{6, 8}}, 1, 2, false, false};
+  const Setup<float> setup(c, Layout::kContiguous);
+  Map g = random_map(c.batch, c.channels, c.size, -1, 1, 99);
+  g.at(0, 1, 3, 4) = INFINITY;
+  Stored<float> grad(c.batch, c.channels, c.size, Layout::kContiguous);
+  grad.store(g);
+  EXPECT(backward(c, setup, grad, Layout::kContiguous, ~0u, ~0u).logits[0]->same_bits(grad));
 }
 
 // Each gradient alone: the same bits as with all the others, and nothing written that was not asked for.
 void gradients_do_not_depend_on_which_are_wanted() {
   const std::vector<Case> all = cases();
-  for (const Case& c : {all[2], all[4], all[6], all[8]}) {
+  for (const Case& c : {all[0], all[2], all[4], all[6], all[8]}) {
     const Setup<float> setup(c, Layout::kContiguous);
     Map g = random_map(c.batch, c.channels, c.size, -1, 1, 99);
     Stored<float> grad(c.batch, c.channels, c.size, Layout::kContiguous);
@@ -131,7 +199,11 @@ int main() {
   RUN_TEST(backward_matches_plain_loops);
   RUN_TEST(backward_matches_in_every_dtype_and_layout);
   RUN_TEST(backward_matches_on_random_shapes);
+  RUN_TEST(backward_matches_with_many_channels);
+  RUN_TEST(backward_matches_where_resizes_do_not_compose);
   RUN_TEST(backward_matches_where_heads_are_tiny);
+  RUN_TEST(backward_reads_slices_of_channels);
+  RUN_TEST(copies_keep_infinities_apart);
   RUN_TEST(gradients_do_not_depend_on_which_are_wanted);
   return testing::finish();
 }

@@ -2,28 +2,13 @@
 //
 // Plain, this tests the row primitives of every instruction set that the processor has. Sanitized, the sources are
 // compiled right here with their primitives in plain C++, so that the sanitizers see every access.
-#include <cstdlib>
-
 #include "ops/cpu/fuse_scales.h"
-#include "ops/cpu/simd/rows.h"
 #include "tests/fuse_scales_cases.h"
+#include "tests/instruction_sets.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#define HMSA_SIMD_NAMESPACE generic
 #include "ops/cpu/fuse_scales_backward.cpp"
 #include "ops/cpu/fuse_scales_forward.cpp"
-#include "ops/cpu/simd/rows.cpp"
-
-namespace hmsa {
-template <>
-const RowOps<float>& row_ops<float>() {
-  return generic::float_rows;
-}
-template <>
-const RowOps<double>& row_ops<double>() {
-  return generic::double_rows;
-}
-}  // namespace hmsa
 #endif
 
 namespace {
@@ -189,26 +174,6 @@ int run_all() {
   return testing::finish();
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && defined(__x86_64__)
-// The choice of an instruction set is made once per process.
-int run_with(const char* level) {
-  std::printf("HMSA_SIMD=%s\n", level);
-  const std::string text = run_in_child([&] {
-    setenv("HMSA_SIMD", level, 1);
-    hmsa::row_ops<float>();
-    if (run_all() != 0) throw std::runtime_error("failed");
-  });
-  if (contains(text, "this processor has no")) std::printf("skipped: %s\n", text.c_str());
-  return contains(text, "exit 0") || contains(text, "this processor has no") ? 0 : 1;
-}
-#endif
-
 }  // namespace
 
-int main() {
-#if !defined(__SANITIZE_ADDRESS__) && defined(__x86_64__)
-  return run_with("v2") + run_with("v3") + run_with("v4");
-#else
-  return run_all();
-#endif
-}
+int main() { return run_with_each_instruction_set(run_all); }

@@ -100,6 +100,15 @@ def test_one_scale_equals_interpolate(device):
     assert relative(op([logits], [], [1.0], (51, 66)), expected) < 1e-6
 
 
+def test_output_larger_than_the_caches(device):
+    problem = make_problem([1.0, 0.5], (1463, 1447), classes=4, batch=1, device=device)
+    with torch.no_grad():
+        assert relative(problem.fuse(), problem.to(torch.float64).reference()) < 1e-6
+    lone = torch.randn(1, 4, 366, 362, device=device)
+    expected = torch.nn.functional.interpolate(lone.double(), (1463, 1447), mode="bilinear", align_corners=False)
+    assert relative(op([lone], [], [1.0], (1463, 1447)), expected) < 1e-6
+
+
 def test_eight_scales(device):
     scales = [3.0, 2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25]
     check_against_reference(

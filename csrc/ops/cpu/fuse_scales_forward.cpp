@@ -24,6 +24,9 @@ constexpr int32_t kPixelColumns = 256;
 constexpr int64_t kPixelBytes = 96 * 1024;
 constexpr int32_t kClassWisePixelRows = 16;
 
+// Elements of an output that no one will find in the caches when it is complete.
+constexpr int64_t kLargeOutput = int64_t(1) << 23;
+
 template <typename S, typename T>
 class Forward {
  public:
@@ -31,7 +34,8 @@ class Forward {
       : problem_(problem),
         chain_(problem.chain),
         stream_(problem.chain, axes, problem.logits, problem.attention),
-        memory_(memory_ops<S, T>(stream_.ops)) {}
+        memory_(memory_ops<S, T>(stream_.ops)),
+        past_the_caches_(problem.batch * problem.classes * chain_.size.height * chain_.size.width >= kLargeOutput) {}
 
   static bool has_pixels(const FuseScalesForward<S>& problem) {
     return problem.output.channel == 1 && problem.output.column != 1;
@@ -74,7 +78,7 @@ class Forward {
         S* to = problem_.output.at(b, c, y, output.columns.lo);
         if constexpr (std::is_same_v<S, T>) {
           if (stride == 1) {
-            fuse_row(to, state, y, output.columns);
+            fuse_row(to, state, y, output.columns, past_the_caches_);
             continue;
           }
         }
@@ -82,6 +86,7 @@ class Forward {
         memory_.store(to, stride, row_, output.columns.size());
       }
     }
+    stream_.ops.end_streams();
   }
 
   // A few rows of every channel, then their pixels.
@@ -152,14 +157,25 @@ class Forward {
     }
   }
 
-  // One row of one channel; `to` is written once by the last scale, and before that used by those below 1.0.
-  void fuse_row(T* to, StreamState<T>& state, int32_t y, Range columns) {
+  // One row of one channel; `last` says that no one will read it soon.
+  void fuse_row(T* to, StreamState<T>& state, int32_t y, Range columns, bool last = false) {
+    const int64_t n = columns.size();
+    const RowPair<T> zero{stream_.zeros, stream_.zeros, T(0)};
     RowPair<T> fused = stream_.upper(state, chain_.unit, y);
-    for (int i = chain_.unit + 1; i < chain_.count; ++i) {
-      stream_.ops.blend_lower(to, resized_[i].row(y), stream_.product(state, i, y), fused, columns.size());
-      fused = RowPair<T>{to, stream_.zeros, T(0)};
+    const int end = chain_.count - 1;
+    for (int i = chain_.unit + 1; i < end; ++i) {
+      stream_.ops.blend_lower(row_, resized_[i].row(y), stream_.product(state, i, y), fused, n);
+      fused = RowPair<T>{row_, stream_.zeros, T(0)};
     }
-    if (fused.a != to) stream_.ops.lerp(to, fused, columns.size());
+    const bool has_lower = end > chain_.unit;
+    if (last) {
+      stream_.ops.blend_last(to, has_lower ? resized_[end].row(y) : stream_.zeros,
+                             has_lower ? stream_.product(state, end, y) : zero, fused, n);
+    } else if (has_lower) {
+      stream_.ops.blend_lower(to, resized_[end].row(y), stream_.product(state, end, y), fused, n);
+    } else {
+      stream_.ops.lerp(to, fused, n);
+    }
   }
 
   const FuseScalesForward<S>& problem_;
@@ -168,6 +184,7 @@ class Forward {
   ChainStream<S, T> stream_;
   MemoryOps<S, T> memory_;
   Patch<T> resized_[kMaxScales];  // R A of the lower scales
+  bool past_the_caches_;
   T* row_ = nullptr;
 };
 

@@ -15,7 +15,7 @@ template <typename S>
 void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandle stream);
 
 // Numbers of the arithmetic type that the backward kernels need as workspace: one for each pixel of the output and
-// each scale of 1 and below whose attention gets a gradient; none for class-wise attention.
+// each scale of 1 and below (but the largest) whose attention gets a gradient, also where attention is class-wise.
 template <typename S>
 int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem);
 

@@ -1,423 +1,356 @@
 // fuse_scales on the GPU, backward. The equations stand in ops/cpu/fuse_scales_backward.cpp.
 //
-// One launch per scale: a block owns a tile of the head's map and gathers, for all channels, what reaches it. The way
-// from the output to the head is a path of adjoint resizes, each done rows first, then columns, with a factor (the
-// attention) in between:
+// One launch per scale: a block owns a tile of the head's map and gathers, a few channels at a time, what reaches it
+// along the path of adjoint resizes from the output to the head (gradient_path.cuh). Everything on the path but the
+// incoming gradient lives in shared memory. Sums are taken in a fixed order, nothing is added by two blocks, and there
+// are no atomics: the result is the same in every run.
 //
-//     lower scale i       output --R^T-- grid i --(* A_i)-- U^T -- head
-//     scale 1.0           output --(* A, if it is not the largest)-- U^T -- head
-//     above 1.0           output --(* 1 - A)-- R^T -- grid --(* 1 - A)-- ... R^T -- grid i --(* A_i)-- U^T -- head
+// The gradient of attention needs sum_c[g * P_before] (below 1.0) or sum_c[g * (L - R P_before)] (1.0) on the output,
+// which does not separate by tiles of a head: fuse_scales_channel_sums.cu makes these maps first, one number per pixel.
+// Above 1.0, sum_c[dP * (L - R P_before)] is put together on the grid, within the block.
 //
-// Everything on the path but the incoming gradient lives in shared memory. Sums are taken in a fixed order, nothing is
-// added by two blocks, and there are no atomics: the result is the same in every run.
-//
-// The gradient of attention that all channels share needs sum_c[g * P_before], which does not separate by tiles of the
-// head: a first kernel makes that map (one number per pixel of the output).
-#include "ops/cuda/chain_points.cuh"
+// Class-wise attention leaves every class a chain of its own: it runs as one problem of one channel after the other.
 #include "ops/cuda/fuse_scales.h"
-#include "ops/cuda/fuse_scales_points.h"
+#include "ops/cuda/fuse_scales_channel_sums.h"
+#include "ops/cuda/gradient_layout.cuh"
 
 namespace hmsa {
 namespace cuda {
 namespace {
 
-constexpr int kMaxSteps = kMaxScales;  // adjoint resizes between the output and a head
-
-// ---- gradients of one scale -----------------------------------------------------------------------------------------
-
-// The path from the output to the head of a scale.
-struct Path {
-  int scale;
-  int steps;
-  int32_t across[kMaxSteps];  // step s is the adjoint of chain.across[across[s]]
-};
-
-Path make_path(const Chain& chain, int i) {
-  Path path{};
-  path.scale = i;
-  if (chain.is_lower(i)) {
-    path.across[path.steps++] = i;
-  } else if (chain.needs_final_resize) {
-    path.across[path.steps++] = 0;
-  } else {
-    for (int j = chain.unit - 1; j >= i; --j) path.across[path.steps++] = j;
-  }
-  return path;
-}
-
-// Tiles along the path: levels[0] of the output, levels[s + 1] behind step s, the last one on the grid of the scale.
-struct PathTiles {
-  Tile levels[kMaxSteps + 1];
-  Tile owned;
-};
-
-HMSA_HOST_DEVICE_CALL PathTiles path_tiles(const Chain& chain, const Path& path, const Tile& owned) {
-  PathTiles tiles;
-  tiles.owned = owned;
-  tiles.levels[path.steps] = chain.up[path.scale].outputs(owned);
-  for (int s = path.steps - 1; s >= 0; --s) tiles.levels[s] = chain.across[path.across[s]].outputs(tiles.levels[s + 1]);
-  return tiles;
-}
-
-// Where everything lies in dynamic shared memory. Extents are the largest of any block, found on the host.
-struct GradientLayout {
-  Extent tile;  // of the head
-  Extent levels[kMaxSteps + 1];
-  int32_t tap_rows[kMaxSteps + 1];  // offsets in taps, by level: how its elements read the next level, or the head
-  int32_t tap_columns[kMaxSteps + 1];
-  int32_t reach_rows[kMaxSteps + 1];  // offsets in ranges: which elements of a level the next one, or the head, reaches
-  int32_t reach_columns[kMaxSteps + 1];
-  int32_t factor[kMaxSteps + 1];  // offsets in values: the factor on each level,
-  int32_t sums;                   // the attention's gradient on the grid,
-  int32_t level;                  // the gradient on the current level,
-  int32_t rows;                   // and with its rows summed
-  int32_t taps;                   // in all
-  int32_t reaches;
-  int32_t values;
-
-  template <typename T>
-  size_t bytes() const {
-    return taps * sizeof(Taps<T>) + reaches * sizeof(Range) + values * sizeof(T);
-  }
-};
-
-HMSA_HOST_DEVICE Range part_of(int32_t size, int32_t tile, int32_t k) {
-  return Range{k * tile, k * tile + tile < size ? k * tile + tile : size};
-}
-
-int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-
-// A factor other than 1 lies on level s of the path?
-HMSA_HOST_DEVICE bool has_factor(const Chain& chain, const Path& path, int s) {
-  if (s > 0) return path.across[s - 1] != path.scale || path.scale > 0;
-  const bool passes_lower = chain.count - 1 > chain.unit && path.scale < chain.count - 1;
-  return passes_lower || (!chain.is_lower(path.scale) && chain.unit > 0);
-}
-
-GradientLayout make_layout(const Chain& chain, const Path& path, Extent tile) {
-  GradientLayout layout{};
-  layout.tile = tile;
-  const Extent head = chain.heads[path.scale];
-  for (int32_t k = 0; k * tile.height < head.height; ++k) {
-    const PathTiles tiles = path_tiles(chain, path, Tile{part_of(head.height, tile.height, k), {0, 1}});
-    for (int s = 0; s <= path.steps; ++s) {
-      layout.levels[s].height = larger(layout.levels[s].height, tiles.levels[s].rows.size());
-    }
-  }
-  for (int32_t k = 0; k * tile.width < head.width; ++k) {
-    const PathTiles tiles = path_tiles(chain, path, Tile{{0, 1}, part_of(head.width, tile.width, k)});
-    for (int s = 0; s <= path.steps; ++s) {
-      layout.levels[s].width = larger(layout.levels[s].width, tiles.levels[s].columns.size());
-    }
-  }
-  int32_t level = 0;
-  int32_t rows = 0;
-  for (int s = 0; s <= path.steps; ++s) {
-    const Extent from = layout.levels[s];
-    const Extent to = s < path.steps ? layout.levels[s + 1] : tile;
-    layout.tap_rows[s] = layout.taps;
-    layout.tap_columns[s] = layout.tap_rows[s] + from.height;
-    layout.taps = layout.tap_columns[s] + from.width;
-    layout.reach_rows[s] = layout.reaches;
-    layout.reach_columns[s] = layout.reach_rows[s] + to.height;
-    layout.reaches = layout.reach_columns[s] + to.width;
-    layout.factor[s] = layout.values;
-    if (has_factor(chain, path, s)) layout.values += from.height * from.width;
-    if (s > 0) level = larger(level, from.height * from.width);
-    rows = larger(rows, to.height * from.width);
-  }
-  layout.sums = layout.values;
-  if (path.steps > 0 && path.scale > 0) {
-    layout.values += layout.levels[path.steps].height * layout.levels[path.steps].width;
-  }
-  layout.level = layout.values;
-  layout.rows = layout.level + level;
-  layout.values = layout.rows + rows;
-  return layout;
-}
-
-// What a step reads. Three kinds, and one function each for what is done with them, keep the machine code small.
-
-// The incoming gradient of a channel, times the factor on the output where there is one.
-template <typename S, typename T>
-struct GradSource {
-  MapView<const S> grad;
-  int64_t b;
-  int64_t c;
-  SharedPatch<T> factor;
-  bool scaled;
-
-  HMSA_DEVICE T operator()(int32_t y, int32_t x) const {
-    const T value = read(grad.at(b, c, y, x));
-    return scaled ? value * factor.at(y, x) : value;
-  }
-};
-
-template <typename T>
-struct PatchSource {
-  SharedPatch<T> patch;
-
-  HMSA_DEVICE T operator()(int32_t y, int32_t x) const { return patch.at(y, x); }
-};
-
-// kept * g * P_before (lower scale) or kept * g * (L - R P_before) (scale 1.0): summed over the channels by
-// channel_sums_kernel, or for class-wise attention of one channel, made on the spot.
-template <typename S, typename T>
-struct SumsSource {
-  ChainPoints<S, T> points;
-  int scale;
-  const T* map;  // [H, W], null for class-wise attention
-
-  HMSA_DEVICE T operator()(int32_t y, int32_t x) const {
-    const Chain& chain = points.problem.chain;
-    if (map != nullptr) return map[static_cast<int64_t>(y) * chain.size.width + x];
-    const T before = points.before(scale, y, x);
-    const T factor = chain.is_lower(scale) ? before : points.logit(scale, y, x) - before;
-    return points.kept(scale, y, x) * points.grad_output(y, x) * factor;
-  }
-};
-
-// What arrives on the grid of the scale, before its own factor.
-enum class Arrival {
-  kPass,      // is only passed on
-  kAdd,       // enters the attention's gradient: + value * L, or + value * (L - R P_before)
-  kSubtract,  // enters the attention's gradient: - value
-};
+using namespace backward;
 
 template <typename S, typename T>
 struct GradientBlock {
   const FuseScalesBackward<S>& problem;
   const Path& path;
   const GradientLayout& layout;
-  const PathTiles& tiles;
-  Taps<T>* taps;
-  Range* reaches;
-  T* values;
-  const T* sums_map;  // [B, H, W] from channel_sums_kernel
-  int64_t b;
+  const T* sums_maps;  // [B, H, W] from launch_channel_sums
+  int32_t b;
 
-  HMSA_DEVICE const Chain& chain() const { return problem.chain; }
-  HMSA_DEVICE const Tile& grid() const { return tiles.levels[path.steps]; }
-  HMSA_DEVICE SharedPatch<T> factor(int s) const { return {values + layout.factor[s], tiles.levels[s]}; }
-  HMSA_DEVICE SharedPatch<T> sums() const { return {values + layout.sums, grid()}; }
-  HMSA_DEVICE SharedPatch<T> level(int s) const { return {values + layout.level, tiles.levels[s]}; }
-  HMSA_DEVICE const Tile& target(int s) const { return s < path.steps ? tiles.levels[s + 1] : tiles.owned; }
-  HMSA_DEVICE const Resize& resize(int s) const {
-    return s < path.steps ? chain().across[path.across[s]] : chain().up[path.scale];
+  // ---- what lies where
+
+  static HMSA_DEVICE BlockTiles& tiles() { return *shared_at<BlockTiles>(0); }
+  static HMSA_DEVICE T* values(int32_t offset) { return shared_at<T>(offset); }
+  HMSA_DEVICE Tile level(int s) const { return Tile{tiles().rows.levels[s], tiles().columns.levels[s]}; }
+  HMSA_DEVICE Tile target(int s) const {
+    return s + 1 < path.steps ? level(s + 1) : Tile{tiles().rows.owned, tiles().columns.owned};
   }
-  HMSA_DEVICE bool wants_attention() const { return problem.grad_attention[path.scale].data != nullptr; }
-
-  HMSA_DEVICE_CALL void make_tables() const {
-    for (int s = 0; s <= path.steps; ++s) {
-      fill_taps(taps + layout.tap_rows[s], resize(s).rows, tiles.levels[s].rows);
-      fill_taps(taps + layout.tap_columns[s], resize(s).columns, tiles.levels[s].columns);
-      for (int32_t k = thread_index(); k < target(s).rows.size(); k += kBlockThreads) {
-        reaches[layout.reach_rows[s] + k] = resize(s).rows.outputs(target(s).rows.lo + k);
-      }
-      for (int32_t k = thread_index(); k < target(s).columns.size(); k += kBlockThreads) {
-        reaches[layout.reach_columns[s] + k] = resize(s).columns.outputs(target(s).columns.lo + k);
-      }
-    }
+  HMSA_DEVICE AxisTable<T> row_table(int s) const {
+    return {shared_at<Tap<T>>(layout.row_taps[s]), shared_at<Reach>(layout.row_reaches[s]), level(s).rows,
+            target(s).rows};
   }
+  HMSA_DEVICE AxisTable<T> column_table(int s) const {
+    return {shared_at<Tap<T>>(layout.column_taps[s]), shared_at<Reach>(layout.column_reaches[s]), level(s).columns,
+            target(s).columns};
+  }
+  HMSA_DEVICE Factor<T> factor(int s) const {
+    return {has_factor(problem.chain, path, s) ? values(layout.factor[s]) : nullptr, factor_row(s)};
+  }
+  HMSA_DEVICE int32_t factor_row(int s) const { return round_up(level(s).columns.size(), kQuad); }
+  HMSA_DEVICE Patch<T> patch(int32_t offset, int s, int32_t inner) const {
+    return Patch<T>(values(offset), level(s).rows.size(), level(s).columns.size(), inner);
+  }
+  HMSA_DEVICE ForwardOperands<T, FuseScalesBackward<S>> operands() const {
+    return {problem, layout.forward, tiles().forward_rows, tiles().forward_columns, b};
+  }
+  HMSA_DEVICE bool makes_grid_sums() const { return tiles().makes_attention && has_grid_sums(path); }
 
-  // Factors of the path for channel c. Ends with a barrier.
-  HMSA_DEVICE_CALL void make_factors(int64_t c) const {
-    const ChainPoints<S, T> points{problem, b, c};
-    const int i = path.scale;
-    if (has_factor(chain(), path, 0)) {
-      for_each(tiles.levels[0], [&](int32_t y, int32_t x) {
-        T value = points.kept(i, y, x);
-        if (!chain().is_lower(i) && chain().unit > 0) {
-          const T attention = points.attention(chain().unit, y, x);
-          value *= i == chain().unit ? attention : T(1) - attention;
-        }
-        factor(0).at(y, x) = value;
-      });
-    }
-    for (int s = 1; s <= path.steps; ++s) {
-      if (!has_factor(chain(), path, s)) continue;
-      const int j = path.across[s - 1];
-      for_each(tiles.levels[s], [&](int32_t y, int32_t x) {
-        const T attention = points.attention(j, y, x);
-        factor(s).at(y, x) = j == i ? attention : T(1) - attention;
-      });
+  // ---- once per piece
+
+  // Tiles and tables of piece `index`. Begins with a barrier, since the last piece's may be in use, and
+  // ends with one.
+  HMSA_DEVICE_CALL void start_piece(int index) const {
+    const Chain& chain = problem.chain;
+    __syncthreads();
+    if (thread() == 0) {
+      tiles().rows =
+          piece_ranges(chain, path, Axis::kRows, tiles().full_rows, layout.piece.height, index / layout.pieces.width);
+      tiles().columns = piece_ranges(chain, path, Axis::kColumns, tiles().full_columns, layout.piece.width,
+                                     index % layout.pieces.width);
+      if (has_grid_sums(path)) {
+        const Tile grid = level(path.steps - 1);
+        tiles().forward_rows = forward_ranges(chain, path.scale, Axis::kRows, grid.rows);
+        tiles().forward_columns = forward_ranges(chain, path.scale, Axis::kColumns, grid.columns);
+      }
     }
     __syncthreads();
-  }
-
-  static HMSA_DEVICE T weight_towards(const Taps<T>& taps, int32_t i) {
-    return (taps.first == i ? T(1) - taps.weight : T(0)) + (taps.second == i ? taps.weight : T(0));
-  }
-
-  // The first half of an adjoint resize: rows of from(y, x), summed, in shared memory. Begins where all of `from` is
-  // visible to the block, and ends with a barrier.
-  template <typename From>
-  HMSA_DEVICE_CALL SharedPatch<T> sum_rows(int s, const From& from) const {
-    const Tile source = tiles.levels[s];
-    const SharedPatch<T> rows{values + layout.rows, Tile{target(s).rows, source.columns}};
-    const Taps<T>* row_taps = taps + layout.tap_rows[s];
-    const Range* row_reaches = reaches + layout.reach_rows[s];
-    for_each(rows.tile, [&](int32_t i, int32_t x) {
-      const Range reach = row_reaches[i - rows.tile.rows.lo];
-      T sum = 0;
-      for (int32_t y = reach.lo; y < reach.hi; ++y) sum += weight_towards(row_taps[y - source.rows.lo], i) * from(y, x);
-      rows.at(i, x) = sum;
-    });
-    __syncthreads();
-    return rows;
-  }
-
-  // The second half, for one element.
-  HMSA_DEVICE T sum_columns(int s, const SharedPatch<T>& rows, int32_t y, int32_t i) const {
-    const Taps<T>* column_taps = taps + layout.tap_columns[s];
-    const Range reach = reaches[layout.reach_columns[s] + (i - target(s).columns.lo)];
-    T sum = 0;
-    for (int32_t x = reach.lo; x < reach.hi; ++x) {
-      sum += weight_towards(column_taps[x - rows.tile.columns.lo], i) * rows.at(y, x);
-    }
-    return sum;
-  }
-
-  // Step s of the path, to level(s + 1); the last one reports to the attention's gradient. Ends with a barrier.
-  HMSA_DEVICE_CALL void finish_step(int s, const SharedPatch<T>& rows, int64_t c, Arrival arrival) const {
-    const ChainPoints<S, T> points{problem, b, c};
-    const int i = path.scale;
-    const SharedPatch<T> next = level(s + 1);
-    const bool last = s + 1 == path.steps;
-    const bool scaled = has_factor(chain(), path, s + 1);
-    for_each(next.tile, [&](int32_t y, int32_t x) {
-      const T value = sum_columns(s, rows, y, x);
-      if (last && arrival == Arrival::kAdd) {
-        T logit = sample(problem.logits[i], b, c, taps[layout.tap_rows[path.steps] + (y - grid().rows.lo)],
-                         taps[layout.tap_columns[path.steps] + (x - grid().columns.lo)]);
-        if (!chain().is_lower(i)) logit -= points.before(i, y, x);
-        sums().at(y, x) += value * logit;
-      } else if (last && arrival == Arrival::kSubtract) {
-        sums().at(y, x) -= value;
-      }
-      next.at(y, x) = scaled ? value * factor(s + 1).at(y, x) : value;
-    });
-    __syncthreads();
-  }
-
-  // The whole path from the output to level(path.steps).
-  template <typename From>
-  HMSA_DEVICE void walk(const From& from, int64_t c, Arrival arrival) const {
     for (int s = 0; s < path.steps; ++s) {
-      finish_step(s, s == 0 ? sum_rows(s, from) : sum_rows(s, PatchSource<T>{level(s)}), c, arrival);
+      with_step(chain, path, s, Axis::kRows, [&](const auto& map) { row_table(s).fill_taps(map); });
+      with_step(chain, path, s, Axis::kColumns, [&](const auto& map) { column_table(s).fill_taps(map); });
     }
-  }
-
-  // The last step, U^T, written to the gradient of the head. Ends with a barrier.
-  template <typename From>
-  HMSA_DEVICE void write_head(const MapView<S>& map, int64_t c, const From& from) const {
-    finish_head(map, c, sum_rows(path.steps, from));
-  }
-
-  HMSA_DEVICE_CALL void finish_head(const MapView<S>& map, int64_t c, const SharedPatch<T>& rows) const {
-    for_each(tiles.owned,
-             [&](int32_t y, int32_t x) { write(map.at(b, c, y, x), sum_columns(path.steps, rows, y, x)); });
+    if (has_grid_sums(path)) operands().fill_tables();
+    __syncthreads();
+    for (int s = 0; s < path.steps; ++s) {
+      const bool wide = path.composed && s + 1 == path.steps;
+      row_table(s).fill_reaches(wide);
+      column_table(s).fill_reaches(wide);
+    }
     __syncthreads();
   }
 
-  HMSA_DEVICE void logits_gradient(int64_t c) const {
-    const GradSource<S, T> from{problem.grad_output, b, c, factor(0), has_factor(chain(), path, 0)};
-    walk(from, c, wants_attention() ? Arrival::kAdd : Arrival::kPass);
-    const MapView<S>& map = problem.grad_logits[path.scale];
-    if (map.data == nullptr) return;
-    if (path.steps == 0) {
-      write_head(map, c, from);
-    } else {
-      write_head(map, c, PatchSource<T>{level(path.steps)});
-    }
-  }
+  // ---- once per image
 
-  HMSA_DEVICE void attention_gradient(int64_t c) const {
+  // The factors on all levels, visible to all when it ends.
+  HMSA_DEVICE_PHASE void make_factors() const {
+    const Chain& chain = problem.chain;
     const int i = path.scale;
-    const T* map = chain().class_wise ? nullptr : sums_map + b * chain().size.height * chain().size.width;
-    const SumsSource<S, T> from{ChainPoints<S, T>{problem, b, c}, i, map};
-    if (path.steps == 0) {
-      write_head(problem.grad_attention[i], c, from);
-      return;
+    const int32_t scratch = layout.scratch;
+    bool first = true;
+    const auto multiply = [&](int s, int32_t y, int32_t x, T value) {
+      T& at = values(layout.factor[s])[(y - level(s).rows.lo) * factor_row(s) + (x - level(s).columns.lo)];
+      at = first ? value : at * value;
+    };
+    for (int j = larger(chain.unit, i) + 1; j < chain.count; ++j) {
+      resized_attention<T>(problem, b, j, level(0), scratch,
+                           [&](int32_t y, int32_t x, T attention) { multiply(0, y, x, T(1) - attention); });
+      first = false;
     }
-    if (chain().is_lower(i)) walk(from, c, Arrival::kSubtract);
-    write_head(problem.grad_attention[i], c, PatchSource<T>{sums()});
+    for (int s = 0; s < path.steps; ++s) {
+      const int j = s > 0 ? path.across[s - 1] : chain.is_lower(i) ? 0 : chain.unit;
+      if (j == 0) continue;  // the largest scale has no attention, and the output of a lower one just `kept`
+      if (s > 0) first = true;
+      grid_attention<T>(problem, b, j, level(s), scratch, [&](int32_t y, int32_t x, T attention) {
+        multiply(s, y, x, j == i ? attention : T(1) - attention);
+      });
+    }
   }
 
-  HMSA_DEVICE void begin_attention(int64_t c) const {
-    make_factors(c);
-    if (wants_attention() && path.steps > 0) {
-      for_each(grid(), [&](int32_t y, int32_t x) { sums().at(y, x) = 0; });
+  // The attention's gradient on the grid before any channel: - R^T of the map, or zero. Ends with a barrier.
+  HMSA_DEVICE_PHASE void start_sums() const {
+    const Patch<T> sums = patch(layout.sums, path.steps - 1, 1);
+    if (problem.chain.is_lower(path.scale)) {
+      const RowSums<T> rows = sum_rows_of(map_lines(), Factor<T>{}, 0, Planes{1, 1});
+      __syncthreads();
+      sum_columns<1>(rows, column_table(0), Planes{1, 1},
+                     [&](int, int32_t y, int32_t x, int32_t, T value) { sums.at(0, y, x, 0) = -value; });
+    } else {
+      const Tile grid = level(path.steps - 1);
+      for_each(grid, [&](int32_t y, int32_t x) { sums.at(0, y - grid.rows.lo, x - grid.columns.lo, 0) = T(0); });
     }
+    __syncthreads();
   }
 
-  HMSA_DEVICE void run() const {
-    const bool class_wise = chain().class_wise;
-    if (!class_wise) begin_attention(0);
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      if (class_wise) begin_attention(c);
-      logits_gradient(c);
-      if (class_wise && wants_attention()) attention_gradient(c);
+  // Of this image, the map of channel sums from level 0 on.
+  HMSA_DEVICE ApartLines<T> map_lines() const {
+    const int64_t width = problem.chain.size.width;
+    const int64_t row = static_cast<int64_t>(b) * problem.chain.size.height + level(0).rows.lo;
+    return {sums_maps + row * width + level(0).columns.lo, 0, width, 1};
+  }
+  template <typename From>
+  HMSA_DEVICE_PHASE RowSums<T> sum_rows_of(const From& from, const Factor<T>& factor, int s, Planes planes) const {
+    return sum_rows(from, factor, row_table(s), level(s).columns.size(), planes, values(layout.rows));
+  }
+
+  // ---- once per group of channels
+
+  // Channels c .. c + planes.channels() - 1: the gradient of their logits, and their part of the attention's. Ends with
+  // a barrier.
+  HMSA_DEVICE_PHASE void walk(int32_t c, Planes planes, int piece) const {
+    if (makes_grid_sums()) operands().make(c, planes.channels());
+    RowSums<T> rows = sum_grad_rows(c, planes);
+    __syncthreads();
+    for (int s = 1; s < path.steps; ++s) {
+      const Patch<T> next = patch(layout.level, s, planes.inner);
+      sum_columns<kMaxPlanes>(rows, column_table(s - 1), planes,
+                              [&](int p, int32_t y, int32_t x, int32_t k, T value) { next.at(p, y, x, k) = value; });
+      __syncthreads();
+      const bool last = s + 1 == path.steps;
+      if (last && makes_grid_sums()) add_to_sums(next, planes);
+      if (last && !tiles().makes_logits) break;
+      rows = planes.inner == 1 ? sum_rows_of(next.aligned_lines(), factor(s), s, planes)
+                               : sum_rows_of(next.together_lines(), factor(s), s, planes);
+      __syncthreads();
     }
-    if (!class_wise && wants_attention()) attention_gradient(0);
+    if (tiles().makes_logits) write_head<kMaxPlanes>(problem.grad_logits[path.scale], rows, c, planes, piece);
+    __syncthreads();  // the next sums of rows go where these are, and the attention's gradient is read by other threads
+  }
+
+  HMSA_DEVICE_PHASE RowSums<T> sum_grad_rows(int32_t c, Planes planes) const {
+    const MapView<const S>& grad = problem.grad_output;
+    const S* first = grad.at(b, c, level(0).rows.lo, level(0).columns.lo);
+    if (planes.inner > 1) {
+      const TogetherLines<S> from{first, grad.row, static_cast<int32_t>(grad.column), layout.quads};
+      return sum_rows_of(from, factor(0), 0, planes);
+    }
+    if (layout.quads && !layout.together) {
+      return sum_rows_of(AlignedLines<S>{first, grad.channel, grad.row}, factor(0), 0, planes);
+    }
+    return sum_rows_of(ApartLines<S>{first, grad.channel, grad.row, grad.column}, factor(0), 0, planes);
+  }
+
+  // + value * L, or + value * (L - R P_before), channel by channel.
+  HMSA_DEVICE_PHASE void add_to_sums(const Patch<T>& value, Planes planes) const {
+    const Tile grid = level(path.steps - 1);
+    const Patch<T> sums = patch(layout.sums, path.steps - 1, 1);
+    const Stretched<T> logit = operands().logit();
+    const Stretched<T> before = operands().before();
+    const int32_t step = planes.inner == 1 ? value.plane : 1;  // from channel to channel
+    for_each(grid, [&](int32_t y, int32_t x) {
+      const int32_t row = y - grid.rows.lo;
+      const int32_t column = x - grid.columns.lo;
+      const T* from = &value.at(0, row, column, 0);
+      T sum = sums.at(0, row, column, 0);
+      for (int k = 0; k < planes.channels(); ++k) {
+        T factor = logit.at(k, y, x);
+        if (layout.forward.has_before) factor -= before.at(k, y, x);
+        sum += factor * from[k * step];
+      }
+      sums.at(0, row, column, 0) = sum;
+    });
+  }
+
+  // U^T of the sums, which are on the grid, or of the map, which is on the output, for scale 1.0.
+  HMSA_DEVICE_PHASE void attention_gradient(int piece) const {
+    const int s = path.steps - 1;
+    const Patch<T> sums = patch(layout.sums, s, 1);
+    const ApartLines<T> from = has_grid_sums(path) ? ApartLines<T>{sums.data, 0, sums.row, 1} : map_lines();
+    const RowSums<T> rows = sum_rows_of(from, Factor<T>{}, s, Planes{1, 1});
+    __syncthreads();
+    write_head<1>(problem.grad_attention[path.scale], rows, 0, Planes{1, 1}, piece);
+    __syncthreads();  // as in walk()
+  }
+
+  // The last half step, to global memory. Ends without a barrier.
+  template <int kPlanes>
+  HMSA_DEVICE_PHASE void write_head(const MapView<S>& map, const RowSums<T>& rows, int32_t c, Planes planes,
+                                    int piece) const {
+    const Tile owned = target(path.steps - 1);
+    const int pieces = layout.piece_count();
+    S* to = map.at(b, c, owned.rows.lo, owned.columns.lo);
+    sum_columns<kPlanes>(
+        rows, column_table(path.steps - 1), planes, [&](int p, int32_t y, int32_t x, int32_t k, T value) {
+          if (pieces > 1) {
+            T& total = values(layout.total)[((p + k) * owned.rows.size() + y) * owned.columns.size() + x];
+            total = piece > 0 ? total + value : value;
+            value = total;
+          }
+          if (piece + 1 == pieces) write(to + (p + k) * map.channel + y * map.row + x * map.column, value);
+        });
+  }
+
+  // All of the block's channels, on one piece.
+  HMSA_DEVICE_PHASE void run(int piece) const {
+    make_factors();
+    if (makes_grid_sums()) start_sums();
+    if (tiles().makes_logits || makes_grid_sums()) {
+      const Range channels = tiles().channels;
+      for (int32_t c = channels.lo; c < channels.hi; c += layout.planes.channels()) {
+        walk(c, planes_of(layout.together, smaller(channels.hi - c, layout.planes.channels())), piece);
+      }
+    }
+    if (tiles().makes_attention) attention_gradient(piece);
+  }
+
+  // What the block makes of which tile. With pieces, it is the gradient of one group of channels, or of the attention.
+  HMSA_DEVICE void start_block(int32_t tile, int32_t stripes, int role) const {
+    const Chain& chain = problem.chain;
+    const Extent head = chain.heads[path.scale];
+    BlockTiles& block = tiles();
+    block.full_rows = full_ranges(chain, path, Axis::kRows, part_of(head.height, layout.tile.height, tile / stripes));
+    block.full_columns =
+        full_ranges(chain, path, Axis::kColumns, part_of(head.width, layout.tile.width, tile % stripes));
+    const bool whole = layout.piece_count() == 1;
+    const auto classes = static_cast<int32_t>(problem.classes);
+    const bool for_attention = whole || role + 1 == layout.roles(classes);
+    block.channels = for_attention ? Range{0, classes} : part_of(classes, layout.planes.channels(), role);
+    block.makes_logits = problem.grad_logits[path.scale].data != nullptr && (whole || !for_attention);
+    block.makes_attention = problem.grad_attention[path.scale].data != nullptr && for_attention;
   }
 };
 
 template <typename S, typename T>
-__global__ void __launch_bounds__(kBlockThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER Path path,
-                                HMSA_PARAMETER GradientLayout layout, const T* sums_map /* [B, H, W] */,
+                                HMSA_PARAMETER GradientLayout layout, const T* sums_maps /* [B, H, W] */,
                                 int32_t stripes) {
-  HMSA_DYNAMIC_SHARED(unsigned char, memory);
-  HMSA_SHARED(PathTiles, tiles, [1]);
-  if (thread_index() == 0) {
-    const Extent head = problem.chain.heads[path.scale];
-    const Tile owned{part_of(head.height, layout.tile.height, static_cast<int32_t>(blockIdx.x / stripes)),
-                     part_of(head.width, layout.tile.width, static_cast<int32_t>(blockIdx.x % stripes))};
-    tiles[0] = path_tiles(problem.chain, path, owned);
+  const int roles = layout.roles(problem.classes);
+  if (thread() == 0) {
+    const GradientBlock<S, T> block{problem, path, layout, sums_maps, 0};
+    block.start_block(static_cast<int32_t>(blockIdx.x / roles), stripes, static_cast<int>(blockIdx.x % roles));
   }
-  __syncthreads();
-  Taps<T>* taps = reinterpret_cast<Taps<T>*>(memory);
-  T* values = reinterpret_cast<T*>(memory + layout.taps * sizeof(Taps<T>));
-  Range* reaches = reinterpret_cast<Range*>(memory + layout.taps * sizeof(Taps<T>) + layout.values * sizeof(T));
-  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    const GradientBlock<S, T> block{problem, path, layout, tiles[0], taps, reaches, values, sums_map, b};
-    if (b == blockIdx.y) {
-      block.make_tables();
-      __syncthreads();
+  for (int32_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
+    const GradientBlock<S, T> block{problem, path, layout, sums_maps, b};
+    for (int piece = 0; piece < layout.piece_count(); ++piece) {
+      if (layout.piece_count() > 1 || b == static_cast<int32_t>(blockIdx.y)) block.start_piece(piece);
+      block.run(piece);
     }
-    block.run();
   }
 }
 
-// Maps of channel sums: for every lower scale and, where it is not the largest, scale 1.0.
+// ---- host -----------------------------------------------------------------------------------------------------------
+
+// Lines of the incoming gradient can be read four elements at a time, wherever a tile begins?
 template <typename S>
-bool needs_channel_sums(const FuseScalesBackward<S>& problem, int i) {
-  const Chain& chain = problem.chain;
-  return !chain.class_wise && i > 0 && i >= chain.unit && problem.grad_attention[i].data != nullptr;
+bool has_quads(const FuseScalesBackward<S>& problem, const GradientLayout& layout) {
+  const MapView<const S>& grad = problem.grad_output;
+  if (!aligned_for_quads(grad.data) || grad.batch % kQuad != 0 || grad.row % kQuad != 0) return false;
+  if (!layout.together) {
+    return grad.column == 1 && grad.channel % kQuad == 0 && problem.chain.size.width % kQuad == 0;
+  }
+  // Tiles begin at whole quads of columns. All channels of a row are one run of memory, or whole quads of channels are.
+  if (layout.planes.inner == problem.classes && grad.column == problem.classes) {
+    return problem.chain.size.width * problem.classes % kQuad == 0;
+  }
+  return grad.column % kQuad == 0 && problem.classes % kQuad == 0 && layout.planes.inner % kQuad == 0;
 }
 
 template <typename S, typename T>
-void launch_scale(const FuseScalesBackward<S>& problem, int i, const T* sums_map, cudaStream_t stream) {
-  const Path path = make_path(problem.chain, i);
-  const Extent head = problem.chain.heads[i];
-  constexpr size_t kBudget = 96 * 1024;  // two blocks on a multiprocessor of compute capability 8.0 and 9.0
-  Extent tile{16, 32};
-  GradientLayout layout = make_layout(problem.chain, path, tile);
-  while (layout.bytes<T>() > kBudget && tile.height * tile.width > 1) {
-    (tile.height * 2 > tile.width ? tile.height : tile.width) /= 2;
-    layout = make_layout(problem.chain, path, tile);
+void launch_scale(const FuseScalesBackward<S>& problem, int i, const T* sums_maps, cudaStream_t stream) {
+  const Chain& chain = problem.chain;
+  const Path path = make_path(chain, i);
+  const bool together = channels_together(problem.grad_output, problem.classes);
+  GradientLayout layout = choose_layout<T>(chain, path, problem.batch, problem.classes, together, sizeof(S));
+  layout.quads = has_quads(problem, layout);
+  const Extent head = chain.heads[i];
+  const int32_t stripes = divide_up(head.width, layout.tile.width);
+  const int32_t bands = divide_up(head.height, layout.tile.height);
+  const int64_t tiles = static_cast<int64_t>(stripes) * bands * layout.roles(problem.classes);
+  const dim3 grid(static_cast<unsigned>(tiles), image_blocks(tiles, problem.batch));
+  HMSA_LAUNCH((fuse_scales_backward_kernel<S, T>), grid, dim3(kThreads), layout.bytes, stream, problem, path, layout,
+              sums_maps, stripes);
+}
+
+template <typename S>
+bool wants_sums_map(const FuseScalesBackward<S>& problem, int i) {
+  return i > 0 && i >= problem.chain.unit && problem.grad_attention[i].data != nullptr;
+}
+
+template <typename S>
+void launch_shared_attention(const FuseScalesBackward<S>& problem, arithmetic_t<S>* workspace, cudaStream_t stream) {
+  const int64_t pixels = problem.batch * problem.chain.size.height * problem.chain.size.width;
+  ChannelSums<arithmetic_t<S>> sums{};
+  for (int i = 0; i < problem.chain.count; ++i) {
+    if (!wants_sums_map(problem, i)) continue;
+    sums.maps[i] = workspace;
+    workspace += pixels;
+    sums.last = i;
   }
-  const auto images = static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535);
-  if (layout.bytes<T>() > kBudget) {
-    launch_element_gradients(problem, i, stream);
-    return;
+  if (sums.last > 0) launch_channel_sums(problem, sums, stream);
+  for (int i = 0; i < problem.chain.count; ++i) {
+    if (problem.grad_logits[i].data == nullptr && problem.grad_attention[i].data == nullptr) continue;
+    launch_scale(problem, i, sums.maps[i], stream);
   }
-  const int32_t stripes = (head.width + tile.width - 1) / tile.width;
-  const int32_t bands = (head.height + tile.height - 1) / tile.height;
-  const dim3 grid(static_cast<unsigned>(stripes) * bands, images);
-  HMSA_LAUNCH((fuse_scales_backward_kernel<S, T>), grid, dim3(kBlockColumns, kBlockRows), layout.bytes<T>(), stream,
-              problem, path, layout, sums_map, stripes);
+}
+
+template <typename V>
+void move_to_channel(MapView<V>& view, int64_t c) {
+  if (view.data != nullptr) view.data += c * view.channel;
+}
+
+// The chain of class c on its own.
+template <typename S>
+FuseScalesBackward<S> problem_of_class(FuseScalesBackward<S> problem, int64_t c) {
+  problem.chain.class_wise = false;
+  problem.classes = 1;
+  move_to_channel(problem.grad_output, c);
+  for (int i = 0; i < problem.chain.count; ++i) {
+    move_to_channel(problem.logits[i], c);
+    move_to_channel(problem.attention[i], c);
+    move_to_channel(problem.grad_logits[i], c);
+    move_to_channel(problem.grad_attention[i], c);
+  }
+  return problem;
 }
 
 }  // namespace
@@ -425,24 +358,19 @@ void launch_scale(const FuseScalesBackward<S>& problem, int i, const T* sums_map
 template <typename S>
 int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem) {
   int64_t maps = 0;
-  for (int i = 0; i < problem.chain.count; ++i) maps += needs_channel_sums(problem, i) ? 1 : 0;
+  for (int i = 0; i < problem.chain.count; ++i) maps += wants_sums_map(problem, i) ? 1 : 0;
   return maps * problem.batch * problem.chain.size.height * problem.chain.size.width;
 }
 
 template <typename S>
 void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream_handle) {
-  using T = arithmetic_t<S>;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const Extent size = problem.chain.size;
-  T* sums_map = static_cast<T*>(workspace);
-  for (int i = 0; i < problem.chain.count; ++i) {
-    const bool sums = needs_channel_sums(problem, i);
-    if (sums) launch_channel_sums(problem, i, sums_map, stream);
-    if (problem.grad_logits[i].data != nullptr || problem.grad_attention[i].data != nullptr) {
-      launch_scale(problem, i, sums_map, stream);
-    }
-    if (sums) sums_map += problem.batch * size.height * size.width;
+  const auto maps = static_cast<arithmetic_t<S>*>(workspace);
+  if (!problem.chain.class_wise) {
+    launch_shared_attention(problem, maps, stream);
+    return;
   }
+  for (int64_t c = 0; c < problem.classes; ++c) launch_shared_attention(problem_of_class(problem, c), maps, stream);
 }
 
 template int64_t fuse_scales_backward_workspace(const FuseScalesBackward<float>&);

@@ -5,6 +5,8 @@
 // translation unit could be merged by the linker into the copy built for a newer processor.
 #include "ops/cpu/simd/rows.h"
 
+#include <cstring>
+
 #include "core/blend.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -280,6 +282,46 @@ void blend_lower(T* to, const T* attention, RowPair<T> product, RowPair<T> befor
   for (int64_t x = 0; x < n; ++x) to[x] = hmsa::blend_lower(attention[x], at(product, x), at(before, x));
 }
 
+#if defined(__AVX2__)
+__m256 at(const RowPair<float>& pair, int64_t x, __m256 near, __m256 far) {
+  return _mm256_fmadd_ps(near, _mm256_loadu_ps(pair.a + x), _mm256_mul_ps(far, _mm256_loadu_ps(pair.b + x)));
+}
+
+void blend_last(float* to, const float* attention, RowPair<float> product, RowPair<float> before, int64_t n) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const __m256 product_near = _mm256_set1_ps(1.0f - product.weight), product_far = _mm256_set1_ps(product.weight);
+  const __m256 before_near = _mm256_set1_ps(1.0f - before.weight), before_far = _mm256_set1_ps(before.weight);
+  const auto blend = [&](int64_t x) {
+    return _mm256_fmadd_ps(_mm256_sub_ps(one, _mm256_loadu_ps(attention + x)), at(before, x, before_near, before_far),
+                           at(product, x, product_near, product_far));
+  };
+  const auto write_some = [&](int64_t x, int64_t count) {
+    float some[8];
+    _mm256_storeu_ps(some, blend(x));
+    std::memcpy(to + x, some, static_cast<size_t>(count) * sizeof(float));
+  };
+  // Streams are written in whole aligned vectors.
+  const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % 32 / sizeof(float));
+  int64_t x = misaligned == 0 ? 0 : 8 - misaligned;
+  if (x > n) x = n;
+  if (x > 0) write_some(0, x);
+  for (; x + 8 <= n; x += 8) _mm256_stream_ps(to + x, blend(x));
+  if (x < n) write_some(x, n - x);
+}
+
+void end_streams() { _mm_sfence(); }
+#else
+void blend_last(float* to, const float* attention, RowPair<float> product, RowPair<float> before, int64_t n) {
+  blend_lower(to, attention, product, before, n);
+}
+
+void end_streams() {}
+#endif
+
+void blend_last(double* to, const double* attention, RowPair<double> product, RowPair<double> before, int64_t n) {
+  blend_lower(to, attention, product, before, n);
+}
+
 template <typename T>
 void lower_backward(T* to, T* sum, const T* grad, const T* attention, RowPair<T> before, int64_t n) {
 #pragma GCC ivdep
@@ -517,6 +559,7 @@ constexpr RowOps<T> table() {
   ops.lerp_multiply = lerp_multiply<T>;
   ops.blend_upper = blend_upper<T>;
   ops.blend_lower = blend_lower<T>;
+  ops.blend_last = blend_last;
   ops.lower_backward = lower_backward<T>;
   ops.upper_backward = upper_backward<T>;
   ops.lerp_multiply_add = lerp_multiply_add<T>;
@@ -526,6 +569,7 @@ constexpr RowOps<T> table() {
   ops.store_half = store<Half, T>;
   ops.load_bfloat16 = load<BFloat16, T>;
   ops.store_bfloat16 = store<BFloat16, T>;
+  ops.end_streams = end_streams;
   ops.split_pixels = split_pixels<T>;
   ops.join_pixels = join_pixels<T>;
   return ops;

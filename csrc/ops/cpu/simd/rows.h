@@ -80,6 +80,11 @@ struct RowOps {
   // to = product + (1 - attention) * before
   void (*blend_lower)(T* to, const T* attention, RowPair<T> product, RowPair<T> before, int64_t n);
 
+  // blend_lower that writes past the caches, which saves reading what is overwritten: for results larger than the caches.
+  // Other threads see what was written after end_streams(). All rows but `to` are followed by kRowSlack elements.
+  void (*blend_last)(T* to, const T* attention, RowPair<T> product, RowPair<T> before, int64_t n);
+  void (*end_streams)();
+
   // ---- and backward: `to` may be grad -------------------------------------------------------------------------------
 
   // sum += grad * before;  to = (1 - attention) * grad
