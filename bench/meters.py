@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import resource
 import weakref
 from collections.abc import Callable
@@ -92,6 +93,21 @@ def release_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def touch_free_memory(size: int) -> None:
+    """Takes so many bytes from the system, writes to each page and gives them back.
+
+    A virtual machine may have handed its host what has been free for a second or two: then the next one who asks for
+    memory pays for the host's work, many times what a page costs otherwise, and who that is depends on who ran before.
+    """
+    memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    view = ctypes.c_char.from_buffer(memory)
+    ctypes.memset(ctypes.addressof(view), 1, len(memory))
+    del view
+    memory.close()
 
 
 def available_memory() -> int:

@@ -3,8 +3,8 @@
 Reads requests as lines of JSON from stdin and answers each with a line on stdout: see :mod:`bench.crew`.
 
 *Cold* is the allocator as it comes: glibc gives every large block back to the system, so that each result is mapped
-anew and its pages are faulted in. *Warm* is the same with glibc told to keep what is freed, as allocators such as
-jemalloc do: the pages are there. Each competitor has a process of its own for each, so that none inherits another's
+anew and its pages are faulted in (pages that the machine has: see :func:`bench.meters.touch_free_memory`). *Warm* is
+the same with glibc told to keep what is freed, as allocators such as jemalloc do: the pages are there. Each competitor has a process of its own for each, so that none inherits another's
 memory; all are told the same.
 """
 
@@ -71,6 +71,7 @@ class Work:
             self.fuse = competitors.build(self.name)
             self.run = competitors.runner(self.fuse, self.case, direction, *self.inputs)
         self.run()
+        self.needed = meters.peak_memory(self.run) or 0 if self.device == "cpu" else 0
         if self.memory == "warm" and self.device == "cpu":
             self._stock_heap()
         return {}
@@ -82,7 +83,7 @@ class Work:
         block that gets this bit makes the hole too short for the next. A call that needs very much is left to find
         what its own warm-up rounds leave: every process holds its heap, and all have to fit.
         """
-        needed = meters.peak_memory(self.run) or 0
+        needed = self.needed
         stock = min(8 * needed, needed + LARGEST_STOCK)
         meters.release_free_memory()
         if needed > 2 * LARGEST_STOCK or stock > meters.available_memory() // 4:
@@ -107,6 +108,8 @@ class Work:
             end.record()
             torch.cuda.synchronize()
             return {"seconds": begin.elapsed_time(end) / 1e3 / calls, "cpu_seconds": None, "faults": None}
+        if self.memory == "cold":
+            meters.touch_free_memory(min(self.needed, meters.available_memory() // 2))
         time.sleep(0.005)  # by then the threads of the worker before this one have stopped spinning
         begin = time.perf_counter(), time.process_time(), meters.minor_faults()
         for _ in range(calls):

@@ -22,7 +22,7 @@
 #include "core/check.h"
 #include "ops/cuda/fuse_scales_backward.cu"
 #include "ops/cuda/fuse_scales_forward.cu"
-#include "ops/cuda/fuse_scales_points.cu"
+#include "ops/cuda/fuse_scales_channel_sums.cu"
 
 namespace {
 

@@ -176,22 +176,30 @@ def _resize_flops(source: Sequence[int], target: Sequence[int]) -> int:
     return 3 * (source[0] * target[1] + target[0] * target[1])
 
 
+def _composed_flops(source: Sequence[int], target: Sequence[int]) -> int:
+    """Two resizes in one step: up to four products and three sums for each element made."""
+    return 7 * (source[0] * target[1] + target[0] * target[1])
+
+
 def _chain_flops(logits_shapes, attention_shapes, scales, size) -> int:
     batch, classes = logits_shapes[0][:2]
     pixels = size[0] * size[1]
     grids = [reference.grid_size(size, scale) for scale in scales]
-    total = sum(classes * _resize_flops(shape[2:], grid) for shape, grid in zip(logits_shapes, grids, strict=True))
+    after = grids[1] if scales[0] > 1.0 and len(scales) > 1 else tuple(size)
+    if tuple(grids[0]) != tuple(after):  # no attention lies between the two resizes of the largest scale
+        total = classes * _composed_flops(logits_shapes[0][2:], after)
+    else:
+        total = classes * _resize_flops(logits_shapes[0][2:], grids[0])
+    total += sum(classes * _resize_flops(z[2:], grid) for z, grid in zip(logits_shapes[1:], grids[1:], strict=True))
     for i, scale in enumerate(scales[1:], start=1):
         channels, grid = attention_shapes[i - 1][1], grids[i]
         cells = grid[0] * grid[1]
         total += channels * _resize_flops(attention_shapes[i - 1][2:], grid)
         if scale >= 1.0:
-            total += classes * (_resize_flops(grids[i - 1], grid) + 4 * cells)
+            total += classes * ((_resize_flops(grids[i - 1], grid) if i > 1 else 0) + 4 * cells)
         else:
             total += channels * _resize_flops(grid, size)
             total += classes * (cells + _resize_flops(grid, size) + 3 * pixels)
-    if len(scales) == 1:
-        total += classes * _resize_flops(grids[0], size)
     return batch * total
 
 

@@ -17,7 +17,7 @@ namespace hmsa {
 namespace cuda {
 namespace backward {
 
-constexpr int kMaxPlanes = 4;    // channels apart that a thread sums columns of: they share the weights
+constexpr int kMaxPlanes = 8;    // channels apart at a time
 constexpr int kMinTogether = 4;  // fewer channels together are taken one by one
 
 struct Planes {
@@ -267,16 +267,20 @@ HMSA_DEVICE_PHASE RowSums<T> sum_rows(const From& from, const Factor<T>& factor,
 // ---- columns --------------------------------------------------------------------------------------------------------
 
 // Calls use(plane, row, column, channel of the plane, value) for every element of the target; rows and columns count
-// from the tile's first. Needs the sums of the rows; ends without a barrier. There are at most kPlanes planes.
+// from the tile's first. Needs the sums of the rows; ends without a barrier. A thread takes kPlanes planes at a time: they
+// share the weights.
 template <int kPlanes, typename T, typename Use>
 HMSA_DEVICE_PHASE void sum_columns(const RowSums<T>& from, const AxisTable<T>& table, Planes planes, const Use& use) {
   const int32_t length = table.inputs.size() * planes.inner;
   const int32_t plane_step = from.rows * from.pitch;
-  for (int32_t i = warp(); i < from.rows; i += kWarps) {
+  const int32_t groups = divide_up(planes.count, kPlanes);
+  for (int32_t item = warp(); item < from.rows * groups; item += kWarps) {
+    const int32_t first = item / from.rows * kPlanes;
+    const int32_t i = item - item / from.rows * from.rows;
     for (int32_t e = lane(); e < length; e += kLanes) {
       const int32_t x = planes.inner == 1 ? e : e / planes.inner;
       const int32_t c = e - x * planes.inner;
-      const T* line = from.row(0, i) + c;
+      const T* line = from.row(first, i) + c;
       const Reach reach = table.reaches[x];
       T sum[kPlanes] = {};
       for (int32_t o = reach.at[0]; o < reach.at[3]; ++o) {
@@ -284,12 +288,12 @@ HMSA_DEVICE_PHASE void sum_columns(const RowSums<T>& from, const AxisTable<T>& t
         if (weight == T(0)) continue;
         HMSA_UNROLL
         for (int p = 0; p < kPlanes; ++p) {
-          if (p < planes.count) sum[p] += weight * line[p * plane_step + o * planes.inner];
+          if (first + p < planes.count) sum[p] += weight * line[p * plane_step + o * planes.inner];
         }
       }
       HMSA_UNROLL
       for (int p = 0; p < kPlanes; ++p) {
-        if (p < planes.count) use(p, i, x, c, sum[p]);
+        if (first + p < planes.count) use(first + p, i, x, c, sum[p]);
       }
     }
   }

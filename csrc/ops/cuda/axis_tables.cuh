@@ -157,6 +157,11 @@ struct AxisTable {
   Range outputs;
   Range inputs;
 
+  // The same for some of the inputs, counted from the first.
+  HMSA_DEVICE AxisTable part(Range some) const {
+    return {taps, reaches + some.lo, outputs, Range{inputs.lo + some.lo, inputs.lo + some.hi}};
+  }
+
   // First entry whose tap begins at `first` or behind.
   HMSA_DEVICE int32_t lower_bound(int32_t first) const {
     int32_t lo = 0;

@@ -230,7 +230,7 @@ struct ForwardOperands {
   }
 
   // Seldom reached: there are two scales above the one whose attention gets a gradient.
-  HMSA_DEVICE_CALL void make_from_patches(int32_t c, int channels) const {
+  HMSA_DEVICE_PHASE void make_from_patches(int32_t c, int channels) const {
     for (int j = first_patch(problem.chain); j < layout.target; ++j) {
       make_patch(j, c, channels);
       __syncthreads();  // the next level, or the stretched map, is made from this one

@@ -64,6 +64,7 @@ struct GradientBlock {
     const Chain& chain = problem.chain;
     __syncthreads();
     if (thread() == 0) {
+      tiles().piece = index;
       tiles().rows =
           piece_ranges(chain, path, Axis::kRows, tiles().full_rows, layout.piece.height, index / layout.pieces.width);
       tiles().columns = piece_ranges(chain, path, Axis::kColumns, tiles().full_columns, layout.piece.width,
@@ -120,7 +121,7 @@ struct GradientBlock {
   HMSA_DEVICE_PHASE void start_sums() const {
     const Patch<T> sums = patch(layout.sums, path.steps - 1, 1);
     if (problem.chain.is_lower(path.scale)) {
-      const RowSums<T> rows = sum_rows_of(map_lines(), Factor<T>{}, 0, Planes{1, 1});
+      const RowSums<T> rows = sum_rows_of(map_lines(), Factor<T>{}, 0, Planes{1, 1}, all_rows(0));
       __syncthreads();
       sum_columns<1>(rows, column_table(0), Planes{1, 1},
                      [&](int, int32_t y, int32_t x, int32_t, T value) { sums.at(0, y, x, 0) = -value; });
@@ -131,6 +132,7 @@ struct GradientBlock {
     __syncthreads();
   }
 
+  HMSA_DEVICE Range all_rows(int s) const { return Range{0, target(s).rows.size()}; }
   // Of this image, the map of channel sums from level 0 on.
   HMSA_DEVICE ApartLines<T> map_lines() const {
     const int64_t width = problem.chain.size.width;
@@ -138,45 +140,65 @@ struct GradientBlock {
     return {sums_maps + row * width + level(0).columns.lo, 0, width, 1};
   }
   template <typename From>
-  HMSA_DEVICE_PHASE RowSums<T> sum_rows_of(const From& from, const Factor<T>& factor, int s, Planes planes) const {
-    return sum_rows(from, factor, row_table(s), level(s).columns.size(), planes, values(layout.rows));
+  HMSA_DEVICE_PHASE RowSums<T> sum_rows_of(const From& from, const Factor<T>& factor, int s, Planes planes,
+                                           Range rows) const {
+    return sum_rows(from, factor, row_table(s).part(rows), level(s).columns.size(), planes, values(layout.rows));
   }
 
   // ---- once per group of channels
 
   // Channels c .. c + planes.channels() - 1: the gradient of their logits, and their part of the attention's. Ends with
   // a barrier.
-  HMSA_DEVICE_PHASE void walk(int32_t c, Planes planes, int piece) const {
+  HMSA_DEVICE_PHASE void walk(int32_t c, Planes planes) const {
     if (makes_grid_sums()) operands().make(c, planes.channels());
-    RowSums<T> rows = sum_grad_rows(c, planes);
-    __syncthreads();
-    for (int s = 1; s < path.steps; ++s) {
-      const Patch<T> next = patch(layout.level, s, planes.inner);
-      sum_columns<kMaxPlanes>(rows, column_table(s - 1), planes,
-                              [&](int p, int32_t y, int32_t x, int32_t k, T value) { next.at(p, y, x, k) = value; });
-      __syncthreads();
+    for (int s = 0; s < path.steps; ++s) {
       const bool last = s + 1 == path.steps;
-      if (last && makes_grid_sums()) add_to_sums(next, planes);
-      if (last && !tiles().makes_logits) break;
-      rows = planes.inner == 1 ? sum_rows_of(next.aligned_lines(), factor(s), s, planes)
-                               : sum_rows_of(next.together_lines(), factor(s), s, planes);
-      __syncthreads();
+      if (last && makes_grid_sums()) add_to_sums(patch(layout.level, s, planes.inner), planes);
+      if (last && !tiles().makes_logits) {
+        __syncthreads();  // before other threads read the sums, and L is made of other channels
+        return;
+      }
+      // Level 1 is made in bands of rows. Later levels are made of the whole of the last one, in whose place they go.
+      const int32_t targets = target(s).rows.size();
+      const int32_t band = s == 0 && !last && planes.channels() > 1 ? layout.band : targets;
+      for (int32_t lo = 0; lo < targets; lo += band) {
+        const Range rows{lo, smaller(lo + band, targets)};
+        const RowSums<T> sums = s == 0 ? sum_grad_rows(c, planes, rows) : sum_level_rows(s, planes, rows);
+        __syncthreads();
+        if (last) {
+          write_head<4>(problem.grad_logits[path.scale], sums, c, planes);
+        } else {
+          make_level(s + 1, sums, lo, planes);
+        }
+        __syncthreads();  // the level can be read, and the next sums of rows go where these are
+      }
     }
-    if (tiles().makes_logits) write_head<kMaxPlanes>(problem.grad_logits[path.scale], rows, c, planes, piece);
-    __syncthreads();  // the next sums of rows go where these are, and the attention's gradient is read by other threads
   }
 
-  HMSA_DEVICE_PHASE RowSums<T> sum_grad_rows(int32_t c, Planes planes) const {
+  HMSA_DEVICE_PHASE RowSums<T> sum_grad_rows(int32_t c, Planes planes, Range rows) const {
     const MapView<const S>& grad = problem.grad_output;
     const S* first = grad.at(b, c, level(0).rows.lo, level(0).columns.lo);
     if (planes.inner > 1) {
       const TogetherLines<S> from{first, grad.row, static_cast<int32_t>(grad.column), layout.quads};
-      return sum_rows_of(from, factor(0), 0, planes);
+      return sum_rows_of(from, factor(0), 0, planes, rows);
     }
     if (layout.quads && !layout.together) {
-      return sum_rows_of(AlignedLines<S>{first, grad.channel, grad.row}, factor(0), 0, planes);
+      return sum_rows_of(AlignedLines<S>{first, grad.channel, grad.row}, factor(0), 0, planes, rows);
     }
-    return sum_rows_of(ApartLines<S>{first, grad.channel, grad.row, grad.column}, factor(0), 0, planes);
+    return sum_rows_of(ApartLines<S>{first, grad.channel, grad.row, grad.column}, factor(0), 0, planes, rows);
+  }
+
+  HMSA_DEVICE_PHASE RowSums<T> sum_level_rows(int s, Planes planes, Range rows) const {
+    const Patch<T> from = patch(layout.level, s, planes.inner);
+    return planes.inner == 1 ? sum_rows_of(from.aligned_lines(), factor(s), s, planes, rows)
+                             : sum_rows_of(from.together_lines(), factor(s), s, planes, rows);
+  }
+
+  // Columns of sums that are rows `first` and following of level s.
+  HMSA_DEVICE_PHASE void make_level(int s, const RowSums<T>& sums, int32_t first, Planes planes) const {
+    const Patch<T> to = patch(layout.level, s, planes.inner);
+    sum_columns<4>(sums, column_table(s - 1), planes,
+                   [&](int p, int32_t y, int32_t x, int32_t k, T value) { to.at(p, first + y, x, k) = value; });
   }
 
   // + value * L, or + value * (L - R P_before), channel by channel.
@@ -201,22 +223,22 @@ struct GradientBlock {
   }
 
   // U^T of the sums, which are on the grid, or of the map, which is on the output, for scale 1.0.
-  HMSA_DEVICE_PHASE void attention_gradient(int piece) const {
+  HMSA_DEVICE_PHASE void attention_gradient() const {
     const int s = path.steps - 1;
     const Patch<T> sums = patch(layout.sums, s, 1);
     const ApartLines<T> from = has_grid_sums(path) ? ApartLines<T>{sums.data, 0, sums.row, 1} : map_lines();
-    const RowSums<T> rows = sum_rows_of(from, Factor<T>{}, s, Planes{1, 1});
+    const RowSums<T> rows = sum_rows_of(from, Factor<T>{}, s, Planes{1, 1}, all_rows(s));
     __syncthreads();
-    write_head<1>(problem.grad_attention[path.scale], rows, 0, Planes{1, 1}, piece);
-    __syncthreads();  // as in walk()
+    write_head<1>(problem.grad_attention[path.scale], rows, 0, Planes{1, 1});
+    __syncthreads();  // the next sums of rows go where these are
   }
 
   // The last half step, to global memory. Ends without a barrier.
   template <int kPlanes>
-  HMSA_DEVICE_PHASE void write_head(const MapView<S>& map, const RowSums<T>& rows, int32_t c, Planes planes,
-                                    int piece) const {
+  HMSA_DEVICE_PHASE void write_head(const MapView<S>& map, const RowSums<T>& rows, int32_t c, Planes planes) const {
     const Tile owned = target(path.steps - 1);
     const int pieces = layout.piece_count();
+    const int piece = tiles().piece;
     S* to = map.at(b, c, owned.rows.lo, owned.columns.lo);
     sum_columns<kPlanes>(
         rows, column_table(path.steps - 1), planes, [&](int p, int32_t y, int32_t x, int32_t k, T value) {
@@ -229,17 +251,17 @@ struct GradientBlock {
         });
   }
 
-  // All of the block's channels, on one piece.
-  HMSA_DEVICE_PHASE void run(int piece) const {
+  // All of the block's channels, on the piece at hand.
+  HMSA_DEVICE_PHASE void run() const {
     make_factors();
     if (makes_grid_sums()) start_sums();
     if (tiles().makes_logits || makes_grid_sums()) {
       const Range channels = tiles().channels;
       for (int32_t c = channels.lo; c < channels.hi; c += layout.planes.channels()) {
-        walk(c, planes_of(layout.together, smaller(channels.hi - c, layout.planes.channels())), piece);
+        walk(c, planes_of(layout.together, smaller(channels.hi - c, layout.planes.channels())));
       }
     }
-    if (tiles().makes_attention) attention_gradient(piece);
+    if (tiles().makes_attention) attention_gradient();
   }
 
   // What the block makes of which tile. With pieces, it is the gradient of one group of channels, or of the attention.
@@ -273,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     const GradientBlock<S, T> block{problem, path, layout, sums_maps, b};
     for (int piece = 0; piece < layout.piece_count(); ++piece) {
       if (layout.piece_count() > 1 || b == static_cast<int32_t>(blockIdx.y)) block.start_piece(piece);
-      block.run(piece);
+      block.run();
     }
   }
 }

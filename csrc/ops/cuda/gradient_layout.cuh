@@ -22,6 +22,7 @@ struct BlockTiles {
   PathRanges full_columns;
   PathRanges rows;  // and what the piece at hand contributes to
   PathRanges columns;
+  int32_t piece;
   ForwardRanges forward_rows;
   ForwardRanges forward_columns;
   Range channels;     // that the block goes through
@@ -34,6 +35,7 @@ struct GradientLayout {
   Extent piece;   // of the output
   Extent pieces;  // at most
   Planes planes;  // channels at a time
+  int32_t band;   // rows of level 1 that are made at a time, where there is one behind the output
   bool together;  // channels of the incoming gradient are neighbours
   bool quads;     // its lines can be read four elements at a time
   int32_t bytes;
@@ -66,8 +68,9 @@ inline Planes rest_of(Planes planes) { return planes_of(false, smaller(planes.ch
 
 template <typename T>
 GradientLayout make_layout(const Chain& chain, const Path& path, const PathSizes& rows, const PathSizes& columns,
-                           Extent piece, Planes planes) {
+                           Extent piece, Planes planes, int32_t band) {
   GradientLayout layout{};
+  layout.band = band;
   layout.tile = Extent{rows.tile, columns.tile};
   layout.piece = piece;
   layout.pieces = Extent{rows.pieces, columns.pieces};
@@ -90,12 +93,14 @@ GradientLayout make_layout(const Chain& chain, const Path& path, const PathSizes
       scratch = std::max<int64_t>(scratch, attention_scratch_bytes<T>(from, Extent{0, 0}));
     }
     const auto include = [&](Planes planes) {
-      row_sums = std::max<int64_t>(row_sums, planes.count * to.height * round_up(from.width * planes.inner, kQuad));
+      const int32_t height = s == 0 && !last && planes.channels() > 1 ? smaller(band, to.height) : to.height;
+      row_sums = std::max<int64_t>(row_sums, planes.count * height * round_up(from.width * planes.inner, kQuad));
       if (last) return;
       levels = std::max<int64_t>(levels, planes.count * to.height * Patch<T>::row_of(to.width, planes.inner));
     };
     include(planes);
     include(rest_of(planes));
+    include(Planes{1, 1});  // the map of channel sums, not in bands
   }
   // R A of the scales behind this one.
   const Extent output{rows.levels[0], columns.levels[0]};
@@ -130,32 +135,43 @@ inline int32_t chunk_of(int64_t channels, int32_t most) {
   return smaller(most, round_up(static_cast<int32_t>((channels + chunks - 1) / chunks), kQuad));
 }
 
-// Predicted time, in arbitrary units: reads of the incoming gradient, rims of tiles included.
-inline double cost_of(const GradientLayout& layout, const PathSizes& rows, const PathSizes& columns, Extent head,
-                      int64_t batch, int64_t classes, int element_bytes, int64_t wanted) {
-  const int64_t bands = divide_up(head.height, layout.tile.height);
-  const int64_t stripes = divide_up(head.width, layout.tile.width);
-  double cost = static_cast<double>(bands * stripes) * rows.levels[0] * columns.levels[0];
+// Predicted time, in arbitrary units: reads of the incoming gradient, rims of tiles included, by enough blocks ...
+inline double cost_of_tiles(const PathSizes& rows, const PathSizes& columns, Extent head, int64_t batch,
+                            int64_t wanted) {
+  const double tiles = static_cast<double>(divide_up(head.height, rows.tile)) * divide_up(head.width, columns.tile);
+  return tiles * rows.levels[0] * columns.levels[0] * std::max(1.0, wanted / (tiles * batch));
+}
+// ... times what depends on the rest of the layout, at least 1. The shares are estimates.
+inline double cost_of_groups(const GradientLayout& layout, const Path& path, const PathSizes& rows,
+                             const PathSizes& columns, int64_t classes, int element_bytes) {
   // Barriers, and the work that a group of channels shares.
-  cost *= 1.0 + 0.1 / layout.planes.channels();
+  double cost = 1.0 + 0.1 / layout.planes.channels();
+  // While rows are summed: threads without work, and rows read twice where threads share a column (see sum_rows).
+  const int32_t busy = larger(1, layout.planes.count * divide_up(columns.levels[0] * layout.planes.inner, kQuad));
+  const int32_t targets = path.steps > 1 ? rows.levels[1] : rows.tile;
+  const int32_t segments = larger(1, smaller(kThreads / busy, targets / 2));
+  cost *= 1.2 - 0.2 * busy * segments / round_up(busy * segments, kThreads);
+  cost *= 1.0 + 0.3 * (segments - 1) / larger(1, targets);
   // A chunk of channels begins and ends in the middle of a sector of 32 bytes.
   if (layout.together && layout.planes.inner < classes) cost *= 1.0 + 24.0 / (layout.planes.inner * element_bytes);
-  const double blocks = static_cast<double>(bands * stripes * batch);
-  return blocks < wanted ? cost * wanted / blocks : cost;
+  // Rows that two bands share are read twice, the second time from a cache.
+  return path.steps > 1 ? cost * (1.0 + 0.3 / layout.band) : cost;
 }
 
 // The cheapest division that fits the budget.
 template <typename T>
 GradientLayout choose_layout(const Chain& chain, const Path& path, int64_t batch, int64_t classes, bool together,
                              int element_bytes) {
-  constexpr int32_t kHeights[] = {16, 12, 8, 6, 4, 3, 2, 1};
-  constexpr int32_t kWidths[] = {64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1};
-  constexpr int kGroups[] = {32, 16, 8, 4, 2, 1};
   constexpr int32_t kWhole = 1 << 28;
+  constexpr int32_t kHeights[] = {16, 12, 8, 6, 4, 2, 1};
+  constexpr int32_t kWidths[] = {64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1};
+  constexpr int32_t kBands[] = {kWhole, 8, 4};
+  constexpr int kGroups[] = {32, 16, 8, 4, 2, 1};
   const Extent head = chain.heads[path.scale];
   const auto planes_for = [&](int group) {
-    const int apart = static_cast<int>(std::min<int64_t>(std::min(group, kMaxPlanes), classes));
-    return planes_of(together, together ? chunk_of(classes, group) : apart);
+    if (together) return planes_of(true, chunk_of(classes, group));
+    const int64_t groups = (classes + group - 1) / group;
+    return planes_of(false, static_cast<int>((classes + groups - 1) / groups));
   };
 
   const int64_t wanted = wanted_blocks();
@@ -166,15 +182,22 @@ GradientLayout choose_layout(const Chain& chain, const Path& path, int64_t batch
     const PathSizes rows = path_sizes(chain, path, Axis::kRows, smaller(height, head.height), kWhole);
     for (const int32_t width : kWidths) {
       const PathSizes columns = path_sizes(chain, path, Axis::kColumns, smaller(width, head.width), kWhole);
-      for (const int group : kGroups) {
-        GradientLayout layout = make_layout<T>(chain, path, rows, columns, Extent{kWhole, kWhole}, planes_for(group));
-        if (layout.bytes > budget) continue;
-        layout.together = together;
-        const double cost = cost_of(layout, rows, columns, head, batch, classes, element_bytes, wanted);
-        if (lowest == 0 || cost < lowest) {
-          lowest = cost;
-          best = layout;
+      const double reads = cost_of_tiles(rows, columns, head, batch, wanted);
+      if (lowest > 0 && reads >= lowest) continue;
+      for (const int32_t band : kBands) {
+        for (const int group : kGroups) {
+          if (!together && group > kMaxPlanes) continue;
+          GradientLayout layout =
+              make_layout<T>(chain, path, rows, columns, Extent{kWhole, kWhole}, planes_for(group), band);
+          if (layout.bytes > budget) continue;
+          layout.together = together;
+          const double cost = reads * cost_of_groups(layout, path, rows, columns, classes, element_bytes);
+          if (lowest == 0 || cost < lowest) {
+            lowest = cost;
+            best = layout;
+          }
         }
+        if (path.steps == 1) break;
       }
     }
   }
@@ -185,7 +208,7 @@ GradientLayout choose_layout(const Chain& chain, const Path& path, int64_t batch
     const Extent piece{side, larger(side, kQuad)};
     const PathSizes rows = path_sizes(chain, path, Axis::kRows, 1, piece.height);
     const PathSizes columns = path_sizes(chain, path, Axis::kColumns, 1, piece.width);
-    best = make_layout<T>(chain, path, rows, columns, piece, planes_for(side > 8 ? kMaxPlanes : 1));
+    best = make_layout<T>(chain, path, rows, columns, piece, planes_for(side > 8 ? 4 : 1), kWhole);
     best.together = together;
     if (best.bytes <= budget || side == 1) return best;
   }

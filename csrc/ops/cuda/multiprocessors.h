@@ -16,8 +16,8 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Blocks that keep the GPU busy: two for each multiprocessor.
-inline int64_t wanted_blocks() { return 2 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount)); }
+// Blocks that keep the GPU busy: three for each multiprocessor.
+inline int64_t wanted_blocks() { return 3 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount)); }
 
 // Bytes of shared memory with which so many blocks fit a multiprocessor. 1 KiB of each is the system's.
 inline int32_t shared_budget(int blocks) {
