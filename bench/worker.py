@@ -4,8 +4,8 @@ Reads requests as lines of JSON from stdin and answers each with a line on stdou
 
 *Cold* is the allocator as it comes: glibc gives every large block back to the system, so that each result is mapped
 anew and its pages are faulted in (pages that the machine has: see :func:`bench.meters.touch_free_memory`). *Warm* is
-the same with glibc told to keep what is freed, as allocators such as jemalloc do: the pages are there. Each competitor has a process of its own for each, so that none inherits another's
-memory; all are told the same.
+the same with glibc told to keep what is freed, as allocators such as jemalloc do: the pages are there. Each competitor
+has a process of its own for each, so that none inherits another's memory; all are told the same.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@
 // The kernels see CUDA as a .cu file does.
 #include "core/check.h"
 #include "ops/cuda/fuse_scales_backward.cu"
-#include "ops/cuda/fuse_scales_forward.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
+#include "ops/cuda/fuse_scales_forward.cu"
 
 namespace {
 

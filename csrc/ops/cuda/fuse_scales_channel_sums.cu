@@ -2,7 +2,7 @@
 //
 // A block makes a tile of the maps, for all scales that need one in a single pass over the incoming gradient. Per image
 // it tabulates the taps and the attention of all scales on the tile; then, a few channels at a time, it stretches the
-// columns of what P is made of (forward_operands.cuh) in shared memory, and each thread interpolates rows, runs along
+// columns of what P is made of (gradient_operands.cuh) in shared memory, and each thread interpolates rows, runs along
 // the chain for its pixels and adds up g * P_before in the order of the channels.
 //
 // With channels apart (NCHW) a thread has four neighbouring pixels, or one where rows cannot be read 16 bytes at a time.
@@ -12,8 +12,8 @@
 
 #include "ops/cuda/adjoint_sums.cuh"
 #include "ops/cuda/attention_patch.cuh"
-#include "ops/cuda/forward_operands.cuh"
 #include "ops/cuda/gradient_layout.cuh"
+#include "ops/cuda/gradient_operands.cuh"
 
 namespace hmsa {
 namespace cuda {

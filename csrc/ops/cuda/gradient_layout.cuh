@@ -5,7 +5,7 @@
 
 #include "ops/cuda/adjoint_sums.cuh"
 #include "ops/cuda/attention_patch.cuh"
-#include "ops/cuda/forward_operands.cuh"
+#include "ops/cuda/gradient_operands.cuh"
 #include "ops/cuda/gradient_path.cuh"
 #include "ops/cuda/multiprocessors.h"
 
