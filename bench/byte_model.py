@@ -20,12 +20,15 @@ from bench import cases
 from bench.cases import Case
 from hmsa_ext.ops import reference
 
-# Rows and columns of a block's tile, as csrc/ops/cuda chooses them where shared memory does not force smaller ones:
-# of the output (forward), of the head that the block writes the gradient of (backward), of the output (channel sums).
+# Rows and columns of a block's tile, contiguous and channels_last: of the output (forward, channel sums), or of the
+# head that the block writes the gradient of. They are what csrc/ops/cuda chooses on an H200 for the headline; where a
+# tile would need too much shared memory (many classes in channels_last; three scales forward: 32x32) it takes less.
 TILES = {
-    "fuse_scales_forward_kernel": (16, 64),
-    "fuse_scales_backward_kernel": (16, 32),
-    "channel_sums_kernel": (8, 32),
+    "fuse_scales_forward_kernel": ((64, 32), (32, 16)),
+    "channel_sums_kernel": ((8, 128), (8, 32)),
+    "fuse_scales_backward_kernel above 1": ((12, 64), (8, 48)),
+    "fuse_scales_backward_kernel at 1": ((8, 32), (6, 24)),
+    "fuse_scales_backward_kernel below 1": ((8, 8), (4, 4)),
 }
 H200_COPY = 4300.0  # GB/s, measured, read and written together
 
@@ -161,7 +164,7 @@ class _Model:
         self.attention_channels = case.classes if case.class_wise else 1
 
     def forward(self) -> Traffic:
-        tile = TILES["fuse_scales_forward_kernel"]
+        tile = self._tile("fuse_scales_forward_kernel")
         traffic = Traffic("fuse_scales_forward_kernel", "")
         for i in range(len(self.case.scales)):
             area = self._area(tile, self.case.size, lambda axis, part, i=i: axis.heads_of_output(part)[i])
@@ -170,37 +173,38 @@ class _Model:
         return traffic
 
     def backward(self) -> list[Traffic]:
-        result = []
-        for i in range(len(self.case.scales)):
-            if not self.case.class_wise and i > 0 and i >= self.unit:
-                result.append(self._channel_sums(i))
-            result.append(self._gradients(i))
-        return result
+        # A map of channel sums for scale 1.0, unless it is the largest, and for every scale below.
+        maps = range(max(self.unit, 1), len(self.case.scales))
+        sums = [self._channel_sums(len(maps))] if maps else []
+        return sums + [self._gradients(i) for i in range(len(self.case.scales))]
 
-    def _channel_sums(self, i: int) -> Traffic:
-        """sum_c g * P_before at each pixel: the gradient once, the logits of all scales before, all attention."""
-        tile = TILES["channel_sums_kernel"]
+    def _channel_sums(self, maps: int) -> Traffic:
+        """sum_c g * P_before at each pixel, all maps at once: the gradient, the logits of every scale but the last
+        below 1, attention."""
+        tile = self._tile("channel_sums_kernel")
         pixels = self.case.batch * self.case.size[0] * self.case.size[1]
-        traffic = Traffic("channel_sums_kernel", f"scale {self.case.scales[i]:g}", self.case.output_bytes)
+        traffic = Traffic("channel_sums_kernel", f"{maps} map{'s' * (maps > 1)}", self.case.output_bytes)
         for j in range(len(self.case.scales)):
             area = self._area(tile, self.case.size, lambda axis, part, j=j: axis.heads_of_output(part)[j])
-            wants_logits = j < i or i == j == self.unit
+            wants_logits = j <= self.unit or j + 1 < len(self.case.scales)
             channels = (self.case.classes if wants_logits else 0) + (self.attention_channels if j > 0 else 0)
             traffic.read += area * self.case.batch * channels * self.item
-        traffic.written = pixels * self.map_item
+        traffic.written = maps * pixels * self.attention_channels * self.map_item
         return traffic
 
     def _gradients(self, i: int) -> Traffic:
         """Gradients of one scale: what of g reaches a tile of the head, the attention on the way, for the attention's
         own gradient the logits of the scale and of those before, or the channel sums."""
-        case, tile = self.case, TILES["fuse_scales_backward_kernel"]
+        case = self.case
+        where = "above" if i < self.unit else "at" if i == self.unit else "below"
+        tile = self._tile(f"fuse_scales_backward_kernel {where} 1")
         head = (self.axes[0].heads[i], self.axes[1].heads[i])
         traffic = Traffic("fuse_scales_backward_kernel", f"scale {case.scales[i]:g}")
         reach = self._area(tile, head, lambda axis, part: axis.reach(i, part)[1])
         traffic.read += reach * case.batch * case.classes * self.item
-        if i > 0 and i >= self.unit and not case.class_wise:
-            traffic.read += reach * case.batch * self.map_item
-        logits = [i] if i > self.unit else range(i + 1) if i > 0 else []
+        if i > 0 and i >= self.unit:
+            traffic.read += reach * case.batch * self.attention_channels * self.map_item
+        logits = [i] if i > self.unit else range(i + 1) if 0 < i < self.unit else []  # scale 1.0 has the sums
         for j in logits:
             area = self._area(tile, head, lambda axis, part, j=j: self._head_part(axis, i, j, part))
             traffic.read += area * case.batch * case.classes * self.item
@@ -209,6 +213,9 @@ class _Model:
             traffic.read += area * case.batch * self.attention_channels * self.item
         traffic.written = head[0] * head[1] * self._head_bytes(i)
         return traffic
+
+    def _tile(self, kernel: str) -> tuple[int, int]:
+        return TILES[kernel][self.case.channels_last]
 
     @staticmethod
     def _head_part(axis: _Axis, i: int, j: int, owned: range) -> range:

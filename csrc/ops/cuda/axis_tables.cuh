@@ -11,29 +11,12 @@
 #include "core/view.h"
 #include "ops/cuda/launch.h"
 
-#if !defined(HMSA_DEVICE)
-#if defined(__CUDACC__)
-#define HMSA_DEVICE __device__ __forceinline__
-#define HMSA_DEVICE_CALL __device__ __noinline__
-#else
-#define HMSA_DEVICE inline
-#define HMSA_DEVICE_CALL inline
-#endif
-#endif
-
 // A stretch of work between barriers. Inlined on the GPU, where a call would have to save registers; a call on the CPU,
 // where the sanitizers take minutes to compile all of a kernel as one function.
 #if defined(__CUDACC__)
 #define HMSA_DEVICE_PHASE HMSA_DEVICE
 #else
 #define HMSA_DEVICE_PHASE inline __attribute__((noinline))
-#endif
-
-// Before a loop over a thread's registers.
-#if defined(__CUDACC__)
-#define HMSA_UNROLL _Pragma("unroll")
-#else
-#define HMSA_UNROLL
 #endif
 
 namespace hmsa {

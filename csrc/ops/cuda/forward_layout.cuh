@@ -3,11 +3,18 @@
 #pragma once
 
 #include "core/view.h"
-#include "ops/cuda/chain_blocks.cuh"
+#include "ops/cuda/launch.h"
 
 namespace hmsa {
 namespace cuda {
 namespace forward {
+
+// Blocks of 32 x 8 threads.
+constexpr int kBlockColumns = 32;
+constexpr int kBlockRows = 8;
+constexpr int kBlockThreads = kBlockColumns * kBlockRows;
+
+HMSA_DEVICE int32_t thread_index() { return static_cast<int32_t>(threadIdx.y) * kBlockColumns + threadIdx.x; }
 
 constexpr int kRun = 8;     // rows that a thread makes one after another
 constexpr int kVector = 4;  // positions side by side that it makes at once

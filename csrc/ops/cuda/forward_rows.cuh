@@ -7,16 +7,9 @@
 
 #include <type_traits>
 
-#include "ops/cuda/chain_blocks.cuh"
+#include "core/blend.h"
+#include "core/half.h"
 #include "ops/cuda/forward_layout.cuh"
-
-#if defined(__CUDACC__)
-#define HMSA_UNROLL _Pragma("unroll")
-#define HMSA_ROLLED _Pragma("unroll 1")
-#else
-#define HMSA_UNROLL
-#define HMSA_ROLLED
-#endif
 
 namespace hmsa {
 namespace cuda {

@@ -170,8 +170,8 @@ void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandl
   const dim3 grid(static_cast<unsigned>(tiles), problem.batch < 65535 ? problem.batch : 65535,
                   shares < 65535 ? shares : 65535);
   const auto start = [&](auto kernel) {
-    HMSA_LAUNCH(kernel, grid, dim3(kBlockColumns, kBlockRows), layout.bytes, static_cast<cudaStream_t>(stream), problem,
-                layout, stripes);
+    HMSA_LAUNCH(kernel, grid, dim3(forward::kBlockColumns, forward::kBlockRows), layout.bytes,
+                static_cast<cudaStream_t>(stream), problem, layout, stripes);
   };
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
     if (forward::goes_in_vectors(problem, layout)) {

@@ -23,6 +23,14 @@
 
 #define HMSA_SHARED(type, name, extent) __shared__ type name extent
 
+// Functions of a thread: inlined, or a call where the code is long and seldom reached.
+#define HMSA_DEVICE __device__ __forceinline__
+#define HMSA_DEVICE_CALL __device__ __noinline__
+
+// Before a loop: over a thread's registers, which must be unrolled, or one that must not.
+#define HMSA_UNROLL _Pragma("unroll")
+#define HMSA_ROLLED _Pragma("unroll 1")
+
 // A large struct as a kernel's parameter: read where it lies in constant memory, never copied to each thread's stack.
 #define HMSA_PARAMETER const __grid_constant__
 
@@ -34,6 +42,10 @@
 #elif defined(HMSA_HOST_RUN)
 
 #define HMSA_PARAMETER const
+#define HMSA_DEVICE inline
+#define HMSA_DEVICE_CALL inline
+#define HMSA_UNROLL
+#define HMSA_ROLLED
 
 #else
 #error "a .cu file needs nvcc, or g++ with -include csrc/host_run/cuda_host.h"
