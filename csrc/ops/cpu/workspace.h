@@ -73,12 +73,6 @@ class Scratch {
     return Patch<T>{take(pitch * tile.rows.size()), tile, pitch};
   }
 
-  Patch<T> zero_patch(const Tile& tile) {
-    Patch<T> patch = this->patch(tile);
-    std::fill(patch.data, patch.data + patch.pitch * tile.rows.size(), T(0));
-    return patch;
-  }
-
  private:
   static constexpr int64_t kAlign = 64 / sizeof(T);
   static constexpr int64_t kBlock = (int64_t(1) << 18) / sizeof(T);

@@ -240,11 +240,6 @@ void multiply(T* to, const T* a, const T* b, int64_t n) {
 }
 
 template <typename T>
-void multiply_add(T* __restrict__ to, const T* __restrict__ a, const T* __restrict__ b, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) to[x] += a[x] * b[x];
-}
-
-template <typename T>
 void subtract(T* __restrict__ to, const T* __restrict__ a, int64_t n) {
   for (int64_t x = 0; x < n; ++x) to[x] -= a[x];
 }
@@ -552,7 +547,6 @@ constexpr RowOps<T> table() {
   ops.sum_rows = sum_rows<T>;
   ops.spread = spread<T>;
   ops.multiply = multiply<T>;
-  ops.multiply_add = multiply_add<T>;
   ops.subtract = subtract<T>;
   ops.multiply_complement = multiply_complement<T>;
   ops.lerp = lerp<T>;

@@ -63,9 +63,8 @@ struct RowOps {
 
   // ---- products and sums --------------------------------------------------------------------------------------------
 
-  // to = a * b;   to += a * b;   to -= a;   to = (1 - a) * b.  `to` may be `b`.
+  // to = a * b;   to -= a;   to = (1 - a) * b.  `to` may be `b`.
   void (*multiply)(T* to, const T* a, const T* b, int64_t n);
-  void (*multiply_add)(T* to, const T* a, const T* b, int64_t n);
   void (*subtract)(T* to, const T* a, int64_t n);
   void (*multiply_complement)(T* to, const T* a, const T* b, int64_t n);
 
