@@ -222,6 +222,21 @@ struct Setup {
   }
 };
 
+// What the forward kernels are given.
+template <typename S>
+hmsa::FuseScalesForward<S> forward_problem(const Case& c, const Setup<S>& setup, Stored<S>& output) {
+  hmsa::FuseScalesForward<S> problem{};
+  problem.chain = setup.chain;
+  problem.batch = c.batch;
+  problem.classes = c.channels;
+  for (int i = 0; i < setup.chain.count; ++i) {
+    problem.logits[i] = setup.logits[i]->const_view();
+    if (i > 0) problem.attention[i] = setup.attention[i]->const_view();
+  }
+  problem.output = output.view;
+  return problem;
+}
+
 // Kernels calculate in float, or double, and round once to S: `calculated` is for the first, the unit roundoff of S for
 // the second.
 template <typename S>

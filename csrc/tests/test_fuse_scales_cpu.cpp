@@ -45,16 +45,8 @@ template <typename S>
 void expect_forward(const Case& c, Layout layout) {
   const std::string what = text_of(c) + ", " + name_of(layout);
   const Setup<S> setup(c, layout);
-  hmsa::FuseScalesForward<S> problem{};
-  problem.chain = setup.chain;
-  problem.batch = c.batch;
-  problem.classes = c.channels;
-  for (int i = 0; i < setup.chain.count; ++i) {
-    problem.logits[i] = setup.logits[i]->const_view();
-    if (i > 0) problem.attention[i] = setup.attention[i]->const_view();
-  }
   Stored<S> output(c.batch, c.channels, c.size, layout);
-  problem.output = output.view;
+  hmsa::FuseScalesForward<S> problem = forward_problem(c, setup, output);
   hmsa::cpu::fuse_scales_forward(problem, parts(1));
   expect_close<S>(output.load(), reference::fuse_scales(setup.problem), what);
   EXPECT(output.gaps_untouched(), what);

@@ -20,20 +20,6 @@ const char* name_of(Path path) {
 }
 
 template <typename S>
-hmsa::FuseScalesForward<S> problem_of(const Case& c, const Setup<S>& setup, Stored<S>& output) {
-  hmsa::FuseScalesForward<S> problem{};
-  problem.chain = setup.chain;
-  problem.batch = c.batch;
-  problem.classes = c.channels;
-  for (int i = 0; i < setup.chain.count; ++i) {
-    problem.logits[i] = setup.logits[i]->const_view();
-    if (i > 0) problem.attention[i] = setup.attention[i]->const_view();
-  }
-  problem.output = output.view;
-  return problem;
-}
-
-template <typename S>
 Path path_of(const hmsa::FuseScalesForward<S>& problem) {
   const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(problem);
   if (!hmsa::cuda::forward::goes_in_vectors(problem, layout)) return Path::kOneByOne;
@@ -43,7 +29,7 @@ Path path_of(const hmsa::FuseScalesForward<S>& problem) {
 template <typename S>
 Stored<S> forward(const Case& c, const Setup<S>& setup, Layout layout) {
   Stored<S> output(c.batch, c.channels, c.size, layout);
-  hmsa::cuda::launch_fuse_scales_forward(problem_of(c, setup, output), nullptr);
+  hmsa::cuda::launch_fuse_scales_forward(forward_problem(c, setup, output), nullptr);
   return output;
 }
 
@@ -71,7 +57,7 @@ template <typename S>
 void expect_path(const Case& c, Layout layout, Path path) {
   const Setup<S> setup(c, layout);
   Stored<S> output(c.batch, c.channels, c.size, layout);
-  const Path taken = path_of(problem_of(c, setup, output));
+  const Path taken = path_of(forward_problem(c, setup, output));
   EXPECT(taken == path, text_of(c), ", ", name_of(layout), " goes ", name_of(taken), " instead of ", name_of(path));
   expect_forward<S>(c, layout);
 }
@@ -154,7 +140,7 @@ void chunks_of_channels_match() {
     const Case c = with_channels(channels);
     const Setup<Half> setup(c, Layout::kChannelsLast);
     Stored<Half> output(c.batch, c.channels, c.size, Layout::kChannelsLast);
-    const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(problem_of(c, setup, output));
+    const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(forward_problem(c, setup, output));
     EXPECT(layout.groups > 1 && channels % layout.channels != 0, "one group of ", layout.channels, " channels");
     expect_path<Half>(c, Layout::kChannelsLast, channels % 4 == 0 ? Path::kPixels4 : Path::kOneByOne);
   }
@@ -165,7 +151,7 @@ void steep_ratios_shrink_the_tile() {
   const Case c{{40.0, 2.0, 1.0}, {12, 16}, {{480, 640}, {24, 32}, {3, 4}}, 1, 2, false, false};
   const Setup<float> setup(c, Layout::kContiguous);
   Stored<float> output(c.batch, c.channels, c.size, Layout::kContiguous);
-  const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(problem_of(c, setup, output));
+  const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(forward_problem(c, setup, output));
   EXPECT(layout.tile.height < 12, "a tile has ", layout.tile.height, " rows");
   expect_path<float>(c, Layout::kContiguous, Path::kPlanes4);
 }
@@ -182,7 +168,7 @@ void wide_strides_go_one_by_one() {
   const Case c{{1.0, 0.5}, {9, 8}, {{3, 2}, {2, 1}}, 1, 1, false, false};
   const Setup<float> setup(c, Layout::kContiguous);
   Stored<float> output(c.batch, c.channels, c.size, Layout::kContiguous);
-  hmsa::FuseScalesForward<float> problem = problem_of(c, setup, output);
+  hmsa::FuseScalesForward<float> problem = forward_problem(c, setup, output);
   EXPECT(path_of(problem) == Path::kPlanes4);
   problem.output.channel = int64_t{1} << 40;
   problem.logits[1].channel = int64_t{1} << 40;
@@ -197,7 +183,7 @@ void vectors_need_alignment() {
   Stored<float> output(c.batch, c.channels, c.size, Layout::kContiguous);
   std::vector<float> memory(output.memory.size() + 8);
   for (int shift = 0; shift < 4; ++shift) {
-    hmsa::FuseScalesForward<float> problem = problem_of(c, setup, output);
+    hmsa::FuseScalesForward<float> problem = forward_problem(c, setup, output);
     float* start = memory.data();
     while (reinterpret_cast<uintptr_t>(start) % 16 != 0) ++start;
     problem.output.data = start + shift;
