@@ -260,14 +260,50 @@ def table(case: Case, bandwidth: float) -> list[str]:
     return lines
 
 
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    fits = scales and len(set(scales)) == len(scales) and all(0 < s < math.inf for s in scales)
+    if not fits or (len(scales) > 1 and 1.0 not in scales):
+        raise argparse.ArgumentTypeError(
+            f"got '{text}'; expected different positive numbers, 1 among them when there are several, such as 2,1,0.5"
+        )
+    return scales
+
+
+def _bandwidth(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got '{text}'; expected a positive number of GB/s")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        return cases.parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got '{text}'; expected a whole number of at least 1")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.byte_model", description=__doc__.splitlines()[0])
-    parser.add_argument("--bandwidth", type=float, default=H200_COPY, help="GB/s (%(default)g: copy on an H200)")
-    parser.add_argument("--scales", type=lambda text: tuple(float(s) for s in text.split(",")), help="such as 2,1,0.5")
-    parser.add_argument("--size", type=cases.parse_size, default=cases.HEADLINE_SIZE, help="such as 1024x2048")
-    parser.add_argument("--classes", type=int, default=19)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--stride", type=int, default=4, help="of the heads")
+    parser.add_argument("--bandwidth", type=_bandwidth, default=H200_COPY, help="GB/s (%(default)g: copy on an H200)")
+    parser.add_argument("--scales", type=_scales, help="such as 2,1,0.5")
+    parser.add_argument("--size", type=_size, default=cases.HEADLINE_SIZE, help="such as 1024x2048")
+    parser.add_argument("--classes", type=_count, default=19)
+    parser.add_argument("--batch", type=_count, default=1)
+    parser.add_argument("--stride", type=_count, default=4, help="of the heads")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16", "float64"))
     parser.add_argument("--class-wise", action="store_true", help="attention with a channel for each class")
     options = vars(parser.parse_args())

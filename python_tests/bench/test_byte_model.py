@@ -82,3 +82,15 @@ def test_command_prints_the_headline(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "at 2000 GB/s" in text
     assert "scales 2, 1, 0.5, 1024x2048, 19 classes, bfloat16" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--scales", "2,0.5"), ("--scales", "a"), ("--bandwidth", "0"), ("--size", "3"), ("--classes", "0")],
+)
+def test_bad_flags_are_named(monkeypatch, capsys, flag, value):
+    monkeypatch.setattr("sys.argv", ["byte_model", flag, value])
+    with pytest.raises(SystemExit):
+        byte_model.main()
+    message = capsys.readouterr().err
+    assert flag in message and f"'{value}'" in message and "expected" in message
