@@ -93,4 +93,6 @@ def test_bad_flags_are_named(monkeypatch, capsys, flag, value):
     with pytest.raises(SystemExit):
         byte_model.main()
     message = capsys.readouterr().err
-    assert flag in message and f"'{value}'" in message and "expected" in message
+    assert flag in message
+    assert f"'{value}'" in message
+    assert "expected" in message
