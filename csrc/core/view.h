@@ -1,13 +1,13 @@
-// A batch of maps [B, C, h, w] at any strides, and what the fusion kernels are given.
+// Tensors as the kernels see them: a pointer and strides.
 #pragma once
 
 #include <cstdint>
 
-#include "core/chain.h"
 #include "core/host_device.h"
 
 namespace hmsa {
 
+// A batch of maps [B, C, h, w] at any strides.
 template <typename S>
 struct MapView {
   S* data;        // [B, C, h, w]
@@ -21,26 +21,40 @@ struct MapView {
   }
 };
 
+// A batch of planes [B, h, w] at any strides, zero among them.
 template <typename S>
-struct FuseScalesForward {
-  Chain chain;
+struct PlaneView {
+  S* data;
   int64_t batch;
-  int64_t classes;
-  MapView<const S> logits[kMaxScales];     // [B, C, h_i, w_i]
-  MapView<const S> attention[kMaxScales];  // [B, 1 or C, h_i, w_i], from 1 on: scale 0 has none
-  MapView<S> output;                       // [B, C, H, W]
+  int64_t row;
+  int64_t column;
+
+  HMSA_HOST_DEVICE S* at(int64_t b, int64_t y, int64_t x) const { return data + b * batch + y * row + x * column; }
 };
 
-template <typename S>
-struct FuseScalesBackward {
-  Chain chain;
+enum class LabelType : int32_t { kUint8, kInt16, kInt32, kInt64 };
+
+// Labels [B, H, W] of any of these types at any strides, read as they are.
+struct LabelView {
+  const void* data;
+  LabelType type;
   int64_t batch;
-  int64_t classes;
-  MapView<const S> logits[kMaxScales];
-  MapView<const S> attention[kMaxScales];
-  MapView<const S> grad_output;        // [B, C, H, W]
-  MapView<S> grad_logits[kMaxScales];  // like logits; data is null where no gradient is wanted
-  MapView<S> grad_attention[kMaxScales];
+  int64_t row;
+  int64_t column;
+
+  HMSA_HOST_DEVICE int64_t at(int64_t b, int64_t y, int64_t x) const {
+    const int64_t offset = b * batch + y * row + x * column;
+    switch (type) {
+      case LabelType::kUint8:
+        return static_cast<const uint8_t*>(data)[offset];
+      case LabelType::kInt16:
+        return static_cast<const int16_t*>(data)[offset];
+      case LabelType::kInt32:
+        return static_cast<const int32_t*>(data)[offset];
+      default:
+        return static_cast<const int64_t*>(data)[offset];
+    }
+  }
 };
 
 }  // namespace hmsa

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/view.h"
+#include "core/problem.h"
 #include "ops/cpu/fuse_scales.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)

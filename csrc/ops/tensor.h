@@ -14,7 +14,7 @@
 
 #include "core/check.h"
 #include "core/half.h"
-#include "core/view.h"
+#include "core/problem.h"
 
 namespace hmsa {
 

@@ -5,7 +5,7 @@
 // map of any grid exists, and all of it stays in the L1 cache.
 #pragma once
 
-#include "core/view.h"
+#include "core/problem.h"
 #include "ops/cpu/axis.h"
 #include "ops/cpu/simd/rows.h"
 #include "ops/cpu/workspace.h"

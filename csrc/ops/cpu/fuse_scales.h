@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "core/half.h"
-#include "core/view.h"
+#include "core/problem.h"
 
 namespace hmsa {
 

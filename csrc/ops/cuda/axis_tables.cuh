@@ -8,7 +8,7 @@
 
 #include "core/chain.h"
 #include "core/half.h"
-#include "core/view.h"
+#include "core/problem.h"
 #include "ops/cuda/launch.h"
 
 // A stretch of work between barriers. Inlined on the GPU, where a call would have to save registers; a call on the CPU,

@@ -1,7 +1,7 @@
 // fuse_scales on the GPU, forward: what a block does with one tile of the output and a group of channels.
 #pragma once
 
-#include "core/view.h"
+#include "core/problem.h"
 #include "ops/cuda/forward_layout.cuh"
 #include "ops/cuda/forward_rows.cuh"
 

@@ -2,7 +2,7 @@
 // maps lies in shared memory. Decided on the host, once for a launch.
 #pragma once
 
-#include "core/view.h"
+#include "core/problem.h"
 #include "ops/cuda/launch.h"
 
 namespace hmsa {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/half.h"
-#include "core/view.h"
+#include "core/problem.h"
 
 namespace hmsa {
 namespace cuda {
