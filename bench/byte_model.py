@@ -16,7 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
-from bench import cases
+from bench import cases, competitors
 from bench.cases import Case
 from hmsa_ext.ops import reference
 
@@ -59,13 +59,7 @@ def launches(case: Case, direction: str) -> list[Traffic]:
 
 def each_once(case: Case, direction: str) -> int:
     """Bytes of every input and every result, each once."""
-    heads = [_head(case, scale) for scale in case.scales]
-    attention_channels = case.classes if case.class_wise else 1
-    inputs = case.classes * sum(h * w for h, w in heads) + attention_channels * sum(h * w for h, w in heads[1:])
-    inputs *= case.batch * case.torch_dtype.itemsize
-    forward = inputs + case.output_bytes
-    # Backward reads the gradient and the inputs, and writes a gradient of each input.
-    return forward if direction == "forward" else forward + case.output_bytes + 2 * inputs
+    return competitors.moved_bytes(case, direction)
 
 
 def milliseconds(case: Case, direction: str, bandwidth: float) -> float:

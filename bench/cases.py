@@ -1,4 +1,4 @@
-"""What is measured: the headline, and a table over shapes in which a cliff would show."""
+"""What is measured: the headline, a table over shapes in which a cliff would show, and the ops that end the chain."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ class Case:
     dtype: str = "float32"
     class_wise: bool = False
     channels_last: bool = False
+    op: str = "fuse_scales"  # cross_entropy, argmax, rmi, confusion_matrix
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return DIRECTIONS if self.op in ("fuse_scales", "cross_entropy", "rmi") else DIRECTIONS[:1]
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
@@ -67,6 +72,26 @@ def shapes(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
         Case("four scales", half, scales=(2.0, 1.5, 1.0, 0.5)),
         Case("one scale", half, scales=(1.0,)),
         Case("one scale, 0.5", half, scales=(0.5,)),
+    ]
+
+
+def ends(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
+    """The chain ended where it is used: losses, predictions and their counting."""
+    three = (2.0, 1.0, 0.5)
+    return [
+        Case("two scales", size, op="cross_entropy"),
+        Case("three scales", size, scales=three, op="cross_entropy"),
+        Case(
+            "one scale, 150 classes",
+            (size[0] // 2, size[1] // 4),
+            scales=(1.0,),
+            classes=150,
+            batch=8,
+            op="cross_entropy",
+        ),
+        Case("three scales", size, scales=three, op="argmax"),
+        Case("two scales", size, op="rmi"),
+        Case("19 classes", size, scales=(1.0,), op="confusion_matrix"),
     ]
 
 

@@ -1,45 +1,59 @@
-"""The ways to fuse scales that are held against each other, and the memory floor under all of them."""
+"""The ways to compute each op that are held against each other, and the memory floor under all of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 from collections.abc import Callable
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import hmsa_ext
+from bench import published_rmi
 from bench.cases import Case
 from hmsa_ext.ops import reference
 
-Fuse = Callable[..., Tensor]
-# "floor" is no competitor: what moving the result costs, and nothing else.
+# What every way of computing an op takes: logits, attention, labels, scales, size.
+Function = Callable[..., object]
+# "floor" is no competitor: what moving the bytes costs, and nothing else.
 NAMES = ("eager", "compile", "hmsa")
+COPIED = 1 << 28  # bytes: past every cache
 
 
-def fused(logits, attention, scales, size) -> Tensor:
-    return torch.ops.hmsa.fuse_scales(logits, attention, scales, size)
+@dataclasses.dataclass
+class Inputs:
+    logits: list[Tensor]
+    attention: list[Tensor]
+    labels: list[Tensor]  # of a loss the target; of the confusion matrix the prediction and the target
+    grad: Tensor | None  # of the result, where that is no scalar
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [*self.logits, *self.attention]
+
+    @property
+    def all(self) -> list[Tensor]:
+        return [*self.leaves, *self.labels, *([] if self.grad is None else [self.grad])]
 
 
-def eager(logits, attention, scales, size) -> Tensor:
-    return reference.fuse_scales(logits, attention, scales, size)
-
-
-def build(name: str) -> Fuse:
-    """``eager``, ``compile`` (Inductor, as it comes) or ``hmsa``."""
-    if name == "compile":
-        torch._dynamo.reset()  # a second shape in one process would otherwise be compiled for shapes that change
-        return torch.compile(eager, fullgraph=True)
-    return {"eager": eager, "hmsa": fused}[name]
-
-
-def make_inputs(case: Case, device: torch.device | str = "cpu") -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Logits and attention with gradients wanted, and the gradient of the result."""
+def make_inputs(case: Case, device: torch.device | str = "cpu") -> Inputs:
+    """Logits and attention with gradients wanted, labels, and the gradient of a result that is a map."""
     generator = torch.Generator().manual_seed(0)
     memory_format = torch.channels_last if case.channels_last else torch.contiguous_format
 
     def place(tensor: Tensor) -> Tensor:
         return tensor.to(device, case.torch_dtype).contiguous(memory_format=memory_format)
 
+    def labels(dtype: torch.dtype, ignored: float = 0.0) -> Tensor:
+        made = torch.randint(0, case.classes, (case.batch, *case.size), generator=generator, dtype=dtype)
+        made[torch.rand(made.shape, generator=generator) < ignored] = 255
+        return made.to(device)
+
+    if case.op == "confusion_matrix":
+        return Inputs([], [], [labels(torch.uint8), labels(torch.uint8, 0.1)], None)
     logits, attention = [], []
     for i, scale in enumerate(case.scales):
         head = [-(-side // case.stride) for side in reference.grid_size(case.size, scale)]
@@ -47,26 +61,149 @@ def make_inputs(case: Case, device: torch.device | str = "cpu") -> tuple[list[Te
         if i > 0:
             channels = case.classes if case.class_wise else 1
             attention.append(place(torch.rand(case.batch, channels, *head, generator=generator)).requires_grad_())
-    return logits, attention, place(torch.randn(case.output_shape, generator=generator))
+    grad = place(torch.randn(case.output_shape, generator=generator)) if case.op == "fuse_scales" else None
+    # int64, which F.cross_entropy takes without a conversion: ours would rather have uint8.
+    target = [labels(torch.int64, 0.1)] if case.op in ("cross_entropy", "rmi") else []
+    return Inputs(logits, attention, target, grad)
 
 
-def runner(fuse: Fuse, case: Case, direction: str, logits, attention, grad) -> Callable[[], None]:
+# ---- the ops ----------------------------------------------------------------------------------------------------
+
+
+def _eager_fuse(logits, attention, labels, scales, size):
+    return reference.fuse_scales(logits, attention, scales, size)
+
+
+def _fuse(logits, attention, labels, scales, size):
+    return torch.ops.hmsa.fuse_scales(logits, attention, scales, size)
+
+
+def _eager_cross_entropy(logits, attention, labels, scales, size):
+    return F.cross_entropy(reference.fuse_scales(logits, attention, scales, size), labels[0], ignore_index=255)
+
+
+def _cross_entropy(logits, attention, labels, scales, size):
+    return torch.ops.hmsa.fuse_scales_cross_entropy(logits, attention, scales, labels[0])
+
+
+def _eager_argmax(logits, attention, labels, scales, size):
+    confidence, prediction = F.softmax(reference.fuse_scales(logits, attention, scales, size), 1).max(1)
+    return prediction, confidence
+
+
+def _argmax(logits, attention, labels, scales, size):
+    return torch.ops.hmsa.fuse_scales_argmax(logits, attention, scales, size)
+
+
+def _eager_rmi(logits, attention, labels, scales, size):
+    return published_rmi.rmi_loss(reference.fuse_scales(logits, attention, scales, size), labels[0])
+
+
+def _rmi(logits, attention, labels, scales, size):
+    return hmsa_ext.losses.rmi_loss(logits, attention, scales, labels[0])
+
+
+def _numpy_confusion_matrix(logits, attention, labels, scales, size):
+    """``np.bincount`` of the masked maps, as evaluation scripts have it."""
+    prediction, target = (x.numpy() for x in labels)
+    mask = target < LABELLED_CLASSES
+    bins = LABELLED_CLASSES * target[mask].astype(int) + prediction[mask]
+    return np.bincount(bins, minlength=LABELLED_CLASSES**2).reshape(LABELLED_CLASSES, LABELLED_CLASSES)
+
+
+def _eager_confusion_matrix(logits, attention, labels, scales, size):
+    return reference.confusion_matrix(*labels, LABELLED_CLASSES)
+
+
+def _confusion_matrix(logits, attention, labels, scales, size):
+    return torch.ops.hmsa.confusion_matrix(*labels, LABELLED_CLASSES)
+
+
+LABELLED_CLASSES = 19  # of the confusion matrices: labels alone do not say
+_FUNCTIONS: dict[str, dict[str, Function]] = {
+    "fuse_scales": {"eager": _eager_fuse, "hmsa": _fuse},
+    "cross_entropy": {"eager": _eager_cross_entropy, "hmsa": _cross_entropy},
+    "argmax": {"eager": _eager_argmax, "hmsa": _argmax},
+    "rmi": {"eager": _eager_rmi, "hmsa": _rmi},
+    "confusion_matrix": {
+        "numpy": _numpy_confusion_matrix,
+        "eager": _eager_confusion_matrix,
+        "hmsa": _confusion_matrix,
+    },
+}
+
+
+def names(op: str, device: str) -> tuple[str, ...]:
+    """The competitors of an op on a device. Inductor is left out where the published formulation is what counts: RMI,
+    with its factorisations, and the counting of pairs."""
+    if op == "rmi":
+        return ("eager", "hmsa")
+    if op == "confusion_matrix":
+        return ("numpy", "eager", "hmsa") if device == "cpu" else ("eager", "hmsa")
+    return NAMES
+
+
+def build(name: str, op: str = "fuse_scales") -> Function:
+    """``eager``, ``compile`` (that one by Inductor, as it comes), ``hmsa``, or ``numpy`` where there is one."""
+    if name == "compile":
+        torch._dynamo.reset()  # a second shape in one process would otherwise be compiled for shapes that change
+        return torch.compile(_FUNCTIONS[op]["eager"], fullgraph=True)
+    return _FUNCTIONS[op][name]
+
+
+def call(function: Function, case: Case, inputs: Inputs) -> object:
+    return function(inputs.logits, inputs.attention, inputs.labels, list(case.scales), list(case.size))
+
+
+def runner(function: Function, case: Case, direction: str, inputs: Inputs) -> Callable[[], None]:
     """One call as a user makes it, its results freed at the end."""
-    inputs, scales, size = [*logits, *attention], list(case.scales), list(case.size)
 
     def forward():
         with torch.no_grad():
-            fuse(logits, attention, scales, size)
+            call(function, case, inputs)
 
     def forward_backward():
-        torch.autograd.grad(fuse(logits, attention, scales, size), inputs, grad)
+        torch.autograd.grad(call(function, case, inputs), inputs.leaves, inputs.grad)
 
     return forward if direction == "forward" else forward_backward
 
 
-def floor(case: Case, direction: str, memory: str, device: torch.device | str = "cpu") -> Callable[[], None]:
-    """Forward: one copy of the output into warm memory; cold: the first touch of a fresh output, in huge pages where
-    the system has them. Backward adds one read of a gradient of that size."""
+# ---- the floor --------------------------------------------------------------------------------------------------
+
+
+def moved_bytes(case: Case, direction: str) -> int:
+    """Bytes of every input and every result, each once; backward reads the inputs again, and writes their gradients."""
+    pixels = case.batch * case.size[0] * case.size[1]
+    if case.op == "confusion_matrix":
+        return 2 * pixels
+    heads = [[-(-side // case.stride) for side in reference.grid_size(case.size, scale)] for scale in case.scales]
+    cells = [h * w for h, w in heads]
+    attention = (case.classes if case.class_wise else 1) * sum(cells[1:])
+    inputs = case.batch * (case.classes * sum(cells) + attention) * case.torch_dtype.itemsize
+    labels = 8 * pixels if case.op in ("cross_entropy", "rmi") else 0
+    result = {"fuse_scales": case.output_bytes, "argmax": (1 if case.classes <= 256 else 4) * pixels + 4 * pixels}
+    forward = inputs + labels + result.get(case.op, 0)
+    grad = case.output_bytes if case.op == "fuse_scales" else 0
+    return forward if direction == "forward" else forward + grad + labels + 2 * inputs
+
+
+def floor(
+    case: Case, direction: str, memory: str, device: torch.device | str = "cpu"
+) -> tuple[Callable[[], None], float]:
+    """What to time, and what of that time is the floor.
+
+    Of ``fuse_scales``, whose result is most of the bytes. Forward: one copy of the output into warm memory; cold: the
+    first touch of a fresh output, in huge pages where the system has them. Backward adds one read of a gradient of that
+    size. Of the other ops: as long as a copy takes, at the speed of a large one, to move as many bytes as the op must.
+    """
+    if case.op != "fuse_scales":
+        source = torch.rand(COPIED // 4, device=device)
+        copy = torch.zeros_like(source)
+        return lambda: copy.copy_(source), moved_bytes(case, direction) / (2 * COPIED)
+    return _floor_of_output(case, direction, memory, device), 1.0
+
+
+def _floor_of_output(case: Case, direction: str, memory: str, device: torch.device | str) -> Callable[[], None]:
     # Moved as float32 whatever the dtype: the bytes count, not PyTorch's arithmetic in half precision.
     count = -(-case.output_bytes // 4)
     source = torch.rand(count, device=device)

@@ -8,6 +8,7 @@ import torch
 from bench import cases, record
 from bench.crew import Crew
 
+CASES = {"test_headline": cases.headline, "test_shape": cases.shapes, "test_end": cases.ends}
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -25,9 +26,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
     size = metafunc.config.getoption("--bench-size")
-    chosen = cases.headline(size) if metafunc.function.__name__ == "test_headline" else cases.shapes(size)
-    metafunc.parametrize("direction", cases.DIRECTIONS)
-    metafunc.parametrize("case", chosen, ids=lambda case: case.name)
+    chosen = CASES[metafunc.function.__name__](size)
+    pairs = [(case, direction) for direction in cases.DIRECTIONS for case in chosen if direction in case.directions]
+    ids = [
+        f"{case.name}-{direction}" if case.op == "fuse_scales" else f"{case.op}, {case.name}-{direction}"
+        for case, direction in pairs
+    ]
+    metafunc.parametrize(("case", "direction"), pairs, ids=ids)
     metafunc.parametrize("crew", DEVICES, indirect=True, scope="session")
 
 

@@ -2,11 +2,13 @@
 
     compute-sanitizer --tool memcheck python bench/sanitizer_cases.py
 
-Results are compared with the plain PyTorch formulation as well; the sanitizer's own findings make it exit non-zero.
+Results are compared with the plain PyTorch formulation as well, the RMI loss with the CPU's kernels; the sanitizer's
+own findings make it exit non-zero.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 import hmsa_ext
+from hmsa_ext.losses.rmi import rmi_loss
 from hmsa_ext.ops import reference
 
 # (scales, size, heads' stride, classes): odd sizes, up and down, a lone scale, maps of one pixel, more than one block;
@@ -38,48 +41,157 @@ def main() -> int:
         print("no GPU", file=sys.stderr)
         return 2
     count = 0
-    for name, got, wanted in fuse_scales_cases():
-        worst = (got.float() - wanted.float()).abs().max().item() / max(wanted.float().abs().max().item(), 1e-6)
-        if not worst <= TOLERANCE[got.dtype]:
-            print(f"{name}: relative error {worst:.3g}", file=sys.stderr)
-            return 1
-        count += 1
+    for cases in (fuse_scales_cases, cross_entropy_cases, argmax_cases, rmi_cases, confusion_matrix_cases):
+        for name, got, wanted in cases():
+            wanted = wanted.to(got.device)
+            worst = (got.float() - wanted.float()).abs().max().item() / max(wanted.float().abs().max().item(), 1e-6)
+            if not worst <= TOLERANCE[got.dtype]:
+                print(f"{name}: relative error {worst:.3g}", file=sys.stderr)
+                return 1
+            count += 1
     torch.cuda.synchronize()
-    print(f"{count} results agree with plain PyTorch")
+    print(f"{count} results agree with plain PyTorch, or with the kernels of the CPU")
     return 0
 
 
-def fuse_scales_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Output and gradients of ``fuse_scales`` beside those of the reference."""
+@dataclasses.dataclass
+class Problem:
+    """Inputs of a chain of scales."""
+
+    logits: list[Tensor]
+    attention: list[Tensor]
+    scales: tuple[float, ...]
+    size: tuple[int, int]
+    name: str
+
+    @property
+    def classes(self) -> int:
+        return self.logits[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logits[0].dtype
+
+    def leaves(self, as_reference: bool = False) -> list[Tensor]:
+        """Logits, then attention, as leaves of a graph of their own; for the reference in float32."""
+        inputs = [x.detach().clone(memory_format=torch.preserve_format) for x in [*self.logits, *self.attention]]
+        return [(x.float() if as_reference else x).requires_grad_() for x in inputs]
+
+    def split(self, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return leaves[: len(self.scales)], leaves[len(self.scales) :]
+
+
+def problems(batch: int = 2) -> Iterator[Problem]:
     generator = torch.Generator("cuda").manual_seed(0)
     for scales, size, stride, classes in SHAPES:
-        for dtype in TOLERANCE:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for channels_last in (False, True):
                 for attention_channels in (1, classes):
                     logits, attention = [], []
                     for index, scale in enumerate(scales):
                         h, w = (max(side // stride, 1) for side in reference.grid_size(size, scale))
-                        logits.append(torch.randn(2, classes, h, w, generator=generator, device="cuda", dtype=dtype))
+                        shape = (batch, classes, h, w)
+                        logits.append(torch.randn(shape, generator=generator, device="cuda", dtype=dtype))
                         if index > 0:
-                            shape = (2, attention_channels, h, w)
+                            shape = (batch, attention_channels, h, w)
                             attention.append(torch.rand(shape, generator=generator, device="cuda", dtype=dtype))
-                    inputs = [*logits, *attention]
                     if channels_last:
-                        inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
-                    case = f"fuse_scales {scales} {size} {dtype} {classes} classes, attention {attention_channels}"
-                    case += ", channels_last" if channels_last else ""
-                    got = outputs(hmsa_ext.fuse_scales, inputs, scales, size)
-                    wanted = outputs(reference.fuse_scales, [x.float() for x in inputs], scales, size)
-                    for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
-                        yield f"{case} result {index}", mine, theirs
+                        logits = [x.to(memory_format=torch.channels_last) for x in logits]
+                        attention = [x.to(memory_format=torch.channels_last) for x in attention]
+                    name = f"{scales} {size} {dtype} {classes} classes, attention {attention_channels}"
+                    name += ", channels_last" if channels_last else ""
+                    yield Problem(logits, attention, scales, size, name)
 
 
-def outputs(fuse, inputs: list[Tensor], scales: tuple[float, ...], size: tuple[int, int]) -> list[Tensor]:
-    """Fused logits, then the gradient of each input, for an upstream gradient that depends on the position."""
-    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
-    fused = fuse(leaves[: len(scales)], leaves[len(scales) :], scales, size)
-    upstream = torch.linspace(-1, 1, fused.numel(), device="cuda").view(fused.shape).to(fused.dtype)
-    return [fused.detach(), *torch.autograd.grad(fused, leaves, upstream)]
+def fuse_scales_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Output and gradients of ``fuse_scales`` beside the reference's, for a gradient that depends on the position."""
+    for problem in problems():
+
+        def outputs(fuse, leaves: list[Tensor], problem: Problem = problem) -> list[Tensor]:
+            fused = fuse(*problem.split(leaves), problem.scales, problem.size)
+            upstream = torch.linspace(-1, 1, fused.numel(), device="cuda").view(fused.shape).to(fused.dtype)
+            return [fused.detach(), *torch.autograd.grad(fused, leaves, upstream)]
+
+        got = outputs(hmsa_ext.fuse_scales, problem.leaves())
+        wanted = outputs(reference.fuse_scales, problem.leaves(as_reference=True))
+        for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+            yield f"fuse_scales {problem.name} result {index}", mine, theirs
+
+
+def cross_entropy_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Loss and gradients of ``fuse_scales_cross_entropy`` beside those of the reference."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    for number, problem in enumerate(problems()):
+        weight = torch.rand(problem.classes, generator=generator, device="cuda") + 0.5 if number % 2 else None
+        options = {"weight": weight, "label_smoothing": 0.1 * (number % 3), "reduction": ("mean", "sum")[number % 2]}
+        target = random_labels(problem, generator)
+
+        def outputs(cross_entropy, leaves: list[Tensor], problem=problem, target=target, options=options):
+            loss = cross_entropy(*problem.split(leaves), problem.scales, target, **options)
+            return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+        got = outputs(hmsa_ext.fuse_scales_cross_entropy, problem.leaves())
+        wanted = outputs(reference.fuse_scales_cross_entropy, problem.leaves(as_reference=True))
+        for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+            yield f"fuse_scales_cross_entropy {problem.name} result {index}", mine, theirs
+
+
+def argmax_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Confidences of ``fuse_scales_argmax`` beside the reference's, and the softmax at the labels that it chose."""
+    for number, problem in enumerate(problems(batch=4)):
+        inputs = (problem.logits, problem.attention, problem.scales, problem.size)
+        views = 1 + number % 2
+        labels, confidence = hmsa_ext.fuse_scales_argmax(*inputs, views=views)
+        name = f"fuse_scales_argmax {problem.name}, views {views}"
+        yield f"{name} confidence", confidence, reference.fuse_scales_argmax(*inputs, views=views)[1]
+        if views == 1:
+            as_float = ([x.float() for x in problem.logits], [x.float() for x in problem.attention])
+            softmax = reference.fuse_scales(*as_float, problem.scales, problem.size).softmax(1)
+            yield f"{name} labels", confidence, softmax.gather(1, labels[:, None].long())[:, 0]
+
+
+def rmi_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The RMI loss and its gradients beside those of the CPU."""
+    generator = torch.Generator("cuda").manual_seed(2)
+    for problem in problems():
+        if problem.classes > 20 or problem.dtype != torch.float32 or min(problem.size) < 8:
+            continue
+        target = random_labels(problem, generator)
+
+        def outputs(leaves: list[Tensor], target: Tensor, problem: Problem = problem) -> list[Tensor]:
+            loss = rmi_loss(*problem.split(leaves), problem.scales, target)
+            return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+        got = outputs(problem.leaves(), target)
+        wanted = outputs([x.detach().cpu().requires_grad_() for x in problem.leaves()], target.cpu())
+        for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+            yield f"rmi_loss {problem.name} result {index}", mine, theirs
+
+
+def confusion_matrix_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator("cuda").manual_seed(3)
+    for classes in (1, 19, 110, 111, 200):
+        for shape in ((1, 1, 1), (2, 37, 50), (1, 130, 129), (70001,)):
+            for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+                prediction = torch.randint(0, classes, shape, generator=generator, device="cuda").to(dtype)
+                target = torch.randint(0, classes, shape, generator=generator, device="cuda")
+                target[torch.rand(shape, generator=generator, device="cuda") < 0.2] = 255
+                target[..., ::7] = classes  # no class
+                got = hmsa_ext.confusion_matrix(prediction, target, classes)
+                wanted = reference.confusion_matrix(prediction, target, classes)
+                for index in range(2):
+                    # A single pixel more or less must be seen: as an excess over the tolerance, whatever the counts.
+                    differ = (got[index] != wanted[index]).float().sum()
+                    name = f"confusion_matrix {classes} classes {shape} {dtype} result {index}"
+                    yield name, 1 + differ, torch.ones_like(differ)
+
+
+def random_labels(problem: Problem, generator: torch.Generator) -> Tensor:
+    """Labels for a problem, a fifth of them ignored."""
+    shape = (problem.logits[0].shape[0], *problem.size)
+    labels = torch.randint(0, problem.classes, shape, generator=generator, device="cuda")
+    labels[torch.rand(shape, generator=generator, device="cuda") < 0.2] = 255
+    return labels
 
 
 if __name__ == "__main__":

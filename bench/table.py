@@ -16,7 +16,15 @@ from pathlib import Path
 from bench import byte_model
 from bench.cases import Case
 
-NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile"}
+NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile", "numpy": "np.bincount"}
+# Of a case, what is called, by its op.
+CALLS = {
+    "fuse_scales": "fuse_scales",
+    "cross_entropy": "fuse_scales_cross_entropy",
+    "argmax": "fuse_scales_argmax",
+    "rmi": "rmi_loss",
+    "confusion_matrix": "confusion_matrix",
+}
 
 
 def main() -> None:
@@ -28,13 +36,13 @@ def main() -> None:
 
 
 def tables(report: dict, device: str) -> list[str]:
-    tests = {"headline": [], "shape": []}
+    tests = {"headline": [], "shape": [], "end": []}
     for test in report["benchmarks"]:
         if test["device"] == device:
             tests[test["group"]].append(test)
-    lines = []
+    lines = markdown(summary_table([*tests["headline"], *tests["end"]])) if tests["headline"] or tests["end"] else []
     if tests["headline"]:
-        lines += markdown(headline_table(tests["headline"]))
+        lines += ["", *markdown(headline_table(tests["headline"]))]
     if device == "cuda":
         for some in filter(None, tests.values()):
             lines += ["", *markdown(gpu_table(some))]
@@ -74,6 +82,28 @@ def headline_table(tests: list[dict]) -> list[list[str]]:
     return table
 
 
+def summary_table(tests: list[dict]) -> list[list[str]]:
+    """Everything but the shapes, in cold memory where there is that."""
+    memory = _memories(tests)[0]
+    table = [["what", "by", "ms", "times ours", "times the floor", "peak MB", "saved MB", "GFLOP"]]
+    for test in tests:
+        ours, floor = (test["results"][name][memory]["ms"] for name in ("hmsa", "floor"))
+        for name, label in NAMES.items():
+            facts = test["results"].get(name)
+            if facts is None:
+                continue
+            ms = facts[memory]["ms"]
+            row = [
+                _what(test),
+                label if Case.from_json(test["case"]).op != "rmi" or name == "hmsa" else "published, eager",
+                _ms(ms),
+            ]
+            row += [f"{ms / ours:.1f}", f"{ms / floor:.1f}"]
+            row += [_megabytes(facts["peak_bytes"]), _megabytes(facts["saved_bytes"]), f"{facts['flops'] / 1e9:.2f}"]
+            table.append(row)
+    return table
+
+
 def shape_table(tests: list[dict], first: dict[str, dict]) -> list[list[str]]:
     memories = _memories(tests)
     header = ["shape", "output", "direction"]
@@ -104,19 +134,28 @@ def gpu_table(tests: list[dict]) -> list[list[str]]:
         once = byte_model.each_once(case, direction) / bandwidth / 1e6
         ours = test["results"]["hmsa"]["warm"]["ms"]
         shape = "x".join(map(str, case.output_shape))
-        predicted = byte_model.milliseconds(case, direction, bandwidth)
-        row = [case.name, shape, direction, _ms(ours), f"{bandwidth:.0f}", f"{predicted:.3f}", f"{once:.3f}"]
+        # The model knows the kernels of fuse_scales alone.
+        predicted = f"{byte_model.milliseconds(case, direction, bandwidth):.3f}" if case.op == "fuse_scales" else ""
+        name = case.name if case.op == "fuse_scales" else f"{CALLS[case.op]}, {case.name}"
+        row = [name, shape, direction, _ms(ours), f"{bandwidth:.0f}", predicted, f"{once:.3f}"]
         table.append([*row, f"{100 * once / ours:.0f} %"])
     return table
 
 
 def copy_bandwidth(test: dict, tests: list[dict]) -> float:
-    """GB/s of the floor of the same case's forward direction, which is a copy and nothing else."""
+    """GB/s of the floor of the same case's forward direction, which is a copy and nothing else; of the ops that end the
+    chain, whose floor is the time for their bytes at the speed of a copy, that speed."""
+    if Case.from_json(test["case"]).op != "fuse_scales":
+        return byte_model.each_once(Case.from_json(test["case"]), test["direction"]) / floor_ms(test) / 1e6
     for other in tests:
         if other["case"] == test["case"] and other["direction"] == "forward":
             case = Case.from_json(other["case"])
-            return 2 * case.output_bytes / other["results"]["floor"]["warm"]["ms"] / 1e6
+            return 2 * case.output_bytes / floor_ms(other) / 1e6
     return byte_model.H200_COPY
+
+
+def floor_ms(test: dict) -> float:
+    return test["results"]["floor"]["warm"]["ms"]
 
 
 def machine_line(report: dict, device: str) -> str:
@@ -141,8 +180,20 @@ def _memories(tests: list[dict]) -> list[str]:
     return [memory for memory in ("cold", "warm") if memory in tests[0]["results"]["hmsa"]]
 
 
-def _op(case: dict) -> str:
-    return f"`fuse_scales` ({', '.join(f'{s:g}' for s in case['scales'])})"
+def _op(fields: dict) -> str:
+    case = Case.from_json(fields)
+    scales = "" if case.op == "confusion_matrix" else f" ({', '.join(f'{s:g}' for s in case.scales)})"
+    return f"`{CALLS[case.op]}`{scales}"
+
+
+def _what(test: dict) -> str:
+    """The op, what about its case is not the usual, the direction where there is more than one."""
+    case = Case.from_json(test["case"])
+    unusual = [] if case.classes == 19 else [f"{case.classes} classes"]
+    if case.batch > 1:
+        unusual.append(f"{case.batch}x{case.size[0]}x{case.size[1]}")
+    direction = [test["direction"]] if len(case.directions) > 1 else []
+    return ", ".join([_op(test["case"]), *unusual, *direction])
 
 
 def _ms(ms: float) -> str:

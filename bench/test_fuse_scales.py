@@ -15,14 +15,16 @@ from bench import competitors
 
 
 def test_headline(benchmark, crew, case, direction):
-    _record(benchmark, crew, case, direction, competitors.NAMES, seconds=20, rounds=(5, 11))
+    measure(benchmark, crew, case, direction, competitors.NAMES, seconds=20, rounds=(5, 11))
 
 
 def test_shape(benchmark, crew, case, direction):
-    _record(benchmark, crew, case, direction, ("eager", "hmsa"), seconds=3, rounds=(3, 7))
+    measure(benchmark, crew, case, direction, ("eager", "hmsa"), seconds=3, rounds=(3, 7))
 
 
-def _record(benchmark, crew, case, direction, names, seconds, rounds):
+def measure(benchmark, crew, case, direction, names, seconds, rounds):
+    """Runs the competitors in turn and leaves what was found in the report."""
+
     def repeat(others, ours, count):
         benchmark.pedantic(ours, setup=others, rounds=count)
 

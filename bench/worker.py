@@ -56,20 +56,21 @@ class Work:
 
         self.name, self.memory, self.device = name, memory, device
         self.threads = torch.get_num_threads()
-        self.run = self.fuse = self.inputs = None
+        self.run = self.function = self.inputs = None
+        self.share = 1.0  # of a measured time that counts
 
     def load(self, case: dict, direction: str) -> dict:
         """Makes the inputs, compiles, runs once."""
-        self.run = self.fuse = self.inputs = None
+        self.run = self.function = self.inputs = None
         meters.release_free_memory()
         self.case, self.direction = Case.from_json(case), direction
         torch.manual_seed(0)
         if self.name == "floor":
-            self.run = competitors.floor(self.case, direction, self.memory, self.device)
+            self.run, self.share = competitors.floor(self.case, direction, self.memory, self.device)
         else:
             self.inputs = competitors.make_inputs(self.case, self.device)
-            self.fuse = competitors.build(self.name)
-            self.run = competitors.runner(self.fuse, self.case, direction, *self.inputs)
+            self.function = competitors.build(self.name, self.case.op)
+            self.run = competitors.runner(self.function, self.case, direction, self.inputs)
         self.run()
         self.needed = meters.peak_memory(self.run) or 0 if self.device == "cpu" else 0
         if self.memory == "warm" and self.device == "cpu":
@@ -107,7 +108,8 @@ class Work:
                 self.run()
             end.record()
             torch.cuda.synchronize()
-            return {"seconds": begin.elapsed_time(end) / 1e3 / calls, "cpu_seconds": None, "faults": None}
+            seconds = self.share * begin.elapsed_time(end) / 1e3 / calls
+            return {"seconds": seconds, "cpu_seconds": None, "faults": None}
         if self.memory == "cold":
             meters.touch_free_memory(min(self.needed, meters.available_memory() // 2))
         time.sleep(0.005)  # by then the threads of the worker before this one have stopped spinning
@@ -115,21 +117,22 @@ class Work:
         for _ in range(calls):
             self.run()
         end = time.perf_counter(), time.process_time(), meters.minor_faults()
-        each = [(after - before) / calls for before, after in zip(begin, end, strict=True)]
+        each = [(after - before) * self.share / calls for before, after in zip(begin, end, strict=True)]
         return dict(zip(("seconds", "cpu_seconds", "faults"), each, strict=True))
 
     def facts(self) -> dict:
         """What does not depend on time: memory, bytes saved for backward, FLOPs."""
-        logits, attention, grad = self.inputs
         facts = {"peak_bytes": meters.peak_memory(self.run, self.device)}
         if self.name != "compile":  # Inductor allocates past the dispatcher
-            with meters.LiveBytes().ignore(*logits, *attention, grad) as meter:
+            with meters.LiveBytes().ignore(*self.inputs.all) as meter:
                 self.run()
             facts["live_peak_bytes"] = meter.peak
         facts["flops"] = flops.of_competitor(self.name, self.case, self.direction)
-        facts["saved_bytes"] = meters.saved_bytes(
-            lambda: self.fuse(logits, attention, list(self.case.scales), list(self.case.size)), [*logits, *attention]
-        )
+        facts["saved_bytes"] = 0
+        if self.inputs.leaves and self.case.op != "argmax":  # a prediction is made without gradients
+            facts["saved_bytes"] = meters.saved_bytes(
+                lambda: competitors.call(self.function, self.case, self.inputs), self.inputs.all
+            )
         return facts
 
 

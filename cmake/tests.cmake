@@ -22,7 +22,7 @@ foreach(source IN LISTS test_sources)
     set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
     add_test(NAME ${program} COMMAND ${program})
     if(variant STREQUAL "sanitized")
-      target_compile_options(${program} PRIVATE -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+      target_compile_options(${program} PRIVATE -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined
                                                 -fno-sanitize-recover=all)
       target_link_options(${program} PRIVATE -fsanitize=address,undefined)
     else()

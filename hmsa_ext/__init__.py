@@ -6,10 +6,28 @@ alone cost nothing else.
 
 import importlib
 
-from hmsa_ext.ops import fuse_scales
+from hmsa_ext.ops import (
+    confusion_matrix,
+    fuse_scales,
+    fuse_scales_argmax,
+    fuse_scales_cross_entropy,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "data", "fuse_scales", "losses", "models"]
+__all__ = [
+    "__version__",
+    "confusion_matrix",
+    "data",
+    "fuse_scales",
+    "fuse_scales_argmax",
+    "fuse_scales_cross_entropy",
+    "losses",
+    "models",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+]
 
 
 def __getattr__(name: str):

@@ -112,6 +112,7 @@ def kernels() -> dict[str, dict[str, bool]]:
     library.load()
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hmsa::"))
     has = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = [name for name in names if not has(name, "CompositeImplicitAutograd")]  # made of others: no kernels
     table = {name: {column: any(has(name, key) for key in keys) for column, keys in _KERNELS.items()} for name in names}
     if not library.has_cuda_kernels():  # then what is registered for CUDA only explains what is missing
         for row in table.values():

@@ -30,9 +30,9 @@ struct FuseScalesForward : ChainInputs<S> {
   MapView<S> output;  // [B, C, H, W]
 };
 
-template <typename S>
+template <typename S, typename G = S>
 struct FuseScalesBackward : ChainInputs<S>, ChainGradients<S> {
-  MapView<const S> grad_output;  // [B, C, H, W]
+  MapView<const G> grad_output;  // [B, C, H, W]
 };
 
 // ---- cross-entropy ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ namespace hmsa {
 namespace {
 
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
 
 // The rule of PyTorch's suggest_memory_format for four dimensions: strides ascend in the order C, W, H, N. A map of
 // which channels_last cannot be told from contiguous (C = 1, or H = W = 1) counts as contiguous.
@@ -51,8 +50,8 @@ std::string shape_of(const Tensor& tensor) {
   return text + "]";
 }
 
-std::string dtype_name(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+std::string dtype_name(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return "float32";
     case ScalarType::Double:
@@ -74,7 +73,7 @@ std::string dtype_name(const Tensor& tensor) {
     case ScalarType::Bool:
       return "bool";
     default:
-      return concat("dtype number ", static_cast<int>(tensor.scalar_type()));
+      return concat("dtype number ", static_cast<int>(type));
   }
 }
 
@@ -103,10 +102,19 @@ Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes)
   return tensor;
 }
 
-Tensor workspace_like(const Tensor& like, int64_t count) {
-  const ScalarType type = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::empty({count}, type, torch::headeronly::Layout::Strided, like.device(), std::nullopt,
-                              std::nullopt);
+Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  Tensor tensor = torch::stable::empty(sizes, type, torch::headeronly::Layout::Strided, like.device(),
+                                       /*pin_memory=*/std::nullopt, std::nullopt);
+  ask_for_huge_pages(tensor);
+  return tensor;
+}
+
+ScalarType arithmetic_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor empty_arithmetic(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return empty_of(like, sizes, arithmetic_type(like));
 }
 
 int torch_thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }

@@ -18,6 +18,7 @@
 
 namespace hmsa {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
@@ -25,7 +26,8 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 constexpr int64_t kMaxSide = int64_t(1) << 24;
 
 std::string shape_of(const Tensor& tensor);
-std::string dtype_name(const Tensor& tensor);
+std::string dtype_name(ScalarType type);
+inline std::string dtype_name(const Tensor& tensor) { return dtype_name(tensor.scalar_type()); }
 std::string device_name(const Tensor& tensor);
 bool is_floating(const Tensor& tensor);  // one of the four dtypes that the ops take
 
@@ -33,8 +35,12 @@ bool is_floating(const Tensor& tensor);  // one of the four dtypes that the ops 
 // are asked for in huge pages: touching 160 MB in pages of 4 KiB takes longer than computing them.
 Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes);
 
-// `count` numbers of the arithmetic type of `like` (float64 for float64, else float32) on its device.
-Tensor workspace_like(const Tensor& like, int64_t count);
+// Uninitialised and contiguous, on the device of `like`; large CPU tensors likewise.
+Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type);
+
+// What the elements of a tensor are calculated in: float64 for float64, else float32.
+ScalarType arithmetic_type(const Tensor& tensor);
+Tensor empty_arithmetic(const Tensor& like, const std::vector<int64_t>& sizes);
 
 int torch_thread_count();
 
@@ -56,7 +62,6 @@ MapView<const S> const_view(const Tensor& tensor) {
 // Calls body(S()) with the storage type of the tensor.
 template <typename Body>
 void dispatch_floating(const Tensor& tensor, const Body& body) {
-  using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
       return body(float());

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/half.h"
-#include "core/view.h"
+#include "core/problem.h"
 #include "tests/fuse_scales_reference.h"
 #include "tests/testing.h"
 

@@ -7,12 +7,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "ops/cpu/simd/rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/softmax.h"
 #include "tests/testing.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define HMSA_SIMD_NAMESPACE generic
+#include "ops/cpu/simd/rmi_rows.cpp"
 #include "ops/cpu/simd/rows.cpp"
+#include "ops/cpu/simd/softmax.cpp"
 
 namespace hmsa {
 template <>
@@ -22,6 +26,22 @@ const RowOps<float>& row_ops<float>() {
 template <>
 const RowOps<double>& row_ops<double>() {
   return generic::double_rows;
+}
+template <>
+const SoftmaxOps<float>& softmax_ops<float>() {
+  return generic::float_softmax;
+}
+template <>
+const SoftmaxOps<double>& softmax_ops<double>() {
+  return generic::double_softmax;
+}
+template <>
+const RmiOps<float>& rmi_ops<float>() {
+  return generic::float_rmi;
+}
+template <>
+const RmiOps<double>& rmi_ops<double>() {
+  return generic::double_rmi;
 }
 }  // namespace hmsa
 #endif

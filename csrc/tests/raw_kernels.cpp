@@ -20,6 +20,7 @@
 #pragma GCC diagnostic ignored "-Warray-bounds"
 // The kernels see CUDA as a .cu file does.
 #include "core/check.h"
+#define HMSA_NO_INSTANTIATIONS
 #include "ops/cuda/fuse_scales_backward.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
 #include "ops/cuda/fuse_scales_forward.cu"

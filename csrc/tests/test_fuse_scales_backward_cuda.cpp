@@ -4,6 +4,7 @@
 // AddressSanitizer and UndefinedBehaviorSanitizer watch the subscripts for real.
 #pragma GCC diagnostic ignored "-Warray-bounds"
 // The kernels see CUDA as a .cu file does.
+#define HMSA_NO_INSTANTIATIONS
 #include "ops/cuda/fuse_scales_backward.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
 #include "tests/fuse_scales_cases.h"
@@ -122,7 +123,8 @@ int pieces_of(const Case& c, int scale) {
   using namespace hmsa::cuda::backward;
   const Setup<double> setup(c, Layout::kContiguous);
   const Path path = make_path(setup.chain, scale);
-  return choose_layout<double>(setup.chain, path, c.batch, c.channels, false, sizeof(double)).piece_count();
+  return choose_layout<double>(setup.chain, path, setup.chain.heads[scale], c.batch, c.channels, false, sizeof(double))
+      .piece_count();
 }
 
 // One element of a head reaches more of the image than shared memory holds: it is gathered in pieces.

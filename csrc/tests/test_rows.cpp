@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "core/resize.h"
@@ -180,6 +181,38 @@ void resampling_follows_its_table() {
   }
 }
 
+// Two resizes in one, whose outputs read one to four elements each: taps that some of them lack repeat another.
+template <typename T>
+void resampling_follows_composed_tables() {
+  const RowOps<T>& ops = row_ops<T>();
+  for (const bool align_corners : {false, true}) {
+    for (const auto& [in, middle, out] : {std::tuple{67, 36, 72},
+                                          {4, 11, 71},
+                                          {40, 80, 40},
+                                          {80, 160, 80},
+                                          {33, 45, 70},
+                                          {90, 20, 64},
+                                          {16, 64, 96},
+                                          {70, 35, 71},
+                                          {128, 100, 64},
+                                          {50, 33, 67}}) {
+      const ComposedMap map{make_axis_map(in, middle, align_corners), make_axis_map(middle, out, align_corners)};
+      const Axis<T> axis(map);
+      Row<T> from(0, in);
+      for (int32_t lo = 0; lo < out; lo += 5) {
+        Row<T> to(lo % 8, out - lo);
+        ops.resample(to.data(), from.data(), 0, axis.table(Range{lo, out}), out - lo);
+        expect_row(to, "resample, composed", [&](int64_t x) {
+          const ComposedTaps<double> taps = map.template taps<double>(static_cast<int32_t>(lo + x));
+          double sum = 0;
+          for (int k = 0; k < taps.count; ++k) sum += taps.weight[k] * from[taps.index[k]];
+          return sum;
+        });
+      }
+    }
+  }
+}
+
 template <typename T>
 void pixels_are_split_and_joined() {
   const RowOps<T>& ops = row_ops<T>();
@@ -236,6 +269,8 @@ int run_all() {
   RUN_TEST(sums_of_rows_and_their_adjoint_agree<double>);
   RUN_TEST(resampling_follows_its_table<float>);
   RUN_TEST(resampling_follows_its_table<double>);
+  RUN_TEST(resampling_follows_composed_tables<float>);
+  RUN_TEST(resampling_follows_composed_tables<double>);
   RUN_TEST(pixels_are_split_and_joined<float>);
   RUN_TEST(pixels_are_split_and_joined<double>);
   RUN_TEST(stored_types_are_converted<Half>);

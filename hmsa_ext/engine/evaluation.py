@@ -12,8 +12,9 @@ from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.device import arithmetic, evaluation_mode
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.metrics import Scores, confusion_matrix
+from hmsa_ext.engine.metrics import Scores
 from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.ops import confusion_matrix
 
 ATTENTION, MEAN = "attention", "mean"
 
@@ -86,8 +87,8 @@ def evaluate(
         for batch in progress(batches):
             target = batch.labels.to(process.device, non_blocking=True)
             outputs = run(model, batch.images, scales, process.device, dtype=dtype, flip=flip)
-            for i, logits in enumerate(readings(outputs, flip=flip)):
-                c, v = confusion_matrix(logits.argmax(1), target, k, ignore_index=classes.ignore_label)
+            for i, labels in enumerate(readings(outputs, flip=flip)):
+                c, v = confusion_matrix(labels, target, k, ignore_index=classes.ignore_label)
                 counts[i] += c
                 invalid += v
             images += len(batch.names)
@@ -122,21 +123,23 @@ def run(
 
 
 def readings(outputs: ScaleOutputs, *, flip: bool = False) -> Iterator[Tensor]:
-    """Full-size logits [B, C, H, W] of each scale alone (ascending), of their mean and of the attention.
+    """Labels [B, H, W] of each scale alone (ascending), of the mean of their logits and of the attention.
 
-    One after the other, so that never more than two maps exist at a time. ``flip`` as in :func:`run`.
+    One after the other; logits at full resolution do not come about (but see :meth:`ScaleOutputs.mean_argmax`).
+    With ``flip``, as in :func:`run`, the logits of an image and of its mirror image are averaged.
     """
+    views = 2 if flip else 1
     for index in reversed(range(len(outputs.scales))):
-        yield unmirrored(outputs.single_scale(index), flip=flip)
-    yield unmirrored(outputs.mean(), flip=flip)
-    yield unmirrored(outputs.fuse(), flip=flip)
+        yield outputs.single_scale_argmax(index, views=views)[0]
+    yield outputs.mean_argmax(views=views)[0]
+    yield outputs.argmax(views=views)[0]
 
 
-def unmirrored(logits: Tensor, *, flip: bool = True) -> Tensor:
-    """Mean of the logits of images and of their mirror images: [2B, C, H, W] -> [B, C, H, W]."""
+def unmirrored(maps: Tensor, *, flip: bool = True) -> Tensor:
+    """Mean of the maps of images and of their mirror images: [2B, C, H, W] -> [B, C, H, W]."""
     if not flip:
-        return logits
-    straight, mirrored = logits.chunk(2)
+        return maps
+    straight, mirrored = maps.chunk(2)
     return (straight + mirrored.flip(-1)) / 2
 
 

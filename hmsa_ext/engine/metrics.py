@@ -1,28 +1,8 @@
-"""Confusion matrix and what is computed from it, all counts in int64."""
+"""What is computed from a confusion matrix."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-
-def confusion_matrix(
-    prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int = 255
-) -> tuple[Tensor, Tensor]:
-    """Counts of (truth, prediction) pairs, and the number of pixels that are neither counted nor ignored.
-
-    ``prediction`` and ``target``: integer tensors of one shape. Returns counts int64 [K, K], rows = truth, and an
-    int64 scalar: pixels whose truth is neither a class nor ``ignore_index``, or whose prediction is no class where
-    the truth is one. Nothing is raised here, since that would make a GPU wait: look at the scalar once, at the end.
-    """
-    prediction, target = prediction.flatten().long(), target.flatten().long()
-    is_class = (target >= 0) & (target < num_classes) & (target != ignore_index)
-    counted = is_class & (prediction >= 0) & (prediction < num_classes)
-    # What is not counted goes to one bin past the end: no tensor whose size depends on the values.
-    bins = torch.where(counted, target * num_classes + prediction, num_classes**2)
-    counts = torch.bincount(bins, minlength=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
-    invalid = ((target != ignore_index) & ~counted).sum()
-    return counts, invalid
 
 
 @dataclass(frozen=True)

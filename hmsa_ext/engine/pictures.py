@@ -46,8 +46,8 @@ def draw(
             sample = dataset[index]
             images = normalise(sample.image)[None]
             outputs = evaluation.run(model, images, scales, device, dtype=dtype, flip=flip)
-            logits = evaluation.readings(outputs, flip=flip)
-            predictions = {way: z.argmax(1)[0].cpu().numpy() for way, z in zip(ways, logits, strict=True)}
+            readings = evaluation.readings(outputs, flip=flip)
+            predictions = {way: labels[0].cpu().numpy() for way, labels in zip(ways, readings, strict=True)}
             shares = scale_shares(outputs)
             shares = {s: evaluation.unmirrored(m, flip=flip)[0, 0].float().cpu().numpy() for s, m in shares.items()}
             picture = compose(sample.image, sample.label, predictions, shares, dataset.classes, sample.name)

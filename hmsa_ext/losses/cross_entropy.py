@@ -1,32 +1,42 @@
 """Cross-entropy over the valid pixels."""
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from hmsa_ext.losses.target import check_target
+from hmsa_ext.ops import cross_entropy_sum
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, ignore_index: int = 255) -> Tensor:
-    """Mean cross-entropy over the pixels of ``target`` that are not ``ignore_index``.
+def cross_entropy(
+    logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    scales: Sequence[float],
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    """Mean cross-entropy of the fused logits over the pixels of ``target`` that are not ``ignore_index``.
 
-    ``logits`` [B, C, H, W] of any floating type, ``target`` [B, H, W] integers of any type, ``weight`` [C] one factor
-    for each class (the mean is then over the weights of the pixels). Returns a float32 scalar (float64 for float64). It
-    equals ``F.cross_entropy`` but for a target without one valid pixel: there PyTorch's mean is NaN, and one crop of
-    nothing but ignored pixels would end a training run; here it is 0, with gradients of 0.
+    Arguments, result and errors are those of :func:`hmsa_ext.fuse_scales_cross_entropy`; one map of logits, of the
+    target's size or any other, is ``cross_entropy([logits], [], [1.0], target)``. It equals that op's mean but for a
+    target without one valid pixel: there the mean is NaN, as PyTorch's, and one crop of nothing but ignored pixels
+    would end a training run; here it is 0, with gradients of 0.
 
-    Raises ValueError and TypeError as :func:`hmsa_ext.losses.target.check_target` does, and ValueError for weights of
-    another length than C.
+    >>> logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    >>> cross_entropy([logits], [], [1.0], torch.full((1, 32, 32), 255)).item()
+    0.0
     """
-    target, valid = check_target(logits, target, ignore_index)
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    if weight is None:
-        total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-        return total / valid.sum().clamp(min=1)
-    if tuple(weight.shape) != (logits.shape[1],):
-        raise ValueError(f"weight: expected one factor for each of {logits.shape[1]} classes, got {list(weight.shape)}")
-    weight = weight.to(logits)
-    total = F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="sum")
-    of_pixels = weight[torch.where(valid, target, 0)].masked_fill(~valid, 0).sum()
-    return total / of_pixels.clamp(min=torch.finfo(of_pixels.dtype).tiny)
+    total, total_weight = cross_entropy_sum(
+        logits,
+        attention,
+        scales,
+        target,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        align_corners=align_corners,
+    )
+    return total / total_weight.masked_fill(total_weight == 0, 1)

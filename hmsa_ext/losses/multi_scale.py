@@ -14,8 +14,9 @@ _FUNCTIONS = {"ce": (cross_entropy, cross_entropy), "rmi": (rmi_loss, rmi_bce_lo
 class MultiScaleLoss(nn.Module):
     """Loss of :class:`ScaleOutputs`, as the published network is trained: ``criterion(outputs, target)`` -> scalar.
 
-        main(fuse()) + aux_weight * plain(fuse_aux()) + scale_weight * sum over scales of plain(single_scale(i))
+        main(fused) + aux_weight * plain(fused aux) + scale_weight * sum over scales of plain(scale alone)
 
+    Each term is computed from the outputs at the stride of the heads: no logits at full resolution exist.
     ``plain`` is the main loss without its RMI part: cross-entropy for ``"ce"``, the binary cross-entropy for ``"rmi"``.
     Where the outputs have no aux logits, that term is left out. Gradients reach the attention through the fused terms.
     A target of nothing but ignored pixels gives 0, with gradients of 0 (see the single losses).
@@ -51,17 +52,22 @@ class MultiScaleLoss(nn.Module):
         self.ignore_index = int(ignore_index)
 
     def forward(self, outputs: ScaleOutputs, target: Tensor) -> Tensor:
-        """``target`` [B, H, W] integers at the size of the images, on the outputs' device; a float32 scalar."""
+        """``target`` [B, H, W] labels at the size of the images, on the outputs' device; a float32 scalar."""
+        expected = (outputs.logits[0].shape[0], *outputs.size)
+        if tuple(target.shape) != expected:
+            raise ValueError(
+                f"target: expected shape {list(expected)}, labels at the size of the images, got {list(target.shape)}"
+            )
         main, plain = _FUNCTIONS[self.main]
         if self.class_weight is not None:
             main = plain = partial(cross_entropy, weight=self.class_weight)
-        loss = main(outputs.fuse(), target, ignore_index=self.ignore_index)
+        attention, scales, ignored = outputs.attention, outputs.scales, self.ignore_index
+        loss = main(outputs.logits, attention, scales, target, ignore_index=ignored)
         if outputs.aux is not None and self.aux_weight > 0:
-            loss = loss + self.aux_weight * plain(outputs.fuse_aux(), target, ignore_index=self.ignore_index)
+            loss = loss + self.aux_weight * plain(outputs.aux, attention, scales, target, ignore_index=ignored)
         if self.scale_weight > 0:
-            for index in range(len(outputs.scales)):
-                single = plain(outputs.single_scale(index), target, ignore_index=self.ignore_index)
-                loss = loss + self.scale_weight * single
+            for logits, scale in zip(outputs.logits, scales, strict=True):
+                loss = loss + self.scale_weight * plain([logits], [], [scale], target, ignore_index=ignored)
         return loss
 
     def extra_repr(self) -> str:

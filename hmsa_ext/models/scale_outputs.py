@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hmsa_ext.ops import fuse_scales
+from hmsa_ext.ops import fuse_scales, fuse_scales_argmax
 
 
 @dataclass
 class ScaleOutputs:
     """Outputs of one model at several scales, at the stride of its heads, and the ways to combine them.
 
-    Nothing in here is at full resolution; each method returns a map of ``size``.
+    Nothing in here is at full resolution; each method returns maps of ``size``. Who only wants labels takes the
+    ``argmax`` of a combination, which makes no full-resolution logits; so do the losses with the parts themselves.
     """
 
     logits: list[Tensor]
@@ -53,6 +54,29 @@ class ScaleOutputs:
     def mean(self) -> Tensor:
         """Mean of the single-scale logits, the usual way without attention (the AvgPool baseline): [B, C, H, W]."""
         return torch.stack([self.single_scale(index) for index in range(len(self.scales))]).mean(dim=0)
+
+    def argmax(self, *, views: int = 1) -> tuple[Tensor, Tensor]:
+        """Labels of all scales, combined by the attention, and their probabilities: [B, H, W] twice.
+
+        With ``views=2`` the second half of the batch are outputs for the mirrored images: see
+        :func:`hmsa_ext.fuse_scales_argmax`.
+        """
+        return fuse_scales_argmax(self.logits, self.attention, self.scales, self.size, views=views)
+
+    def single_scale_argmax(self, index: int, *, views: int = 1) -> tuple[Tensor, Tensor]:
+        """Labels of ``scales[index]`` alone, and their probabilities: as :meth:`argmax` of :meth:`single_scale`."""
+        return fuse_scales_argmax([self.logits[index]], [], [self.scales[index]], self.size, views=views)
+
+    def mean_argmax(self, *, views: int = 1) -> tuple[Tensor, Tensor]:
+        """Labels of the mean of the logits, and their probabilities: as :meth:`argmax` of :meth:`mean`."""
+        if sum(scale > 1.0 for scale in self.scales) > 1:
+            # Down a chain, a scale above another one above 1.0 is resized to that one's grid first, and only then to
+            # the image's: not what its logits alone go through.
+            return fuse_scales_argmax([self.mean()], [], [1.0], self.size, views=views)
+        # An attention of 1/2, 1/3, ... leaves every scale the same share. float32: half precision has no third.
+        logits = [z if z.dtype == torch.float64 else z.float() for z in self.logits]
+        shares = [z.new_full((z.shape[0], 1, *z.shape[2:]), 1 / (i + 2)) for i, z in enumerate(logits[1:])]
+        return fuse_scales_argmax(logits, shares, self.scales, self.size, views=views)
 
     def attention_map(self, index: int) -> Tensor:
         """``attention[index]`` (that of ``scales[index + 1]``) at the image's size, for pictures: [B, 1 or C, H, W]."""

@@ -1,12 +1,40 @@
 """The fused ops: ``torch.ops.hmsa.*`` and their forms for people."""
 
+# ruff: noqa: E402  (the library must be loaded before the modules that register something for its ops)
+
 from hmsa_ext.ops import dispatch, library
 
 library.load()
 
-from hmsa_ext.ops.fuse_scales import fuse_scales  # noqa: E402  (the library must be loaded first)
+from hmsa_ext.ops.confusion_matrix import confusion_matrix
+from hmsa_ext.ops.fuse_scales import fuse_scales
+from hmsa_ext.ops.fuse_scales_argmax import fuse_scales_argmax, upsample_argmax
+from hmsa_ext.ops.fuse_scales_cross_entropy import (
+    cross_entropy_sum,
+    fuse_scales_cross_entropy,
+    upsample_cross_entropy,
+)
+from hmsa_ext.ops.fuse_scales_rmi import fuse_scales_rmi
 
-for _name in ("fuse_scales", "_fuse_scales_backward"):
+for _name in (
+    "fuse_scales",
+    "_fuse_scales_backward",
+    "_fuse_scales_cross_entropy",
+    "_fuse_scales_cross_entropy_backward",
+    "_fuse_scales_rmi",
+    "_fuse_scales_rmi_backward",
+    "fuse_scales_argmax",
+    "confusion_matrix",
+):
     dispatch.explain_missing_cuda(_name)
 
-__all__ = ["fuse_scales"]
+__all__ = [
+    "confusion_matrix",
+    "cross_entropy_sum",
+    "fuse_scales",
+    "fuse_scales_argmax",
+    "fuse_scales_cross_entropy",
+    "fuse_scales_rmi",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+]

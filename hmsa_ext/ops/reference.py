@@ -7,6 +7,7 @@ every intermediate map exists at full resolution: this is also the formulation t
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,3 +51,76 @@ def fuse_scales(
         else:
             fused = resize(a * z, size, align_corners) + (1 - resize(a, size, align_corners)) * fused
     return resize(fused, size, align_corners)
+
+
+def fuse_scales_cross_entropy(
+    logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    scales: Sequence[float],
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    align_corners: bool = False,
+) -> Tensor:
+    """``F.cross_entropy`` of the fused logits and ``target`` [B, H, W], whose size is that of the image.
+
+    Half precision is computed in float32. Returns a scalar, or [B, H, W] for the reduction "none".
+    """
+    logits, attention = in_arithmetic_dtype(logits), in_arithmetic_dtype(attention)
+    fused = fuse_scales(logits, attention, scales, target.shape[1:], align_corners=align_corners)
+    if weight is not None:
+        weight = weight.to(fused.dtype)
+    return F.cross_entropy(
+        fused,
+        target.long(),
+        weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+
+
+def fuse_scales_argmax(
+    logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    scales: Sequence[float],
+    size: Sequence[int],
+    *,
+    views: int = 1,
+    align_corners: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The class of the largest fused logit, uint8 up to 256 classes and int32 beyond, and its softmax probability.
+
+    With two views the second half of the batch are outputs for the mirrored images, still mirrored: the fused logits
+    are mirrored back and averaged with those of the first half. Returns [B, H, W] twice.
+    """
+    logits, attention = in_arithmetic_dtype(logits), in_arithmetic_dtype(attention)
+    fused = fuse_scales(logits, attention, scales, size, align_corners=align_corners)
+    if views == 2:
+        straight, mirrored = fused.chunk(2)
+        fused = (straight + mirrored.flip(-1)) / 2
+    labels = fused.argmax(1, keepdim=True)
+    confidence = F.softmax(fused, 1).gather(1, labels)
+    return labels.squeeze(1).to(torch.uint8 if fused.shape[1] <= 256 else torch.int32), confidence.squeeze(1)
+
+
+def confusion_matrix(
+    prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    """Counts int64 [K, K] of pixels by truth (rows) and prediction, and an int64 scalar: the pixels that are neither
+    counted nor ignored, since their truth or their prediction is no class."""
+    prediction, target = prediction.flatten().long(), target.flatten().long()
+    is_class = (target >= 0) & (target < num_classes) & (target != ignore_index)
+    counted = is_class & (prediction >= 0) & (prediction < num_classes)
+    # What is not counted goes to one bin past the end: no tensor whose size depends on the values.
+    bins = torch.where(counted, target * num_classes + prediction, num_classes**2)
+    counts = torch.bincount(bins, minlength=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
+    return counts, ((target != ignore_index) & ~counted).sum()
+
+
+def in_arithmetic_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Half precision as float32, in which the ops compute; float32 and float64 as they are."""
+    return [tensor.float() if tensor.dtype.itemsize < 4 else tensor for tensor in tensors]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench import cases, competitors, flops, meters, record
+from bench.cases import Case
 from bench.crew import Worker
 
 MEGABYTE = 1 << 20
@@ -62,22 +63,53 @@ def test_flops_are_counted_by_hand_calculation(direction):
 @pytest.mark.parametrize("case", cases.shapes((128, 256)), ids=lambda case: case.name)
 def test_competitors_agree(case):
     case = cases.Case.from_json({**case.to_json(), "size": list(case.size)})
-    logits, attention, grad = competitors.make_inputs(case)
+    inputs = competitors.make_inputs(case)
     results = []
     for name in ("eager", "hmsa"):
-        fused = competitors.build(name)(logits, attention, list(case.scales), list(case.size))
-        results.append([fused, *torch.autograd.grad(fused, [*logits, *attention], grad)])
+        fused = competitors.call(competitors.build(name), case, inputs)
+        results.append([fused, *torch.autograd.grad(fused, inputs.leaves, inputs.grad)])
     # Plain PyTorch rounds every map in between to half precision; ours does not.
     tolerance = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}[case.dtype]
     for eager, ours in zip(*results, strict=True):
         assert (eager.float() - ours.float()).abs().max() <= tolerance * eager.abs().max()
 
 
+@pytest.mark.parametrize("case", cases.ends((128, 256)), ids=lambda case: f"{case.op} {case.name}")
+def test_competitors_of_the_ops_that_end_the_chain_agree(case):
+    inputs = competitors.make_inputs(case)
+    first, *others = (
+        competitors.call(competitors.build(name, case.op), case, inputs)
+        for name in competitors.names(case.op, "cpu")
+        if name != "compile"
+    )
+    for other in others:
+        if case.op == "confusion_matrix":
+            assert torch.equal(torch.as_tensor(first), other[0])
+        elif case.op == "argmax":
+            assert (first[0] == other[0]).float().mean() > 0.999
+            torch.testing.assert_close(first[1], other[1], rtol=1e-4, atol=1e-5)
+        else:
+            torch.testing.assert_close(first, other, rtol=1e-4, atol=1e-5)
+            for theirs, ours in zip(*(torch.autograd.grad(x, inputs.leaves) for x in (first, other)), strict=True):
+                assert (theirs - ours).abs().max() <= 1e-3 * theirs.abs().max()
+
+
+def test_floor_of_the_ops_that_end_the_chain_is_bytes_at_the_speed_of_a_copy():
+    one, two = (Case("x", (64, 128), scales=(1.0,), op=op) for op in ("cross_entropy", "argmax"))
+    head, pixels = 19 * 16 * 32 * 4, 64 * 128
+    assert competitors.moved_bytes(one, "forward") == head + 8 * pixels
+    assert competitors.moved_bytes(one, "forward+backward") == 3 * head + 2 * 8 * pixels
+    assert competitors.moved_bytes(two, "forward") == head + 5 * pixels
+    copy, share = competitors.floor(two, "forward", "cold")
+    copy()
+    assert share == (head + 5 * pixels) / (2 * competitors.COPIED)
+
+
 def test_cold_floor_is_touched_in_huge_pages_where_the_system_has_them():
     if record.machine()["huge pages"] not in ("always", "madvise"):
         pytest.skip("the system gives no huge pages")
     case = cases.Case("big", (512, 1024))
-    touch = competitors.floor(case, "forward", "cold")
+    touch, _ = competitors.floor(case, "forward", "cold")
     touch()
     before = meters.minor_faults()
     touch()

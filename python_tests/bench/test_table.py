@@ -54,19 +54,34 @@ def report():
         for direction in cases.DIRECTIONS:
             tests += [entry(case, direction, device, "headline", 40.0) for case in cases.headline()]
             tests += [entry(case, direction, device, "shape", 20.0) for case in cases.shapes()]
+            tests += [
+                entry(case, direction, device, "end", 8.0) for case in cases.ends() if direction in case.directions
+            ]
     commit = {"id": "0123456789", "dirty": False}
     return {"machine_info": machine, "commit_info": commit, "datetime": "2026-01-02", "benchmarks": tests}
 
 
 def test_tables_of_a_cpu_have_cold_and_warm(report):
     lines = table.tables(report, "cpu")
-    assert lines[0].startswith("| op | direction | by | ms cold |")
+    assert any(line.startswith("| op | direction | by | ms cold |") for line in lines)
     figures = "800 | 10.0 | 20.0 | 400 | 10.0 | 20.0 | 3 | 2 | 5.00 |"
     assert f"| `fuse_scales` (1, 0.5) | forward | PyTorch eager | {figures}" in lines
     # a quarter of the elements in half the time: twice as much for each
     assert any(line.startswith("| two scales | 1x19x512x1024 | forward | 40.0 | 10.0 | 2.0 |") for line in lines)
     assert "| 2.00 | 20.0 |" in next(line for line in lines if line.startswith("| two scales | 1x19x512x1024"))
     assert "commit 0123456," in lines[-2]
+
+
+def test_summary_has_all_but_the_shapes(report):
+    lines = table.tables(report, "cpu")
+    assert lines[0] == "| what | by | ms | times ours | times the floor | peak MB | saved MB | GFLOP |"
+    assert any(line.startswith("| `fuse_scales` (2, 1, 0.5), forward | **hmsa_ext** | 80.0 |") for line in lines)
+    figures = "160 | 10.0 | 20.0 | 3 | 2 | 5.00 |"
+    assert f"| `fuse_scales_cross_entropy` (1, 0.5), forward+backward | PyTorch eager | {figures}" in lines
+    assert any(line.startswith("| `fuse_scales_argmax` (2, 1, 0.5) | torch.compile | 64.0 | 4.0 |") for line in lines)
+    assert any(line.startswith("| `rmi_loss` (1, 0.5), forward | published, eager |") for line in lines)
+    one_scale = "| `fuse_scales_cross_entropy` (1), 150 classes, 8x512x512, forward | **hmsa_ext** |"
+    assert any(line.startswith(one_scale) for line in lines)
 
 
 def test_tables_of_a_gpu_have_the_model_beside_the_time(report):
@@ -78,6 +93,9 @@ def test_tables_of_a_gpu_have_the_model_beside_the_time(report):
     # A copy of 159 MB in 20 ms; the result and the inputs once, and the time is 40 ms.
     assert facts["GB/s of a copy"] == "16"
     assert facts["share of the floor"] == "27 %"
+    # The floor of the others is the time for their bytes at the speed of a copy: half of ours, in these figures.
+    prediction = next(line for line in lines if line.startswith("| fuse_scales_argmax, three scales |"))
+    assert prediction.endswith("| 50 % |")
     assert lines[-2].startswith("Some GPU")
 
 
@@ -85,4 +103,4 @@ def test_command(report, tmp_path, capsys, monkeypatch):
     (tmp_path / "r.json").write_text(json.dumps(report))
     monkeypatch.setattr("sys.argv", ["table", str(tmp_path / "r.json")])
     table.main()
-    assert capsys.readouterr().out.count("| op |") == 4  # headline of both devices, two tables of the model
+    assert capsys.readouterr().out.count("| op |") == 5  # headline of both devices, three tables of the model

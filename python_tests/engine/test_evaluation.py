@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.meters import LiveBytes
 from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import EvaluationError, evaluate, readings, run, table
-from hmsa_ext.engine.metrics import confusion_matrix
 from hmsa_ext.models import ScaleOutputs, build
+from hmsa_ext.ops import confusion_matrix
 
 CLASSES = ClassTable(("road", "sky", "car"), np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
 
@@ -82,6 +83,13 @@ def test_one_scale_other_than_one_works(device: torch.device) -> None:
     assert result.miou["0.5"] == result.miou["attention"] == 1.0
 
 
+def assert_labels_of(labels: Tensor, logits: Tensor) -> None:
+    """Each label is the best class of ``logits``, or as good as that but for rounding."""
+    best = logits.amax(1)
+    assert labels.shape == best.shape
+    assert (logits.gather(1, labels.long()[:, None])[:, 0] >= best - 1e-5 * logits.abs().max()).all()
+
+
 def test_readings_equal_the_outputs_own_methods(device: torch.device) -> None:
     torch.manual_seed(0)
     model = build("hrnet_small_ocr", 3).to(device).eval()
@@ -89,11 +97,11 @@ def test_readings_equal_the_outputs_own_methods(device: torch.device) -> None:
     with torch.no_grad():
         outputs = model(images, scales=(0.5, 1.0, 2.0))
         half, whole, double, mean, fused = readings(outputs)
-    assert torch.equal(half, outputs.single_scale(2))
-    assert torch.equal(whole, outputs.single_scale(1))
-    assert torch.equal(double, outputs.single_scale(0))
-    assert torch.equal(mean, outputs.mean())
-    assert torch.equal(fused, outputs.fuse())
+    assert_labels_of(half, outputs.single_scale(2))
+    assert_labels_of(whole, outputs.single_scale(1))
+    assert_labels_of(double, outputs.single_scale(0))
+    assert_labels_of(mean, outputs.mean())
+    assert_labels_of(fused, outputs.fuse())
 
 
 def test_flip_averages_the_logits_of_both_directions(device: torch.device) -> None:
@@ -105,8 +113,21 @@ def test_flip_averages_the_logits_of_both_directions(device: torch.device) -> No
         straight = model(images, scales=(0.5, 1.0))
         mirrored = model(images.flip(-1), scales=(0.5, 1.0))
     # Two images in one batch may be convolved by another algorithm than one: equal up to rounding.
-    torch.testing.assert_close(fused, (straight.fuse() + mirrored.fuse().flip(-1)) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(mean, (straight.mean() + mirrored.mean().flip(-1)) / 2, rtol=1e-4, atol=1e-5)
+    assert_labels_of(fused, (straight.fuse() + mirrored.fuse().flip(-1)) / 2)
+    assert_labels_of(mean, (straight.mean() + mirrored.mean().flip(-1)) / 2)
+
+
+def test_no_reading_makes_logits_at_full_resolution(device: torch.device) -> None:
+    heads = [torch.randn(1, 40, 128 * s // 2, 128 * s // 2, device=device) for s in (4, 2, 1)]
+    attention = [torch.rand(1, 1, *z.shape[2:], device=device) for z in heads[1:]]
+    outputs = ScaleOutputs(heads, attention, None, (2.0, 1.0, 0.5), (512, 512))
+    for flip in (False, True):
+        if flip:
+            outputs.logits, outputs.attention = ([torch.cat([t, t]) for t in x] for x in (heads, attention))
+        with LiveBytes() as meter:
+            for labels in readings(outputs, flip=flip):
+                assert labels.dtype == torch.uint8
+        assert meter.peak < 40 * 512 * 512 * 4 // 4
 
 
 def test_flip_makes_the_result_independent_of_the_direction(device: torch.device) -> None:

@@ -14,7 +14,7 @@ def test_weighted_mean_equals_pytorch(device):
     target = torch.randint(0, 5, (2, 9, 7), generator=generator).to(device)
     target[:, :2] = 255
     weight = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0], device=device)
-    ours = losses.cross_entropy(logits, target.byte(), weight=weight)
+    ours = losses.cross_entropy([logits], [], [1.0], target.byte(), weight=weight)
     theirs = F.cross_entropy(logits, target, weight.double(), ignore_index=255)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
@@ -22,17 +22,16 @@ def test_weighted_mean_equals_pytorch(device):
 
 def test_all_ignored_is_zero_with_weights_too(device):
     logits = torch.randn(1, 3, 4, 4, device=device, requires_grad=True)
-    loss = losses.cross_entropy(
-        logits, torch.full((1, 4, 4), 255, device=device), weight=torch.tensor([1.0, 2.0, 3.0], device=device)
-    )
+    target, weight = torch.full((1, 4, 4), 255, device=device), torch.tensor([1.0, 2.0, 3.0], device=device)
+    loss = losses.cross_entropy([logits], [], [1.0], target, weight=weight)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == 0.0
     assert not gradient.any()
 
 
 def test_weights_of_another_length_are_refused():
-    with pytest.raises(ValueError, match=r"weight: expected one factor for each of 3 classes, got \[4\]"):
-        losses.cross_entropy(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), weight=torch.ones(4))
+    with pytest.raises(RuntimeError, match=r"weight has shape \[4\]; expected \[3\], one factor for each class"):
+        losses.cross_entropy([torch.zeros(1, 3, 2, 2)], [], [1.0], torch.zeros(1, 2, 2).long(), weight=torch.ones(4))
     with pytest.raises(ValueError, match="class_weight: the cross-entropy takes it, the main loss is 'rmi'"):
         losses.MultiScaleLoss("rmi", class_weight=torch.ones(3))
 

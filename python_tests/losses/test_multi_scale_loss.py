@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.meters import LiveBytes
 from hmsa_ext.losses import MultiScaleLoss, cross_entropy, rmi_bce_loss, rmi_loss
 from hmsa_ext.models import ScaleOutputs
 
@@ -28,8 +29,12 @@ def case(
 def test_terms_and_weights_are_as_documented(device, main: str, scales):
     outputs, target = case(device, scales=scales)
     full, plain = FUNCTIONS[main]
-    expected = full(outputs.fuse(), target) + 0.3 * plain(outputs.fuse_aux(), target)
-    expected = expected + 0.05 * sum(plain(outputs.single_scale(i), target) for i in range(len(scales)))
+
+    def of(loss, logits):
+        return loss([logits], [], [1.0], target)
+
+    expected = of(full, outputs.fuse()) + 0.3 * of(plain, outputs.fuse_aux())
+    expected = expected + 0.05 * sum(of(plain, outputs.single_scale(i)) for i in range(len(scales)))
     loss = MultiScaleLoss(main, aux_weight=0.3, scale_weight=0.05)(outputs, target)
     torch.testing.assert_close(loss, expected)
     assert loss.dtype == torch.float32
@@ -38,7 +43,8 @@ def test_terms_and_weights_are_as_documented(device, main: str, scales):
 
 def test_defaults_are_the_published_ones(device):
     outputs, target = case(device)
-    expected = cross_entropy(outputs.fuse(), target) + 0.4 * cross_entropy(outputs.fuse_aux(), target)
+    expected = [cross_entropy([z], [], [1.0], target) for z in (outputs.fuse(), outputs.fuse_aux())]
+    expected = expected[0] + 0.4 * expected[1]
     torch.testing.assert_close(MultiScaleLoss()(outputs, target), expected)
 
 
@@ -52,7 +58,7 @@ def test_gradients_reach_logits_aux_and_attention(device, main: str):
 
 def test_networks_without_aux_have_no_aux_term(device):
     outputs, target = case(device, aux=False)
-    assert torch.equal(MultiScaleLoss()(outputs, target), cross_entropy(outputs.fuse(), target))
+    torch.testing.assert_close(MultiScaleLoss()(outputs, target), cross_entropy([outputs.fuse()], [], [1.0], target))
 
 
 @pytest.mark.parametrize("main", ["ce", "rmi"])
@@ -72,6 +78,20 @@ def test_the_ignored_label_can_be_chosen(device):
     assert torch.equal(MultiScaleLoss(ignore_index=7)(outputs, changed), expected)
 
 
+def test_no_logits_at_full_resolution_exist(device):
+    scales, size = (2.0, 1.0, 0.5), (256, 256)
+    heads = [[torch.randn(1, 40, s, s, device=device, requires_grad=True) for s in (128, 64, 32)] for _ in range(2)]
+    attention = [torch.rand(1, 1, *z.shape[2:], device=device, requires_grad=True) for z in heads[0][1:]]
+    outputs = ScaleOutputs(heads[0], attention, heads[1], scales, size)
+    target = torch.randint(0, 40, (1, *size), device=device, dtype=torch.uint8)
+    gradients = 2 * sum(z.numel() * 4 for z in heads[0])
+    with LiveBytes() as meter:
+        MultiScaleLoss(scale_weight=0.05)(outputs, target).backward()
+    # The gradients, twice where autograd adds those of the single scales up; full logits alone would take 10 MB.
+    assert meter.peak < 2 * gradients + 5 * 4 * target.numel() + (1 << 20)
+    assert meter.peak - gradients < 40 * 256 * 256 * 4
+
+
 def test_bad_options_and_targets_are_named(device):
     with pytest.raises(ValueError, match="main: expected one of 'ce', 'rmi', got 'dice'"):
         MultiScaleLoss("dice")
@@ -80,5 +100,7 @@ def test_bad_options_and_targets_are_named(device):
     with pytest.raises(ValueError, match="scale_weight: expected a number of at least 0, got nan"):
         MultiScaleLoss(scale_weight=float("nan"))
     outputs, target = case(device)
-    with pytest.raises(ValueError, match=r"target: expected shape \[2, 24, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"target: expected shape \[2, 24, 32\], labels at the size of the images, got"
+    ):
         MultiScaleLoss()(outputs, target[:, ::4, ::4])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmsa_ext.models import ScaleOutputs
+from python_tests.ops.agreement import check_prediction
 
 
 def make(scales: tuple[float, ...] = (2.0, 1.0, 0.5), *, aux: bool = True) -> ScaleOutputs:
@@ -43,6 +44,35 @@ def test_mean_is_that_of_the_single_scales():
     outputs = make()
     expected = sum(outputs.single_scale(index) for index in range(3)) / 3
     torch.testing.assert_close(outputs.mean(), expected)
+
+
+# Two scales above 1.0 reach the image on different ways in a chain and alone: the mean must not be made by a chain.
+@pytest.mark.parametrize(
+    "scales", [(1.0,), (0.5,), (1.0, 0.5), (2.0, 1.0, 0.5), (1.0, 0.5, 0.25), (2.0, 1.5, 1.0, 0.5)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_labels_are_those_of_the_logits(scales, dtype):
+    outputs = make(scales)
+    outputs.logits, outputs.attention = ([t.to(dtype) for t in x] for x in (outputs.logits, outputs.attention))
+    exact = make(scales)
+    exact.logits, exact.attention = ([t.double() for t in x] for x in (outputs.logits, outputs.attention))
+    # With two scales above 1.0 the mean is made in the outputs' own dtype.
+    rounded = dtype == torch.bfloat16 and sum(s > 1 for s in scales) > 1
+    pairs = [
+        (outputs.argmax(), exact.fuse(), 1e-6),
+        (outputs.mean_argmax(), exact.mean(), 4e-2 if rounded else 1e-6),
+        *((outputs.single_scale_argmax(i), exact.single_scale(i), 1e-6) for i in range(len(scales))),
+    ]
+    for (labels, confidence), logits, tolerance in pairs:
+        check_prediction(labels, confidence, logits, tolerance)
+
+
+def test_labels_of_two_views_are_those_of_the_mean_of_both():
+    outputs = make()
+    straight, mirrored = outputs.fuse().double().chunk(2)
+    check_prediction(*outputs.argmax(views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
+    straight, mirrored = outputs.mean().double().chunk(2)
+    check_prediction(*outputs.mean_argmax(views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
 
 
 def test_attention_map_belongs_to_the_next_smaller_scale():

@@ -74,6 +74,17 @@ def make_problem(
     return Problem(place(logits), place(attention), list(scales), size, align_corners)
 
 
+def make_target(
+    problem: Problem, *, dtype: torch.dtype = torch.uint8, ignore_index: int = 255, ignored: float = 0.2, seed: int = 0
+) -> Tensor:
+    """Labels of all classes, some of them ignored, on the problem's device."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, classes = problem.logits[0].shape[:2]
+    target = torch.randint(0, classes, (batch, *problem.size), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < ignored] = ignore_index
+    return target.to(problem.logits[0].device, dtype)
+
+
 def random_problem(seed: int, **options) -> Problem:
     """1 to 5 scales up and down, odd sizes, heads at stride 1, 4 or 8 and now and then of any size at all."""
     rng = random.Random(seed)

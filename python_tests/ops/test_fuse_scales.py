@@ -100,6 +100,15 @@ def test_one_scale_equals_interpolate(device):
     assert relative(op([logits], [], [1.0], (51, 66)), expected) < 1e-6
 
 
+@pytest.mark.parametrize(("head", "width"), [(14, 16), (17, 20), (67, 72), (71, 80)])
+def test_two_resizes_in_one_step_whose_taps_come_and_go(device, head, width):
+    """With align_corners some outputs lie exactly on an input: they read fewer than their neighbours, so the last
+    input that a stretch of outputs reads need not be that of its last output."""
+    logits = torch.randn(1, 2, 9, head, device=device)
+    expected = reference.fuse_scales([logits.double()], [], [0.5], (18, width), align_corners=True)
+    assert relative(op([logits], [], [0.5], (18, width), align_corners=True), expected) < 1e-5
+
+
 def test_output_larger_than_the_caches(device):
     problem = make_problem([1.0, 0.5], (1463, 1447), classes=4, batch=1, device=device)
     with torch.no_grad():

@@ -1,18 +1,11 @@
 // CPU kernels of fuse_scales: launched over plain pointers, so that tests can call them without torch.
 #pragma once
 
-#include <functional>
-
 #include "core/half.h"
 #include "core/problem.h"
+#include "ops/cpu/parallel_for.h"
 
 namespace hmsa {
-
-// Runs body(begin, end) over parts of [0, count), on several threads or on one.
-struct ParallelFor {
-  int threads;
-  std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)> run;
-};
 
 namespace cpu {
 

@@ -1,545 +1,120 @@
-// fuse_scales on the CPU, backward.
-//
-// With g = dLoss/dP and T the adjoint of a resize, from the smallest scale up (DESIGN 2):
-//
-//     s <  1   dz = U^T(A * R^T g)    da = U^T(sum_c[L * R^T g] - R^T sum_c[g * P_before])    dP_before = (1 - R A) * g
-//     s >= 1   dz = U^T(A * g)        da = U^T(sum_c[g * (L - R P_before)])                   dP_before = R^T((1 - A) * g)
-//
-// (no sum over c where the attention is class-wise). Nothing was saved but the inputs: P_before is streamed again.
-//
-// The work is divided by the elements of the inputs (`backward_tiles`): a part writes the gradients of the elements it
-// owns, and reads all rows of g that reach them. It goes through these rows a few at a time, channel by channel: each
-// row is used once, forward and backward, and added to the sums of the head rows (row_adjoint.h) that are not complete.
-// Sums run in a fixed order, so nothing depends on the number of threads, and no partial sums are exchanged. The price
-// is that the rim of a part is computed by its neighbours, too.
+// fuse_scales on the CPU, backward: the chain's backward (chain_backward.h) with a gradient that is read from memory.
 #include <algorithm>
-#include <utility>
-#include <vector>
+#include <type_traits>
 
-#include "ops/cpu/chain_stream.h"
+#include "ops/cpu/chain_backward.h"
 #include "ops/cpu/fuse_scales.h"
-#include "ops/cpu/row_adjoint.h"
 
 namespace hmsa {
 namespace cpu {
 namespace {
 
-// Rows of g taken at a time for each channel: what a channel keeps between rows is fetched from the L2 cache once for
-// all of them, and the maps that all channels share, one row for each, stay in the L1 cache.
-constexpr int32_t kGroupRows = 8;
-
 // Channels side by side in memory that are taken out of their pixels together: a line of the cache of floats.
 constexpr int64_t kSplitChannels = 16;
 
-// The output that a part stands for. Its rim is some 20 wide for a scale of 0.5 at head stride 4, so parts are large;
-// and as wide as the image may be, since a page of memory should be read while it is at hand. They shrink until all
-// threads have work, and for many channels, whose rows should stay in the caches.
-constexpr int32_t kBackwardRows = 256;
-constexpr int32_t kBackwardColumns = 2048;
-constexpr int32_t kLeastRows = 64;
-constexpr int32_t kLeastColumns = 256;
-constexpr int64_t kManyColumns = 400000;  // columns times channels
+// As wide as the image may be, since a page of memory should be read while it is at hand.
+constexpr PartLimits kParts{256, 2048, 64, 256, 400000};
 
-// What one channel keeps between rows: the chain before the row, and incomplete sums on the way up.
-template <typename T>
-struct ChannelState {
-  StreamState<T> before;               // P before every scale on the output
-  StreamState<T> lower;                // logits of the lower scales, at the rows that are complete
-  std::vector<StreamState<T>> levels;  // P before every upper scale between the largest and 1.0, likewise
-  RowAdjoint<T> across[kMaxScales];    // R^T: output -> lower grid, or upper grid i + 1 -> i
-  RowAdjoint<T> up[kMaxScales];        // U^T: grid -> head; [0] leads from the next grid where the two are composed
-};
-
+// Rows of a gradient that lies in memory, in any format and type.
 template <typename S, typename T>
-class Backward {
+class ReadGradient {
  public:
-  Backward(const FuseScalesBackward<S>& problem, const ChainAxes<T>& axes)
-      : problem_(problem),
-        chain_(problem.chain),
-        axes_(axes),
-        stream_(problem.chain, axes, problem.logits, problem.attention),
-        ops_(stream_.ops),
-        memory_(memory_ops<S, T>(stream_.ops)) {
-    for (int i = 1; i < chain_.count; ++i) {
-      wants_attention_ = wants_attention_ || wants_attention(i);
-      wants_attention_below_unit_ = wants_attention_below_unit_ || (chain_.is_lower(i) && wants_attention(i));
-    }
-  }
+  static constexpr bool kReadsFused = false;
 
-  void run(int64_t b, const BackwardTiles& tiles) {
-    if (tiles.output.empty()) return;
-    const auto start = scratch_.mark();
-    begin(tiles);
-    if (!chain_.class_wise) {
-      run_channels(b, 0, problem_.classes, nullptr);
-    } else {
-      // Each channel with its attention is a problem of its own; pixels are split for some channels at a time.
-      for (int64_t c = 0; c < problem_.classes; c += kSplitChannels) {
-        const int64_t count = std::min(kSplitChannels, problem_.classes - c);
-        const auto mark = scratch_.mark();
-        const T* planes = has_pixels() ? split_part(b, c, count) : nullptr;
-        const int64_t pitch = row_pitch() * tiles.output.rows.size();
-        for (int64_t k = 0; k < count; ++k) {
-          run_channels(b, c + k, c + k + 1, planes == nullptr ? nullptr : planes + k * pitch);
-        }
-        scratch_.rewind(mark);
-      }
-    }
-    scratch_.rewind(start);
-  }
+  ReadGradient(const FuseScalesBackward<S>& problem)
+      : problem_(problem), grad_(problem.grad_output), ops_(row_ops<T>()), memory_(memory_ops<S, T>(ops_)) {}
 
- private:
-  bool wants_attention(int i) const { return i > 0 && problem_.grad_attention[i].data != nullptr; }
-  bool wants_logits(int i) const { return problem_.grad_logits[i].data != nullptr; }
-  bool wanted(int i) const { return wants_logits(i) || wants_attention(i); }
-  // The channel of the attention that goes with channel c.
-  int64_t attention_channel(int64_t c) const { return chain_.class_wise ? c : 0; }
-  bool has_pixels() const { return problem_.grad_output.channel == 1 && problem_.grad_output.column != 1; }
-
-  // The largest scale that a gradient is wanted of: nothing has to go further up.
-  int top() const {
-    int i = 0;
-    while (i < chain_.unit && !wanted(i)) ++i;
-    return i;
-  }
-
-  void begin(const BackwardTiles& tiles) {
-    tiles_ = tiles;
-    ForwardTiles work;  // of every grid: what either direction needs
-    work.output = tiles.output;
-    for (int i = chain_.count - 1; i > chain_.unit; --i) {
-      work.grids[i] = hull(chain_.across[i].sources(tiles.output), tiles.grids[i]);
-    }
-    work.grids[chain_.unit] =
-        chain_.needs_final_resize ? chain_.across[chain_.unit].sources(tiles.output) : tiles.output;
-    for (int i = chain_.unit - 1; i >= 0; --i) {
-      work.grids[i] = hull(chain_.across[i].sources(work.grids[i + 1]), tiles.levels[i]);
-    }
-    for (int i = 0; i < chain_.count; ++i) work.heads[i] = chain_.up[i].sources(work.grids[i]);
-    stream_.begin(scratch_, work);
-
-    int32_t widest = tiles.output.columns.size();
-    for (int i = 0; i < chain_.count; ++i) {
-      widest = std::max({widest, work.grids[i].columns.size(), tiles.owned[i].columns.size()});
-    }
-    head_row_ = scratch_.take(widest);
-    for (int i = 0; i < chain_.count; ++i) {
-      level_row_[i] = scratch_.take(widest);
-      product_row_[i] = scratch_.take(widest);
-      before_row_[i] = scratch_.take(widest);
-    }
-    const Tile group{{0, kGroupRows}, tiles.output.columns};
-    grads_ = scratch_.patch(group);
-    for (int i = 1; i < chain_.count; ++i) {
-      if (chain_.is_lower(i)) resized_[i] = scratch_.patch(group);
-      if (chain_.is_lower(i)) passed_[i] = scratch_.patch(group);
-      if (i >= chain_.unit) sums_[i] = scratch_.patch(group);
-      if (i != chain_.unit) grad_grid_[i] = scratch_.patch(tiles.levels[i]);
-    }
-  }
-
-  // The columns of dLoss/dP, or of R^T g, on the grid of scale i.
-  Range source_columns(int i) const { return i == chain_.unit ? tiles_.output.columns : tiles_.levels[i].columns; }
-
-  // The columns from which U^T leads to the head of scale i.
-  Range head_sources(int i) const {
-    if (i > 0 || !chain_.has_composed()) return source_columns(i);
-    return chain_.unit > 0 ? source_columns(1) : tiles_.output.columns;
-  }
-
-  void allocate(ChannelState<T>& state) {
-    state.levels.resize(chain_.unit);
-    if (wants_attention_) stream_.allocate(scratch_, state.before);
-    for (int i = 0; i < chain_.count; ++i) {
-      if (!wanted(i) && i < top()) continue;
-      if (wants_logits(i)) {
-        state.up[i].allocate(scratch_, axes_.up[i].rows, tiles_.owned[i].rows, head_sources(i).size());
-      }
-      if (chain_.is_lower(i) && wanted(i)) {
-        state.across[i].allocate(scratch_, axes_.across[i].rows, tiles_.grids[i].rows, tiles_.output.columns.size());
-        if (wants_attention(i)) stream_.allocate(scratch_, state.lower);
-      }
-      if (i > 0 && i < chain_.unit) {
-        state.across[i].allocate(scratch_, axes_.across[i].rows, tiles_.levels[i].rows, source_columns(i + 1).size());
-        if (wants_attention(i)) stream_.allocate(scratch_, state.levels[i]);
-      }
-    }
-  }
-
-  // Channels that share their attention: all, or a single one. `plane` holds g of a single one if it was split already.
-  void run_channels(int64_t b, int64_t first, int64_t last, const T* plane) {
-    const auto mark = scratch_.mark();
+  void begin_part(Scratch<T>& scratch, int64_t b, const Tile& output) {
     batch_ = b;
-    attention_channel_ = attention_channel(first);
-    stream_.read_attention(scratch_, b, attention_channel_);
-    states_.assign(last - first, ChannelState<T>());
-    for (int64_t c = first; c < last; ++c) {
-      ChannelState<T>& state = states_[c - first];
-      allocate(state);
-      stream_.start(state.before, b, c);
-      stream_.start(state.lower, b, c);
-      for (StreamState<T>& level : state.levels) stream_.start(level, b, c);
+    part_ = output;
+    width_ = output.columns.size();
+    pitch_ = scratch.pitch(width_);
+    if (!has_pixels()) {
+      rows_ = scratch.take(kGroupRows * pitch_);
+      return;
     }
-    begin_attention();
-
-    const Range rows = tiles_.output.rows;
-    const Range columns = tiles_.output.columns;
-    const bool pixels = has_pixels() && plane == nullptr;
-    const int64_t pitch = row_pitch();
-    const int32_t height = pixels ? pixel_group_rows(columns) : kGroupRows;
-    T* planes = pixels ? scratch_.take(height * problem_.classes * pitch) : nullptr;
-    T* row_of_pixels = pixels ? take_pixels(problem_.classes) : nullptr;
-    for (int32_t y0 = rows.lo; y0 < rows.hi; y0 += height) {
-      const Range group{y0, std::min(y0 + height, rows.hi)};
-      begin_group(group);
-      if (pixels) {
-        for (int32_t y = y0; y < group.hi; ++y) {
-          split_row(planes + (y - y0) * problem_.classes * pitch, pitch, row_of_pixels, y, 0, problem_.classes);
-        }
-      }
-      for (int64_t c = first; c < last; ++c) {
-        const T* grad[kGroupRows];
-        for (int32_t y = y0; y < group.hi; ++y) {
-          grad[y - y0] = plane != nullptr ? plane + (y - rows.lo) * pitch
-                         : pixels         ? planes + ((y - y0) * problem_.classes + c) * pitch
-                                          : grad_of(c, y, columns);
-        }
-        group_rows(states_[c - first], grad);
-      }
-      end_group(group);
-    }
-    for (ChannelState<T>& state : states_) finish(state);
-    finish_attention();
-    scratch_.rewind(mark);
+    // With attention for each class the channels come one by one, each with all its rows: some are split together.
+    channels_ = problem_.chain.class_wise ? std::min(kSplitChannels, problem_.classes) : problem_.classes;
+    height_ = problem_.chain.class_wise ? part_.rows.size() : group_rows();
+    rows_ = scratch.take(channels_ * height_ * pitch_);
+    pixels_ = std::is_same_v<S, T> ? nullptr : scratch.take(channels_ * width_);
   }
 
-  // ---- reading g ----------------------------------------------------------------------------------------------------
-
-  const T* grad_of(int64_t c, int32_t y, Range columns) {
-    const MapView<const S>& grad = problem_.grad_output;
-    const S* from = grad.at(batch_, c, y, columns.lo);
-    if constexpr (std::is_same_v<S, T>) {
-      if (grad.column == 1) return from;
-    }
-    T* row = grads_.row(y - group_.lo);
-    memory_.load(row, from, grad.column, columns.size());
-    return row;
+  void begin_channels(int64_t first, int64_t) {
+    if (!has_pixels() || !problem_.chain.class_wise || first % kSplitChannels != 0) return;
+    split(part_.rows, first, std::min(kSplitChannels, problem_.classes - first));
   }
 
-  int32_t pixel_group_rows(Range columns) const {
+  int32_t group_rows() const {
+    if (!has_pixels() || problem_.chain.class_wise) return kGroupRows;
     constexpr int64_t kBytes = 96 * 1024;
-    const int64_t row = columns.size() * problem_.classes * static_cast<int64_t>(sizeof(T));
+    const int64_t row = width_ * problem_.classes * static_cast<int64_t>(sizeof(T));
     return static_cast<int32_t>(std::clamp<int64_t>(kBytes / row, 1, kGroupRows));
-  }
-
-  int64_t row_pitch() const { return scratch_.pitch(tiles_.output.columns.size()); }
-
-  // A row of pixels on its way from another type.
-  T* take_pixels(int64_t channels) {
-    return std::is_same_v<S, T> ? nullptr : scratch_.take(channels * tiles_.output.columns.size());
-  }
-
-  // Channels c .. c + count - 1 of a row of pixels as one row for each.
-  void split_row(T* to, int64_t pitch, T* pixels, int32_t y, int64_t c, int64_t count) const {
-    const MapView<const S>& grad = problem_.grad_output;
-    const int32_t width = tiles_.output.columns.size();
-    const S* from = grad.at(batch_, c, y, tiles_.output.columns.lo);
-    if constexpr (std::is_same_v<S, T>) {
-      ops_.split_pixels(to, pitch, from, grad.column, count, width);
-    } else {
-      if (grad.column == count) {
-        memory_.load(pixels, from, 1, width * count);
-      } else {
-        for (int32_t x = 0; x < width; ++x) memory_.load(pixels + x * count, from + x * grad.column, 1, count);
-      }
-      ops_.split_pixels(to, pitch, pixels, count, count, width);
-    }
-  }
-
-  // All rows of some channels: [count, rows, pitch].
-  const T* split_part(int64_t b, int64_t c, int64_t count) {
-    batch_ = b;
-    const Range rows = tiles_.output.rows;
-    T* planes = scratch_.take(count * rows.size() * row_pitch());
-    T* pixels = take_pixels(count);
-    for (int32_t y = rows.lo; y < rows.hi; ++y) {
-      split_row(planes + (y - rows.lo) * row_pitch(), rows.size() * row_pitch(), pixels, y, c, count);
-    }
-    return planes;
-  }
-
-  // ---- a group of rows of the output, one channel ---------------------------------------------------------------------
-
-  void group_rows(ChannelState<T>& state, const T** grad) {
-    const int count = group_.size();
-    for (int32_t y = group_.lo; y < group_.hi; ++y) {
-      const T* left = pass_lower(state, y, grad[y - group_.lo]);
-      if (chain_.unit > 0 && holds(tiles_.levels[chain_.unit].rows, y)) upper_row(state, chain_.unit, y, left);
-    }
-    for (int i = chain_.count - 1; i > chain_.unit; --i) {
-      if (state.across[i].in_use()) {
-        state.across[i].push(group_.lo, grad, count, ops_, stream_.zeros,
-                             [&](int32_t v, const T* sum) { lower_row(state, i, v, sum); });
-      }
-      for (int k = 0; k < count; ++k) grad[k] = passed_[i].row(k);
-    }
-    if (chain_.unit == 0 && wants_logits(0)) {
-      state.up[0].push(group_.lo, grad, count, ops_, stream_.zeros, head_writer(state, 0));
-    }
-  }
-
-  static bool holds(Range range, int32_t y) { return range.lo <= y && y < range.hi; }
-
-  // Row y of g past the lower scales: what is left of it behind each, returned behind the last, and what it adds to the
-  // gradients of their attention.
-  const T* pass_lower(ChannelState<T>& state, int32_t y, const T* grad) {
-    const int64_t n = tiles_.output.columns.size();
-    const int32_t k = y - group_.lo;
-    RowPair<T> before[kMaxScales];  // P before every lower scale
-    if (wants_attention_below_unit_) {
-      before[chain_.unit + 1] = stream_.upper(state.before, chain_.unit, y);
-      for (int i = chain_.unit + 1; i + 1 < chain_.count; ++i) {
-        ops_.blend_lower(before_row_[i], resized_[i].row(k), stream_.product(state.before, i, y), before[i], n);
-        before[i + 1] = RowPair<T>{before_row_[i], stream_.zeros, T(0)};
-      }
-    }
-    for (int i = chain_.count - 1; i > chain_.unit; --i) {
-      T* next = passed_[i].row(k);
-      if (wants_attention(i)) {
-        ops_.lower_backward(next, sums_[i].row(k), grad, resized_[i].row(k), before[i], n);
-      } else {
-        ops_.multiply_complement(next, resized_[i].row(k), grad, n);
-      }
-      grad = next;
-    }
-    return grad;
-  }
-
-  // R^T g of a lower scale is complete in row v of its grid, columns still those of the output.
-  void lower_row(ChannelState<T>& state, int i, int32_t v, const T* sum) {
-    const Range columns = tiles_.grids[i].columns;
-    T* row = level_row_[i];
-    adjoint_columns(row, sum, tiles_.output.columns.lo, axes_.across[i].columns, columns, ops_);
-    if (wants_attention(i)) {
-      const RowPair<T> logit = stream_.logit(state.lower, i, v);
-      const int32_t skip = columns.lo - stream_.tiles().grids[i].columns.lo;
-      ops_.lerp_multiply_add(grad_grid_[i].row(v), RowPair<T>{logit.a + skip, logit.b + skip, logit.weight}, row,
-                             columns.size());
-    }
-    if (!wants_logits(i)) return;
-    ops_.multiply(row, stream_.attention(i, v, columns.lo), row, columns.size());
-    to_head(state, i, v, row);
-  }
-
-  // dLoss/dP of upper scale i >= 1 in row v of its grid; for the unit, of the output.
-  void upper_row(ChannelState<T>& state, int i, int32_t v, const T* grad) {
-    const Range columns = source_columns(i);
-    const T* attention = stream_.attention(i, v, columns.lo);
-    T* next = level_row_[i];
-    T* product = product_row_[i];
-    if (wants_attention(i)) {
-      StreamState<T>& at = i == chain_.unit ? state.before : state.levels[i];
-      const int32_t skip = columns.lo - stream_.tiles().grids[i].columns.lo;
-      const RowPair<T> logit = stream_.logit(at, i, v);
-      const RowPair<T> before = stream_.before(at, i, v);
-      T* sum = i == chain_.unit ? sums_[i].row(v - group_.lo) : grad_grid_[i].row(v);
-      ops_.upper_backward(next, product, sum, grad, attention, RowPair<T>{logit.a + skip, logit.b + skip, logit.weight},
-                          RowPair<T>{before.a + skip, before.b + skip, before.weight}, columns.size());
-      if (i < chain_.unit) mark_complete(i, v);
-    } else {
-      ops_.multiply(product, attention, grad, columns.size());
-      ops_.multiply_complement(next, attention, grad, columns.size());
-    }
-    if (wants_logits(i)) to_head(state, i, v, product);
-    if (i <= top()) return;
-    if (i == 1) {
-      to_head(state, 0, v, next);  // U^T R^T in one
-    } else {
-      state.across[i - 1].push(v, &next, 1, ops_, stream_.zeros,
-                               [&](int32_t u, const T* sum) { upper_sum(state, i - 1, u, sum); });
-    }
-  }
-
-  void upper_sum(ChannelState<T>& state, int i, int32_t v, const T* sum) {
-    T* row = before_row_[i];
-    adjoint_columns(row, sum, source_columns(i + 1).lo, axes_.across[i].columns, source_columns(i), ops_);
-    upper_row(state, i, v, row);
-  }
-
-  // The last step: U^T of row v, written when a head row is complete.
-  void to_head(ChannelState<T>& state, int i, int32_t v, const T* row) {
-    state.up[i].push(v, &row, 1, ops_, stream_.zeros, head_writer(state, i));
-  }
-
-  auto head_writer(ChannelState<T>& state, int i) {
-    return [this, &state, i](int32_t h, const T* sum) {
-      write_head(problem_.grad_logits[i], i, state.before.channel, h, sum);
-    };
-  }
-
-  void write_head(const MapView<S>& map, int i, int64_t c, int32_t h, const T* sum) {
-    const Range owned = tiles_.owned[i].columns;
-    adjoint_columns(head_row_, sum, head_sources(i).lo, axes_.up[i].columns, owned, ops_);
-    memory_.store(map.at(batch_, c, h, owned.lo), map.column, head_row_, owned.size());
-  }
-
-  // Targets behind the last source, level by level on the way up.
-  void finish(ChannelState<T>& state) {
-    for (int i = chain_.count - 1; i > chain_.unit; --i) {
-      if (!state.across[i].in_use()) continue;
-      state.across[i].finish(stream_.zeros, [&](int32_t v, const T* sum) { lower_row(state, i, v, sum); });
-    }
-    for (int i = chain_.unit - 1; i > 0; --i) {
-      if (!state.across[i].in_use()) continue;
-      state.across[i].finish(stream_.zeros, [&](int32_t v, const T* sum) { upper_sum(state, i, v, sum); });
-    }
-    for (int i = 0; i < chain_.count; ++i) {
-      if (state.up[i].in_use()) state.up[i].finish(stream_.zeros, head_writer(state, i));
-    }
-  }
-
-  // ---- attention, once for all channels -------------------------------------------------------------------------------
-
-  void begin_attention() {
-    for (int i = 1; i < chain_.count; ++i) {
-      attention_across_[i] = attention_up_[i] = RowAdjoint<T>();
-      if (!wants_attention(i)) continue;
-      const Patch<T>& grid = grad_grid_[i];
-      if (i != chain_.unit) std::fill_n(grid.data, grid.pitch * grid.tile.rows.size(), T(0));
-      if (chain_.is_lower(i)) {
-        attention_across_[i].allocate(scratch_, axes_.across[i].rows, tiles_.grids[i].rows,
-                                      tiles_.output.columns.size());
-      }
-      attention_up_[i].allocate(scratch_, axes_.up[i].rows, tiles_.owned[i].rows, source_columns(i).size());
-    }
   }
 
   void begin_group(Range rows) {
     group_ = rows;
-    for (int i = 1; i < chain_.count; ++i) {
-      for (int32_t y = rows.lo; chain_.is_lower(i) && y < rows.hi; ++y) {
-        stream_.resized_attention(resized_[i].row(y - rows.lo), i, y);
-      }
-      if (i >= chain_.unit && wants_attention(i)) {
-        std::fill_n(sums_[i].data, sums_[i].pitch * rows.size(), T(0));
-      }
+    if (has_pixels() && !problem_.chain.class_wise) split(rows, 0, problem_.classes);
+  }
+
+  const T* row(int64_t c, int32_t y, const T*) {
+    if (has_pixels()) return rows_ + ((c - split_channel_) * height_ + (y - split_rows_.lo)) * pitch_;
+    const S* from = grad_.at(batch_, c, y, part_.columns.lo);
+    if constexpr (std::is_same_v<S, T>) {
+      if (grad_.column == 1) return from;
     }
-    complete_.clear();
+    T* to = rows_ + (y - group_.lo) * pitch_;
+    memory_.load(to, from, grad_.column, width_);
+    return to;
   }
 
-  // Rows of upper grids come in the same order for every channel: they are complete with the last one.
-  void mark_complete(int i, int32_t v) {
-    const std::pair<int, int32_t> row{i, v};
-    if (std::find(complete_.begin(), complete_.end(), row) == complete_.end()) complete_.push_back(row);
+ private:
+  bool has_pixels() const { return grad_.channel == 1 && grad_.column != 1; }
+
+  // Channels c .. c + count - 1 of some rows of pixels.
+  void split(Range rows, int64_t c, int64_t count) {
+    split_rows_ = rows;
+    split_channel_ = c;
+    for (int32_t y = rows.lo; y < rows.hi; ++y) split_row(rows_ + (y - rows.lo) * pitch_, y, c, count);
   }
 
-  void end_group(Range rows) {
-    for (int i = 1; i < chain_.count; ++i) {
-      if (!wants_attention(i) || i < chain_.unit) continue;
-      for (int32_t y = rows.lo; y < rows.hi; ++y) {
-        const T* sum = sums_[i].row(y - rows.lo);
-        if (chain_.is_lower(i)) {
-          attention_across_[i].push(y, &sum, 1, ops_, stream_.zeros,
-                                    [&](int32_t v, const T* complete) { lower_attention_row(i, v, complete); });
-        } else if (holds(tiles_.levels[i].rows, y)) {
-          attention_to_head(i, y, sum);
-        }
+  void split_row(T* to, int32_t y, int64_t c, int64_t count) const {
+    const S* from = grad_.at(batch_, c, y, part_.columns.lo);
+    if constexpr (std::is_same_v<S, T>) {
+      ops_.split_pixels(to, height_ * pitch_, from, grad_.column, count, width_);
+    } else {
+      if (grad_.column == count) {
+        memory_.load(pixels_, from, 1, width_ * count);
+      } else {
+        for (int64_t x = 0; x < width_; ++x) memory_.load(pixels_ + x * count, from + x * grad_.column, 1, count);
       }
-    }
-    attention_of_complete_rows();
-  }
-
-  void attention_of_complete_rows() {
-    for (const auto& [i, v] : complete_) attention_to_head(i, v, grad_grid_[i].row(v));
-    complete_.clear();
-  }
-
-  // sum_c[L * R^T g] - R^T sum_c[g * P_before] in row v.
-  void lower_attention_row(int i, int32_t v, const T* sum) {
-    const Range columns = tiles_.grids[i].columns;
-    adjoint_columns(level_row_[i], sum, tiles_.output.columns.lo, axes_.across[i].columns, columns, ops_);
-    ops_.subtract(grad_grid_[i].row(v), level_row_[i], columns.size());
-    attention_to_head(i, v, grad_grid_[i].row(v));
-  }
-
-  void attention_to_head(int i, int32_t v, const T* row) {
-    attention_up_[i].push(v, &row, 1, ops_, stream_.zeros, attention_writer(i));
-  }
-
-  auto attention_writer(int i) {
-    return
-        [this, i](int32_t h, const T* sum) { write_head(problem_.grad_attention[i], i, attention_channel_, h, sum); };
-  }
-
-  void finish_attention() {
-    attention_of_complete_rows();
-    for (int i = 1; i < chain_.count; ++i) {
-      if (attention_across_[i].in_use()) {
-        attention_across_[i].finish(stream_.zeros, [&](int32_t v, const T* sum) { lower_attention_row(i, v, sum); });
-      }
-      if (attention_up_[i].in_use()) attention_up_[i].finish(stream_.zeros, attention_writer(i));
+      ops_.split_pixels(to, height_ * pitch_, pixels_, count, count, width_);
     }
   }
 
   const FuseScalesBackward<S>& problem_;
-  const Chain& chain_;
-  const ChainAxes<T>& axes_;
-  Scratch<T> scratch_;
-  ChainStream<S, T> stream_;
+  const MapView<const S>& grad_;
   const RowOps<T>& ops_;
   MemoryOps<S, T> memory_;
-  bool wants_attention_ = false;  // of any scale
-  bool wants_attention_below_unit_ = false;
-
-  BackwardTiles tiles_;
-  Range group_{0, 0};
   int64_t batch_ = 0;
-  int64_t attention_channel_ = 0;
-  std::vector<ChannelState<T>> states_;
-  Patch<T> grads_;                  // g where it is not read where it lies, a group of rows
-  Patch<T> passed_[kMaxScales];     // what of g is left above a lower scale, likewise
-  Patch<T> resized_[kMaxScales];    // R A of the lower scales, likewise
-  Patch<T> sums_[kMaxScales];       // sum_c[g * P_before] or sum_c[g * (L - R P_before)], likewise
-  Patch<T> grad_grid_[kMaxScales];  // da before U^T, on the grid
-  RowAdjoint<T> attention_across_[kMaxScales];
-  RowAdjoint<T> attention_up_[kMaxScales];
-  std::vector<std::pair<int, int32_t>> complete_;  // rows of upper grids, all channels of which are summed up
-  T* head_row_ = nullptr;
-  T* level_row_[kMaxScales] = {};
-  T* product_row_[kMaxScales] = {};
-  T* before_row_[kMaxScales] = {};
+  Tile part_{{0, 0}, {0, 0}};
+  int64_t width_ = 0;
+  int64_t pitch_ = 0;
+  int64_t channels_ = 0;
+  int64_t height_ = 0;  // rows of a channel that are split together
+  Range group_{0, 0};
+  Range split_rows_{0, 0};
+  int64_t split_channel_ = 0;
+  T* rows_ = nullptr;    // of a group, or [channels][height] where they are split
+  T* pixels_ = nullptr;  // a row of pixels on its way from another type
 };
-
-// No sum depends on how the work is divided, so the division may depend on the number of threads.
-Extent parts_of(const Chain& chain, int64_t batch, int64_t classes, int threads) {
-  int32_t rows = kBackwardRows;
-  int32_t columns = kBackwardColumns;
-  while (columns > kLeastColumns && columns * classes > kManyColumns) columns /= 2;
-  while (true) {
-    const Extent parts{(chain.size.height + rows - 1) / rows, (chain.size.width + columns - 1) / columns};
-    const bool least = rows <= kLeastRows && columns <= kLeastColumns;
-    if (least || threads == 1 || batch * parts.height * parts.width >= 2 * threads) return parts;
-    (columns > 2 * rows || rows <= kLeastRows ? columns : rows) /= 2;
-  }
-}
 
 }  // namespace
 
 template <typename S>
 void fuse_scales_backward(const FuseScalesBackward<S>& problem, const ParallelFor& parallel_for) {
   using T = arithmetic_t<S>;
-  const Chain& chain = problem.chain;
-  const ChainAxes<T> axes(chain, /*with_adjoint=*/true);
-  const Extent parts = parts_of(chain, problem.batch, problem.classes, parallel_for.threads);
-  const int64_t per_image = static_cast<int64_t>(parts.height) * parts.width;
-  parallel_for.run(problem.batch * per_image, [&](int64_t begin, int64_t end) {
-    Backward<S, T> backward(problem, axes);
-    for (int64_t part = begin; part < end; ++part) {
-      const auto row = static_cast<int32_t>(part % per_image / parts.width);
-      const auto column = static_cast<int32_t>(part % parts.width);
-      backward.run(part / per_image, backward_tiles(chain, parts, row, column));
-    }
-  });
+  chain_backward<S>(problem, problem, kParts, parallel_for, [&] { return ReadGradient<S, T>(problem); });
 }
 
 template void fuse_scales_backward(const FuseScalesBackward<float>&, const ParallelFor&);

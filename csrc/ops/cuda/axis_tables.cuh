@@ -11,14 +11,6 @@
 #include "core/problem.h"
 #include "ops/cuda/launch.h"
 
-// A stretch of work between barriers. Inlined on the GPU, where a call would have to save registers; a call on the CPU,
-// where the sanitizers take minutes to compile all of a kernel as one function.
-#if defined(__CUDACC__)
-#define HMSA_DEVICE_PHASE HMSA_DEVICE
-#else
-#define HMSA_DEVICE_PHASE inline __attribute__((noinline))
-#endif
-
 namespace hmsa {
 namespace cuda {
 namespace backward {
@@ -48,9 +40,10 @@ HMSA_DEVICE V* shared_at(int32_t offset) {
   return reinterpret_cast<V*>(memory + offset);
 }
 
-// Tiles of a map side by side, the last one cut off.
-HMSA_HOST_DEVICE Range part_of(int32_t size, int32_t tile, int32_t k) {
-  return Range{k * tile, k * tile + tile < size ? k * tile + tile : size};
+// Tiles of a range side by side, the last one cut off.
+HMSA_HOST_DEVICE Range part_of(Range range, int32_t tile, int32_t k) {
+  const int32_t lo = range.lo + k * tile;
+  return Range{lo, lo + tile < range.hi ? lo + tile : range.hi};
 }
 
 // ---- elements in memory ---------------------------------------------------------------------------------------------

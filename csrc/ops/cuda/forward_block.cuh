@@ -1,4 +1,7 @@
 // fuse_scales on the GPU, forward: what a block does with one tile of the output and a group of channels.
+//
+// What becomes of P is a sink's affair: the op writes it (fuse_scales_forward.cu); losses and predictions take what they
+// need of it, class by class (class_tiles.cuh).
 #pragma once
 
 #include "core/problem.h"
@@ -14,7 +17,8 @@ struct Job {
   int32_t attention;
   LineKind kind;
   int64_t channel;
-  int32_t count;  // of channels
+  int32_t count;     // of channels
+  int32_t mirrored;  // the second view, `batch` images behind: its columns are counted from the right
 };
 
 // A run of rows of a few positions in one line of a grid's tile.
@@ -38,14 +42,20 @@ struct AxisRanges {
 
 // kCount positions are made at once; kPixels says whether they may belong to more than one column. More than one
 // promise that offsets inside a tile fit 32 bits (those of its corner never need to).
-template <typename S, int kCount, bool kPixels>
+//
+// The sink has these members:
+//
+//   static constexpr bool kMirrors;                                      whether jobs may be mirrored
+//   void store(block, job, item, const Pack<T, kCount>* fused) const     P of a run of rows, those above the tile's end
+template <typename S, int kCount, bool kPixels, typename Sink>
 struct ForwardBlock {
   using T = arithmetic_t<S>;
   using Values = Pack<T, kCount>;
   static constexpr bool kOneLine = kPixels && kCount > 1;
   using Offset = std::conditional_t<kCount == 1, int64_t, int32_t>;
 
-  const FuseScalesForward<S>& problem;
+  const ChainInputs<S>& problem;
+  const Sink& sink;
   const ForwardLayout& layout;
   AxisRanges& rows;  // shared
   AxisRanges& columns;
@@ -72,7 +82,7 @@ struct ForwardBlock {
   // ---- tables -------------------------------------------------------------------------------------------------------
 
   // One thread for each axis of each scale, since all this is latency before the first load. Ends with a barrier.
-  HMSA_DEVICE void make_ranges(const Tile& output) const {
+  HMSA_DEVICE_PHASE void make_ranges(const Tile& output) const {
     const Chain& chain = problem.chain;
     const int32_t thread = thread_index();
     if (thread < 2 * chain.count) {
@@ -95,7 +105,7 @@ struct ForwardBlock {
   }
 
   // Ends with a barrier.
-  HMSA_DEVICE void make_tables() const {
+  HMSA_DEVICE_PHASE void make_tables() const {
     const Chain& chain = problem.chain;
     for (int map = 0; map < 2 * chain.count; ++map) {
       const int i = map / 2;
@@ -121,11 +131,14 @@ struct ForwardBlock {
   // ---- along columns ------------------------------------------------------------------------------------------------
 
   // Ends with a barrier.
-  HMSA_DEVICE void make_offsets(const Job& job) const {
+  HMSA_DEVICE_PHASE void make_offsets(const Job& job) const {
     const int32_t i = thread_index();
     if (i < problem.chain.count && (i > 0 || !job.attention)) {
       const MapView<const S> map = job.attention ? problem.attention[i] : problem.logits[i];
-      offsets.heads[i] = map.at(b, job.channel, rows.heads[i].lo, 0) - map.data;
+      const bool mirrored = Sink::kMirrors && job.mirrored;
+      offsets.heads[i] = map.at(mirrored ? b + problem.batch : b, job.channel, rows.heads[i].lo,
+                                mirrored ? problem.chain.heads[i].width - 1 : 0) -
+                         map.data;
     }
     __syncthreads();
   }
@@ -148,7 +161,7 @@ struct ForwardBlock {
     }
   }
 
-  HMSA_DEVICE void stretch_heads(const Job& job) const {
+  HMSA_DEVICE_PHASE void stretch_heads(const Job& job) const {
     for (int i = job.attention ? 1 : 0; i < problem.chain.count; ++i) {
       if (is_composed(problem.chain, i)) {
         stretch_head<ComposedTaps<T>>(job, i);
@@ -164,17 +177,17 @@ struct ForwardBlock {
     const MapView<const S> map = job.attention ? problem.attention[i] : problem.logits[i];
     const Range range = rows.heads[i];
     const S* first_row = map.data + offsets.heads[i];
+    const auto step = static_cast<Offset>(Sink::kMirrors && job.mirrored ? -map.column : map.column);
     for_positions(job, to.grid, [&](int, int32_t line, int32_t position, int32_t column, int32_t channel) {
       const ColumnTaps& taps = at<ColumnTaps>(to.column_taps)[column];
-      const auto source =
-          column_source(first_row + channel * static_cast<Offset>(map.channel), static_cast<Offset>(map.column), taps);
+      const auto source = column_source(first_row + channel * static_cast<Offset>(map.channel), step, taps);
       stretch_column(source, map.row, range.size(), at(to.places[job.kind], line) + position,
                      to.places[job.kind].pitch);
     });
   }
 
   // From the product or P of a scale, or its attention, on its grid to the columns of the next one.
-  HMSA_DEVICE void stretch_level(const Job& job, int i) const {
+  HMSA_DEVICE_PHASE void stretch_level(const Job& job, int i) const {
     const StretchedLayout& to = layout.scales[i].across;
     const Place& level = layout.scales[i].levels[job.kind];
     const int32_t height = rows.grids[i].size();
@@ -250,7 +263,7 @@ struct ForwardBlock {
   }
 
   // A of every scale, or A * L of the lower ones, on their grids; or 1 - R A of the lower scales on the output.
-  HMSA_DEVICE void make_grids(const Job& job, bool keep) const {
+  HMSA_DEVICE_PHASE void make_grids(const Job& job, bool keep) const {
     constexpr int kWide = kCount > 1 ? 2 : 1;  // four would meet in the same banks when they store a transposed level
     for (int i = job.attention && !keep ? 1 : problem.chain.unit + 1; i < problem.chain.count; ++i) {
       const ScaleLayout& scale = layout.scales[i];
@@ -277,7 +290,7 @@ struct ForwardBlock {
   }
 
   // P of an upper scale on its grid, which for the last of them is the output: there the lower scales follow.
-  HMSA_DEVICE void make_upper(const Job& job, int any_grid) const {
+  HMSA_DEVICE_PHASE void make_upper(const Job& job, int any_grid) const {
     constexpr LineKind kind = kGroup;  // only logits have levels
     for_runs<kCount>(kind, any_grid, [&](int grid, const Item& item) {
       Values fused[kRun];
@@ -321,7 +334,7 @@ struct ForwardBlock {
           });
         }
       }
-      store_output(job, item, fused);
+      sink.store(*this, job, item, fused);
     });
   }
 
@@ -330,21 +343,6 @@ struct ForwardBlock {
     const Place& level = layout.scales[i].levels[kind];
     store_transposed(values, rows.grids[i].size() - item.row,
                      below(at(level, item.line), item.position * level.pitch) + item.row, level.pitch);
-  }
-
-  HMSA_DEVICE void store_output(const Job& job, const Item& item, const Values* fused) const {
-    const MapView<S>& map = problem.output;
-    const int32_t column = column_of(kGroup, item.position);
-    const int32_t channel = item.line + item.position - column * channels(kGroup);
-    if (channel >= job.count) return;
-    const int32_t height = rows.grids[layout.output].size() - item.row;
-    S* corner = map.at(b, hidden(job.channel), rows.grids[layout.output].lo, columns.grids[layout.output].lo);
-    S* to = corner + (channel * static_cast<Offset>(map.channel) + item.row * static_cast<Offset>(map.row) +
-                      column * static_cast<Offset>(map.column));
-    HMSA_UNROLL
-    for (int r = 0; r < kRun; ++r, to += map.row) {
-      if (r < height) store(to, fused[r]);
-    }
   }
 
   // ---- the pipeline -------------------------------------------------------------------------------------------------

@@ -117,6 +117,25 @@ inline Extent most_sources(const Resize& resize, Extent outputs) {
   return Extent{most_sources(resize.rows, outputs.height), most_sources(resize.columns, outputs.width)};
 }
 
+// Whether offsets inside a part of a map fit 32 bits.
+template <typename S>
+bool reach_is_narrow(const MapView<S>& map, int32_t channels, Extent part) {
+  const auto size = [](int64_t stride) { return static_cast<double>(stride < 0 ? -stride : stride); };
+  return size(map.channel) * channels + size(map.column) * part.width + size(map.row) * part.height <= INT32_MAX;
+}
+
+// Whether those between columns and channels of all heads do.
+template <typename S>
+bool heads_are_narrow(const ChainInputs<S>& inputs, int32_t channels) {
+  bool narrow = true;
+  for (int i = 0; i < inputs.chain.count; ++i) {
+    const Extent row{0, inputs.chain.heads[i].width};
+    narrow = narrow && reach_is_narrow(inputs.logits[i], channels, row) &&
+             (i == 0 || reach_is_narrow(inputs.attention[i], channels, row));
+  }
+  return narrow;
+}
+
 // Which rows and columns of each grid a tile needs at most, and how its channels lie.
 inline void plan_grids(const Chain& chain, int64_t classes, ForwardLayout& layout) {
   layout.output = output_grid(chain);

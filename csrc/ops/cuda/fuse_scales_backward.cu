@@ -10,9 +10,12 @@
 // Above 1.0, sum_c[dP * (L - R P_before)] is put together on the grid, within the block.
 //
 // Class-wise attention leaves every class a chain of its own: it runs as one problem of one channel after the other.
+//
+// A launch may be for a part of the heads only (gradient_parts.cuh). No sum depends on how the work is divided.
 #include "ops/cuda/fuse_scales.h"
 #include "ops/cuda/fuse_scales_channel_sums.h"
 #include "ops/cuda/gradient_layout.cuh"
+#include "ops/cuda/gradient_parts.cuh"
 
 namespace hmsa {
 namespace cuda {
@@ -20,12 +23,12 @@ namespace {
 
 using namespace backward;
 
-template <typename S, typename T>
+template <typename S, typename G, typename T>
 struct GradientBlock {
-  const FuseScalesBackward<S>& problem;
+  const FuseScalesBackward<S, G>& problem;
   const Path& path;
   const GradientLayout& layout;
-  const T* sums_maps;  // [B, H, W] from launch_channel_sums
+  const PlaneView<const T>& sums_map;  // [B, H, W] from launch_channel_sums
   int32_t b;
 
   // ---- what lies where
@@ -51,7 +54,7 @@ struct GradientBlock {
   HMSA_DEVICE Patch<T> patch(int32_t offset, int s, int32_t inner) const {
     return Patch<T>(values(offset), level(s).rows.size(), level(s).columns.size(), inner);
   }
-  HMSA_DEVICE ForwardOperands<T, FuseScalesBackward<S>> operands() const {
+  HMSA_DEVICE ForwardOperands<T, FuseScalesBackward<S, G>> operands() const {
     return {problem, layout.forward, tiles().forward_rows, tiles().forward_columns, b};
   }
   HMSA_DEVICE bool makes_grid_sums() const { return tiles().makes_attention && has_grid_sums(path); }
@@ -135,9 +138,7 @@ struct GradientBlock {
   HMSA_DEVICE Range all_rows(int s) const { return Range{0, target(s).rows.size()}; }
   // Of this image, the map of channel sums from level 0 on.
   HMSA_DEVICE ApartLines<T> map_lines() const {
-    const int64_t width = problem.chain.size.width;
-    const int64_t row = static_cast<int64_t>(b) * problem.chain.size.height + level(0).rows.lo;
-    return {sums_maps + row * width + level(0).columns.lo, 0, width, 1};
+    return {sums_map.at(b, level(0).rows.lo, level(0).columns.lo), 0, sums_map.row, 1};
   }
   template <typename From>
   HMSA_DEVICE_PHASE RowSums<T> sum_rows_of(const From& from, const Factor<T>& factor, int s, Planes planes,
@@ -176,16 +177,16 @@ struct GradientBlock {
   }
 
   HMSA_DEVICE_PHASE RowSums<T> sum_grad_rows(int32_t c, Planes planes, Range rows) const {
-    const MapView<const S>& grad = problem.grad_output;
-    const S* first = grad.at(b, c, level(0).rows.lo, level(0).columns.lo);
+    const MapView<const G>& grad = problem.grad_output;
+    const G* first = grad.at(b, c, level(0).rows.lo, level(0).columns.lo);
     if (planes.inner > 1) {
-      const TogetherLines<S> from{first, grad.row, static_cast<int32_t>(grad.column), layout.quads};
+      const TogetherLines<G> from{first, grad.row, static_cast<int32_t>(grad.column), layout.quads};
       return sum_rows_of(from, factor(0), 0, planes, rows);
     }
     if (layout.quads && !layout.together) {
-      return sum_rows_of(AlignedLines<S>{first, grad.channel, grad.row}, factor(0), 0, planes, rows);
+      return sum_rows_of(AlignedLines<G>{first, grad.channel, grad.row}, factor(0), 0, planes, rows);
     }
-    return sum_rows_of(ApartLines<S>{first, grad.channel, grad.row, grad.column}, factor(0), 0, planes, rows);
+    return sum_rows_of(ApartLines<G>{first, grad.channel, grad.row, grad.column}, factor(0), 0, planes, rows);
   }
 
   HMSA_DEVICE_PHASE RowSums<T> sum_level_rows(int s, Planes planes, Range rows) const {
@@ -265,34 +266,33 @@ struct GradientBlock {
   }
 
   // What the block makes of which tile. With pieces, it is the gradient of one group of channels, or of the attention.
-  HMSA_DEVICE void start_block(int32_t tile, int32_t stripes, int role) const {
+  HMSA_DEVICE void start_block(const Tile& owned, int32_t tile, int32_t stripes, int role) const {
     const Chain& chain = problem.chain;
-    const Extent head = chain.heads[path.scale];
     BlockTiles& block = tiles();
-    block.full_rows = full_ranges(chain, path, Axis::kRows, part_of(head.height, layout.tile.height, tile / stripes));
+    block.full_rows = full_ranges(chain, path, Axis::kRows, part_of(owned.rows, layout.tile.height, tile / stripes));
     block.full_columns =
-        full_ranges(chain, path, Axis::kColumns, part_of(head.width, layout.tile.width, tile % stripes));
+        full_ranges(chain, path, Axis::kColumns, part_of(owned.columns, layout.tile.width, tile % stripes));
     const bool whole = layout.piece_count() == 1;
     const auto classes = static_cast<int32_t>(problem.classes);
     const bool for_attention = whole || role + 1 == layout.roles(classes);
-    block.channels = for_attention ? Range{0, classes} : part_of(classes, layout.planes.channels(), role);
+    block.channels = for_attention ? Range{0, classes} : part_of(Range{0, classes}, layout.planes.channels(), role);
     block.makes_logits = problem.grad_logits[path.scale].data != nullptr && (whole || !for_attention);
     block.makes_attention = problem.grad_attention[path.scale].data != nullptr && for_attention;
   }
 };
 
-template <typename S, typename T>
+template <typename S, typename G, typename T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
-    fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER Path path,
-                                HMSA_PARAMETER GradientLayout layout, const T* sums_maps /* [B, H, W] */,
-                                int32_t stripes) {
+    fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S, G> problem, HMSA_PARAMETER Path path,
+                                HMSA_PARAMETER GradientLayout layout, HMSA_PARAMETER PlaneView<const T> sums_map,
+                                HMSA_PARAMETER Tile owned, int32_t stripes) {
   const int roles = layout.roles(problem.classes);
   if (thread() == 0) {
-    const GradientBlock<S, T> block{problem, path, layout, sums_maps, 0};
-    block.start_block(static_cast<int32_t>(blockIdx.x / roles), stripes, static_cast<int>(blockIdx.x % roles));
+    const GradientBlock<S, G, T> block{problem, path, layout, sums_map, 0};
+    block.start_block(owned, static_cast<int32_t>(blockIdx.x / roles), stripes, static_cast<int>(blockIdx.x % roles));
   }
   for (int32_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    const GradientBlock<S, T> block{problem, path, layout, sums_maps, b};
+    const GradientBlock<S, G, T> block{problem, path, layout, sums_map, b};
     for (int piece = 0; piece < layout.piece_count(); ++piece) {
       if (layout.piece_count() > 1 || b == static_cast<int32_t>(blockIdx.y)) block.start_piece(piece);
       block.run();
@@ -303,12 +303,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
 // ---- host -----------------------------------------------------------------------------------------------------------
 
 // Lines of the incoming gradient can be read four elements at a time, wherever a tile begins?
-template <typename S>
-bool has_quads(const FuseScalesBackward<S>& problem, const GradientLayout& layout) {
-  const MapView<const S>& grad = problem.grad_output;
+template <typename S, typename G>
+bool has_quads(const FuseScalesBackward<S, G>& problem, const GradientLayout& layout, bool padded) {
+  const MapView<const G>& grad = problem.grad_output;
   if (!aligned_for_quads(grad.data) || grad.batch % kQuad != 0 || grad.row % kQuad != 0) return false;
   if (!layout.together) {
-    return grad.column == 1 && grad.channel % kQuad == 0 && problem.chain.size.width % kQuad == 0;
+    return grad.column == 1 && grad.channel % kQuad == 0 && (padded || problem.chain.size.width % kQuad == 0);
   }
   // Tiles begin at whole quads of columns. All channels of a row are one run of memory, or whole quads of channels are.
   if (layout.planes.inner == problem.classes && grad.column == problem.classes) {
@@ -317,92 +317,121 @@ bool has_quads(const FuseScalesBackward<S>& problem, const GradientLayout& layou
   return grad.column % kQuad == 0 && problem.classes % kQuad == 0 && layout.planes.inner % kQuad == 0;
 }
 
-template <typename S, typename T>
-void launch_scale(const FuseScalesBackward<S>& problem, int i, const T* sums_maps, cudaStream_t stream) {
-  const Chain& chain = problem.chain;
-  const Path path = make_path(chain, i);
-  const bool together = channels_together(problem.grad_output, problem.classes);
-  GradientLayout layout = choose_layout<T>(chain, path, problem.batch, problem.classes, together, sizeof(S));
-  layout.quads = has_quads(problem, layout);
-  const Extent head = chain.heads[i];
-  const int32_t stripes = divide_up(head.width, layout.tile.width);
-  const int32_t bands = divide_up(head.height, layout.tile.height);
+template <typename S, typename G>
+bool wants_gradient(const FuseScalesBackward<S, G>& problem, int i) {
+  return problem.grad_logits[i].data != nullptr || problem.grad_attention[i].data != nullptr;
+}
+
+// Class-wise attention has layouts of a single class.
+template <typename S, typename G>
+GradientPlan plan_gradients(const FuseScalesBackward<S, G>& problem, const Extent* owned, bool padded) {
+  GradientPlan plan{};
+  const FuseScalesBackward<S, G> planned = problem.chain.class_wise ? problem_of_class(problem, 0) : problem;
+  for (int i = 0; i < problem.chain.count; ++i) {
+    if (!wants_gradient(problem, i)) continue;
+    const bool together = channels_together(planned.grad_output, planned.classes);
+    plan.layouts[i] = choose_layout<arithmetic_t<S>>(planned.chain, make_path(planned.chain, i), owned[i],
+                                                     planned.batch, planned.classes, together, sizeof(G));
+    plan.layouts[i].quads = has_quads(planned, plan.layouts[i], padded);
+  }
+  return plan;
+}
+
+template <typename S, typename G, typename T>
+void launch_scale(const FuseScalesBackward<S, G>& problem, int i, const GradientLayout& layout,
+                  const PlaneView<const T>& sums_map, const Tile& owned, cudaStream_t stream) {
+  const int32_t stripes = divide_up(owned.columns.size(), layout.tile.width);
+  const int32_t bands = divide_up(owned.rows.size(), layout.tile.height);
   const int64_t tiles = static_cast<int64_t>(stripes) * bands * layout.roles(problem.classes);
+  if (tiles == 0) return;
   const dim3 grid(static_cast<unsigned>(tiles), image_blocks(tiles, problem.batch));
-  HMSA_LAUNCH((fuse_scales_backward_kernel<S, T>), grid, dim3(kThreads), layout.bytes, stream, problem, path, layout,
-              sums_maps, stripes);
+  HMSA_LAUNCH((fuse_scales_backward_kernel<S, G, T>), grid, dim3(kThreads), layout.bytes, stream, problem,
+              make_path(problem.chain, i), layout, sums_map, owned, stripes);
 }
 
-template <typename S>
-bool wants_sums_map(const FuseScalesBackward<S>& problem, int i) {
-  return i > 0 && i >= problem.chain.unit && problem.grad_attention[i].data != nullptr;
-}
-
-template <typename S>
-void launch_shared_attention(const FuseScalesBackward<S>& problem, arithmetic_t<S>* workspace, cudaStream_t stream) {
-  const int64_t pixels = problem.batch * problem.chain.size.height * problem.chain.size.width;
-  ChannelSums<arithmetic_t<S>> sums{};
+template <typename S, typename G>
+void launch_shared_attention(const FuseScalesBackward<S, G>& problem, const GradientPlan& plan,
+                             const GradientPart& part, arithmetic_t<S>* maps, cudaStream_t stream) {
+  using T = arithmetic_t<S>;
+  const int64_t width = part.output.columns.size();
+  const int64_t pixels = part.output.rows.size() * width;
+  ChannelSums<T> sums{};
+  sums.row = width;
+  sums.batch = pixels;
+  sums.output = part.output;
   for (int i = 0; i < problem.chain.count; ++i) {
     if (!wants_sums_map(problem, i)) continue;
-    sums.maps[i] = workspace;
-    workspace += pixels;
+    sums.maps[i] = maps - (part.output.rows.lo * width + part.output.columns.lo);
+    maps += problem.batch * pixels;
     sums.last = i;
   }
-  if (sums.last > 0) launch_channel_sums(problem, sums, stream);
+  if (sums.last > 0 && pixels > 0) launch_channel_sums(problem, sums, stream);
   for (int i = 0; i < problem.chain.count; ++i) {
-    if (problem.grad_logits[i].data == nullptr && problem.grad_attention[i].data == nullptr) continue;
-    launch_scale(problem, i, sums.maps[i], stream);
+    if (!wants_gradient(problem, i)) continue;
+    const PlaneView<const T> map{sums.maps[i], sums.batch, sums.row, 1};
+    launch_scale(problem, i, plan.layouts[i], map, part.owned[i], stream);
   }
-}
-
-template <typename V>
-void move_to_channel(MapView<V>& view, int64_t c) {
-  if (view.data != nullptr) view.data += c * view.channel;
-}
-
-// The chain of class c on its own.
-template <typename S>
-FuseScalesBackward<S> problem_of_class(FuseScalesBackward<S> problem, int64_t c) {
-  problem.chain.class_wise = false;
-  problem.classes = 1;
-  move_to_channel(problem.grad_output, c);
-  for (int i = 0; i < problem.chain.count; ++i) {
-    move_to_channel(problem.logits[i], c);
-    move_to_channel(problem.attention[i], c);
-    move_to_channel(problem.grad_logits[i], c);
-    move_to_channel(problem.grad_attention[i], c);
-  }
-  return problem;
 }
 
 }  // namespace
 
-template <typename S>
-int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem) {
-  int64_t maps = 0;
-  for (int i = 0; i < problem.chain.count; ++i) maps += wants_sums_map(problem, i) ? 1 : 0;
-  return maps * problem.batch * problem.chain.size.height * problem.chain.size.width;
+template <typename S, typename G>
+GradientPlan plan_gradient_parts(const FuseScalesBackward<S, G>& problem, const Extent* owned, bool padded) {
+  return plan_gradients(problem, owned, padded);
 }
 
-template <typename S>
-void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream_handle) {
+template <typename S, typename G>
+void launch_gradient_part(const FuseScalesBackward<S, G>& problem, const GradientPlan& plan, const GradientPart& part,
+                          arithmetic_t<S>* maps, StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const auto maps = static_cast<arithmetic_t<S>*>(workspace);
   if (!problem.chain.class_wise) {
-    launch_shared_attention(problem, maps, stream);
+    launch_shared_attention(problem, plan, part, maps, stream);
     return;
   }
-  for (int64_t c = 0; c < problem.classes; ++c) launch_shared_attention(problem_of_class(problem, c), maps, stream);
+  for (int64_t c = 0; c < problem.classes; ++c) {
+    launch_shared_attention(problem_of_class(problem, c), plan, part, maps, stream);
+  }
 }
 
-template int64_t fuse_scales_backward_workspace(const FuseScalesBackward<float>&);
-template int64_t fuse_scales_backward_workspace(const FuseScalesBackward<double>&);
-template int64_t fuse_scales_backward_workspace(const FuseScalesBackward<Half>&);
-template int64_t fuse_scales_backward_workspace(const FuseScalesBackward<BFloat16>&);
-template void launch_fuse_scales_backward(const FuseScalesBackward<float>&, void*, StreamHandle);
-template void launch_fuse_scales_backward(const FuseScalesBackward<double>&, void*, StreamHandle);
-template void launch_fuse_scales_backward(const FuseScalesBackward<Half>&, void*, StreamHandle);
-template void launch_fuse_scales_backward(const FuseScalesBackward<BFloat16>&, void*, StreamHandle);
+template <typename S>
+int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem) {
+  return sums_map_count(problem) * problem.batch * problem.chain.size.height * problem.chain.size.width;
+}
+
+template <typename S>
+void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream) {
+  const Extent size = problem.chain.size;
+  GradientPart all{};
+  all.output = Tile{{0, size.height}, {0, size.width}};
+  for (int i = 0; i < problem.chain.count; ++i) {
+    all.owned[i] = Tile{{0, problem.chain.heads[i].height}, {0, problem.chain.heads[i].width}};
+  }
+  launch_gradient_part(problem, plan_gradients(problem, problem.chain.heads, false), all,
+                       static_cast<arithmetic_t<S>*>(workspace), stream);
+}
+
+HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<float>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<double>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<Half>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<BFloat16>&));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<float>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<double>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<Half>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<BFloat16>&, void*, StreamHandle));
+
+// For gradients that a loss made: they are of the arithmetic type.
+HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<float, float>&, const Extent*, bool));
+HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<double, double>&, const Extent*, bool));
+HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<Half, float>&, const Extent*, bool));
+HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<BFloat16, float>&, const Extent*, bool));
+HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<float, float>&, const GradientPlan&,
+                                           const GradientPart&, float*, StreamHandle));
+HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<double, double>&, const GradientPlan&,
+                                           const GradientPart&, double*, StreamHandle));
+HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<Half, float>&, const GradientPlan&,
+                                           const GradientPart&, float*, StreamHandle));
+HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<BFloat16, float>&, const GradientPlan&,
+                                           const GradientPart&, float*, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa

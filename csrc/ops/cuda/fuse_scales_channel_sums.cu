@@ -100,11 +100,11 @@ SumsLayout make_layout(const Chain& chain, int last, int maps, Extent tile, int3
   return layout;
 }
 
-template <typename S, typename T, int kPixels>
+template <typename S, typename G, typename T, int kPixels>
 struct SumsBlock {
   static constexpr int kInFlight = kPixels == 1 ? 4 : 2;  // channels whose gradients a thread loads at a time
 
-  const FuseScalesBackward<S>& problem;
+  const FuseScalesBackward<S, G>& problem;
   const ChannelSums<T>& sums;
   const SumsLayout& layout;
   int32_t b;
@@ -116,7 +116,7 @@ struct SumsBlock {
   HMSA_DEVICE T* pixel(int32_t offset, int32_t y, int32_t x) const {
     return values(offset) + (y - tiles().output.rows.lo) * layout.tile.width + (x - tiles().output.columns.lo);
   }
-  HMSA_DEVICE ForwardOperands<T, FuseScalesBackward<S>> operands() const {
+  HMSA_DEVICE ForwardOperands<T, FuseScalesBackward<S, G>> operands() const {
     return {problem, layout.forward, tiles().rows, tiles().columns, b};
   }
   HMSA_DEVICE Stretched<T> product(int j) const {
@@ -210,11 +210,11 @@ struct SumsBlock {
     return Patch<T>(values(layout.grad), tiles().output.rows.size(), tiles().output.columns.size(), count);
   }
   HMSA_DEVICE void stage_grad(int32_t c, int count) const {
-    const MapView<const S>& grad = problem.grad_output;
+    const MapView<const G>& grad = problem.grad_output;
     const Patch<T> to = staged(count);
     const int32_t length = tiles().output.columns.size() * count;
     for (int32_t y = warp(); y < tiles().output.rows.size(); y += kWarps) {
-      const S* line = grad.at(b, c, tiles().output.rows.lo + y, tiles().output.columns.lo);
+      const G* line = grad.at(b, c, tiles().output.rows.lo + y, tiles().output.columns.lo);
       for (int32_t e = lane(); e < length; e += kLanes) {
         const int32_t x = e / count;
         const int32_t k = e - x * count;
@@ -226,7 +226,7 @@ struct SumsBlock {
   // kPixels neighbours of g, of a row of a stretched map, or of a patch of the tile's size.
   HMSA_DEVICE void load_grad(T (&to)[kPixels], int32_t c, int k, int count, int32_t y, int32_t x) const {
     if constexpr (kPixels == kQuad) {
-      const Quad<S> quad = load_quad(problem.grad_output.at(b, c + k, y, x));
+      const Quad<G> quad = load_quad(problem.grad_output.at(b, c + k, y, x));
       for (int n = 0; n < kPixels; ++n) to[n] = to_arithmetic(quad.element[n]);
     } else if (layout.together) {
       to[0] = staged(count).at(0, y - tiles().output.rows.lo, x - tiles().output.columns.lo, k);
@@ -351,7 +351,7 @@ struct SumsBlock {
       for (int i = chain.unit; i <= sums.last; ++i) map += sums.maps[i] != nullptr ? 1 : 0;
       for (int i = chain.count - 1; i >= chain.unit; --i) {
         if (sums.maps[i] != nullptr) {
-          T* to = sums.maps[i] + (static_cast<int64_t>(b) * chain.size.height + y) * chain.size.width + x;
+          T* to = sums.at(i, b, y, x);
           const T* from = pixel(layout.sums, y, x) + map * slots;
           T value[kPixels];
           load_shared(value, from);
@@ -368,16 +368,16 @@ struct SumsBlock {
   }
 };
 
-template <typename S, typename T, int kPixels>
+template <typename S, typename G, typename T, int kPixels>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
-    channel_sums_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER ChannelSums<T> sums,
+    channel_sums_kernel(HMSA_PARAMETER FuseScalesBackward<S, G> problem, HMSA_PARAMETER ChannelSums<T> sums,
                         HMSA_PARAMETER SumsLayout layout, int32_t stripes) {
   const Chain& chain = problem.chain;
   if (thread() == 0) {
-    SumsTiles& tiles = SumsBlock<S, T, kPixels>::tiles();
+    SumsTiles& tiles = SumsBlock<S, G, T, kPixels>::tiles();
     const auto tile = static_cast<int32_t>(blockIdx.x);
-    const Tile output{part_of(chain.size.height, layout.tile.height, tile / stripes),
-                      part_of(chain.size.width, layout.tile.width, tile % stripes)};
+    const Tile output{part_of(sums.output.rows, layout.tile.height, tile / stripes),
+                      part_of(sums.output.columns, layout.tile.width, tile % stripes)};
     tiles.output = output;
     tiles.rows = forward_ranges(chain, chain.unit, Axis::kRows, output.rows);
     tiles.columns = forward_ranges(chain, chain.unit, Axis::kColumns, output.columns);
@@ -385,7 +385,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   }
   __syncthreads();
   for (int32_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    const SumsBlock<S, T, kPixels> block{problem, sums, layout, b};
+    const SumsBlock<S, G, T, kPixels> block{problem, sums, layout, b};
     block.begin();
     // Behind the attention of the first image: it is made where the tables of the forward pass lie.
     block.fill_tables();
@@ -397,9 +397,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   }
 }
 
-template <typename S, typename T, int kPixels>
-void launch_tiles(const FuseScalesBackward<S>& problem, const ChannelSums<T>& sums, cudaStream_t stream) {
-  const Extent size = problem.chain.size;
+template <typename S, typename G, typename T, int kPixels>
+void launch_tiles(const FuseScalesBackward<S, G>& problem, const ChannelSums<T>& sums, cudaStream_t stream) {
   const bool together = kPixels == 1 && channels_together(problem.grad_output, problem.classes);
   int maps = 0;
   for (int i = 0; i <= sums.last; ++i) maps += sums.maps[i] != nullptr ? 1 : 0;
@@ -419,37 +418,41 @@ void launch_tiles(const FuseScalesBackward<S>& problem, const ChannelSums<T>& su
     }
     layout = make_layout<T>(problem.chain, sums.last, maps, tile, channels, together);
   }
-  const int32_t stripes = divide_up(size.width, tile.width);
-  const int64_t tiles = static_cast<int64_t>(stripes) * divide_up(size.height, tile.height);
+  const int32_t stripes = divide_up(sums.output.columns.size(), tile.width);
+  const int64_t tiles = static_cast<int64_t>(stripes) * divide_up(sums.output.rows.size(), tile.height);
   const dim3 grid(static_cast<unsigned>(tiles), image_blocks(tiles, problem.batch));
-  HMSA_LAUNCH((channel_sums_kernel<S, T, kPixels>), grid, dim3(kThreads), layout.bytes, stream, problem, sums, layout,
-              stripes);
+  HMSA_LAUNCH((channel_sums_kernel<S, G, T, kPixels>), grid, dim3(kThreads), layout.bytes, stream, problem, sums,
+              layout, stripes);
 }
 
 }  // namespace
 
-template <typename S>
-void launch_channel_sums(const FuseScalesBackward<S>& problem, const ChannelSums<arithmetic_t<S>>& sums,
+template <typename S, typename G>
+void launch_channel_sums(const FuseScalesBackward<S, G>& problem, const ChannelSums<arithmetic_t<S>>& sums,
                          void* stream_handle) {
   using T = arithmetic_t<S>;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const MapView<const S>& grad = problem.grad_output;
+  const MapView<const G>& grad = problem.grad_output;
   bool quads = grad.column == 1 && problem.chain.size.width % kQuad == 0 && grad.row % kQuad == 0 &&
-               grad.channel % kQuad == 0 && grad.batch % kQuad == 0 && aligned_for_quads(grad.data);
+               grad.channel % kQuad == 0 && grad.batch % kQuad == 0 && aligned_for_quads(grad.data) &&
+               sums.row % kQuad == 0 && sums.batch % kQuad == 0;
   for (int i = 0; i <= sums.last; ++i) quads = quads && aligned_for_quads(sums.maps[i]);
   if constexpr (sizeof(T) == sizeof(float)) {
     if (quads) {
-      launch_tiles<S, T, kQuad>(problem, sums, stream);
+      launch_tiles<S, G, T, kQuad>(problem, sums, stream);
       return;
     }
   }
-  launch_tiles<S, T, 1>(problem, sums, stream);
+  launch_tiles<S, G, T, 1>(problem, sums, stream);
 }
 
-template void launch_channel_sums(const FuseScalesBackward<float>&, const ChannelSums<float>&, void*);
-template void launch_channel_sums(const FuseScalesBackward<double>&, const ChannelSums<double>&, void*);
-template void launch_channel_sums(const FuseScalesBackward<Half>&, const ChannelSums<float>&, void*);
-template void launch_channel_sums(const FuseScalesBackward<BFloat16>&, const ChannelSums<float>&, void*);
+HMSA_INSTANTIATE(void launch_channel_sums(const FuseScalesBackward<float>&, const ChannelSums<float>&, void*));
+HMSA_INSTANTIATE(void launch_channel_sums(const FuseScalesBackward<double>&, const ChannelSums<double>&, void*));
+HMSA_INSTANTIATE(void launch_channel_sums(const FuseScalesBackward<Half>&, const ChannelSums<float>&, void*));
+HMSA_INSTANTIATE(void launch_channel_sums(const FuseScalesBackward<Half, float>&, const ChannelSums<float>&, void*));
+HMSA_INSTANTIATE(void launch_channel_sums(const FuseScalesBackward<BFloat16>&, const ChannelSums<float>&, void*));
+HMSA_INSTANTIATE(void launch_channel_sums(const FuseScalesBackward<BFloat16, float>&, const ChannelSums<float>&,
+                                          void*));
 
 }  // namespace cuda
 }  // namespace hmsa

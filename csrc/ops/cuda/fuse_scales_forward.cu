@@ -25,6 +25,31 @@ namespace {
 
 constexpr int kBlocksPerProcessor = 4;  // they hide each other's barriers and latencies; 64 registers a thread
 
+// Writes P.
+template <typename S, int kCount>
+struct OutputMap {
+  static constexpr bool kMirrors = false;
+  const MapView<S>& map;
+
+  template <typename Block>
+  HMSA_DEVICE void store(const Block& block, const Job& job, const Item& item,
+                         const typename Block::Values* fused) const {
+    using Offset = typename Block::Offset;
+    const int32_t column = block.column_of(kGroup, item.position);
+    const int32_t channel = item.line + item.position - column * block.channels(kGroup);
+    if (channel >= job.count) return;
+    const int grid = block.layout.output;
+    const int32_t height = block.rows.grids[grid].size() - item.row;
+    S* corner = map.at(block.b, hidden(job.channel), block.rows.grids[grid].lo, block.columns.grids[grid].lo);
+    S* to = corner + (channel * static_cast<Offset>(map.channel) + item.row * static_cast<Offset>(map.row) +
+                      column * static_cast<Offset>(map.column));
+    HMSA_UNROLL
+    for (int r = 0; r < kRun; ++r, to += map.row) {
+      if (r < height) forward::store(to, fused[r]);
+    }
+  }
+};
+
 template <typename S, int kCount, bool kPixels>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(arithmetic_t<S>) == 4 ? kBlocksPerProcessor : 2)
     fuse_scales_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER ForwardLayout layout,
@@ -35,7 +60,9 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(arithmetic_t<S>) == 4 ? 
   const Chain& chain = problem.chain;
   const int32_t y = static_cast<int32_t>(blockIdx.x / stripes) * layout.tile.height;
   const int32_t x = static_cast<int32_t>(blockIdx.x % stripes) * layout.tile.width;
-  ForwardBlock<S, kCount, kPixels> block{problem, layout, ranges[0], ranges[1], offsets[0], memory, 0};
+  const OutputMap<S, kCount> output{problem.output};
+  ForwardBlock<S, kCount, kPixels, OutputMap<S, kCount>> block{problem,   output,     layout, ranges[0],
+                                                               ranges[1], offsets[0], memory, 0};
   block.make_ranges(
       Tile{{y, min(y + layout.tile.height, chain.size.height)}, {x, min(x + layout.tile.width, chain.size.width)}});
   block.make_tables();
@@ -46,7 +73,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(arithmetic_t<S>) == 4 ? 
       const int32_t count = static_cast<int32_t>(min(problem.classes - channel, int64_t{layout.channels}));
       const bool attend = chain.count > 1 && (chain.class_wise || group == static_cast<int32_t>(blockIdx.z));
       for (int logits = attend ? 0 : 1; logits < 2; ++logits) {
-        block.run(logits || chain.class_wise ? Job{1 - logits, kGroup, channel, count} : Job{1, kShared, 0, 1});
+        block.run(logits || chain.class_wise ? Job{1 - logits, kGroup, channel, count, 0} : Job{1, kShared, 0, 1, 0});
       }
     }
   }
@@ -78,16 +105,7 @@ bool lie_in_vectors(const FuseScalesForward<S>& problem, const ForwardLayout& la
 // Whether offsets fit 32 bits: in a tile of the output, and between columns and channels of a head.
 template <typename S>
 bool is_narrow(const FuseScalesForward<S>& problem, const ForwardLayout& layout) {
-  const auto reach = [&](const auto& map, int64_t height, int64_t width) {
-    const auto size = [](int64_t stride) { return static_cast<double>(stride < 0 ? -stride : stride); };
-    return size(map.channel) * layout.channels + size(map.column) * width + size(map.row) * height <= INT32_MAX;
-  };
-  bool narrow = reach(problem.output, layout.tile.height, layout.tile.width);
-  for (int i = 0; i < problem.chain.count; ++i) {
-    narrow = narrow && reach(problem.logits[i], 0, problem.chain.heads[i].width) &&
-             (i == 0 || reach(problem.attention[i], 0, problem.chain.heads[i].width));
-  }
-  return narrow;
+  return reach_is_narrow(problem.output, layout.channels, layout.tile) && heads_are_narrow(problem, layout.channels);
 }
 
 // Makes a tile need less memory: first the rows, as long as few are made twice, then the channels. A large ratio

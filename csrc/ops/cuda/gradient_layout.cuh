@@ -136,9 +136,9 @@ inline int32_t chunk_of(int64_t channels, int32_t most) {
 }
 
 // Predicted time, in arbitrary units: reads of the incoming gradient, rims of tiles included, by enough blocks ...
-inline double cost_of_tiles(const PathSizes& rows, const PathSizes& columns, Extent head, int64_t batch,
+inline double cost_of_tiles(const PathSizes& rows, const PathSizes& columns, Extent owned, int64_t batch,
                             int64_t wanted) {
-  const double tiles = static_cast<double>(divide_up(head.height, rows.tile)) * divide_up(head.width, columns.tile);
+  const double tiles = static_cast<double>(divide_up(owned.height, rows.tile)) * divide_up(owned.width, columns.tile);
   return tiles * rows.levels[0] * columns.levels[0] * std::max(1.0, wanted / (tiles * batch));
 }
 // ... times what depends on the rest of the layout, at least 1. The shares are estimates.
@@ -158,16 +158,15 @@ inline double cost_of_groups(const GradientLayout& layout, const Path& path, con
   return path.steps > 1 ? cost * (1.0 + 0.3 / layout.band) : cost;
 }
 
-// The cheapest division that fits the budget.
+// The cheapest division that fits the budget. `owned`: the part of the head that a launch is for.
 template <typename T>
-GradientLayout choose_layout(const Chain& chain, const Path& path, int64_t batch, int64_t classes, bool together,
-                             int element_bytes) {
+GradientLayout choose_layout(const Chain& chain, const Path& path, Extent owned, int64_t batch, int64_t classes,
+                             bool together, int element_bytes) {
   constexpr int32_t kWhole = 1 << 28;
   constexpr int32_t kHeights[] = {16, 12, 8, 6, 4, 2, 1};
   constexpr int32_t kWidths[] = {64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1};
   constexpr int32_t kBands[] = {kWhole, 8, 4};
   constexpr int kGroups[] = {32, 16, 8, 4, 2, 1};
-  const Extent head = chain.heads[path.scale];
   const auto planes_for = [&](int group) {
     if (together) return planes_of(true, chunk_of(classes, group));
     const int64_t groups = (classes + group - 1) / group;
@@ -179,10 +178,10 @@ GradientLayout choose_layout(const Chain& chain, const Path& path, int64_t batch
   GradientLayout best{};
   double lowest = 0;
   for (const int32_t height : kHeights) {
-    const PathSizes rows = path_sizes(chain, path, Axis::kRows, smaller(height, head.height), kWhole);
+    const PathSizes rows = path_sizes(chain, path, Axis::kRows, smaller(height, owned.height), kWhole);
     for (const int32_t width : kWidths) {
-      const PathSizes columns = path_sizes(chain, path, Axis::kColumns, smaller(width, head.width), kWhole);
-      const double reads = cost_of_tiles(rows, columns, head, batch, wanted);
+      const PathSizes columns = path_sizes(chain, path, Axis::kColumns, smaller(width, owned.width), kWhole);
+      const double reads = cost_of_tiles(rows, columns, owned, batch, wanted);
       if (lowest > 0 && reads >= lowest) continue;
       for (const int32_t band : kBands) {
         for (const int group : kGroups) {

@@ -27,6 +27,10 @@
 #define HMSA_DEVICE __device__ __forceinline__
 #define HMSA_DEVICE_CALL __device__ __noinline__
 
+// A stretch of work between barriers. Inlined on the GPU, where a call would have to save registers; a call on the CPU,
+// where the sanitizers take minutes to compile all of a kernel as one function.
+#define HMSA_DEVICE_PHASE HMSA_DEVICE
+
 // Before a loop: over a thread's registers, which must be unrolled, or one that must not.
 #define HMSA_UNROLL _Pragma("unroll")
 #define HMSA_ROLLED _Pragma("unroll 1")
@@ -44,6 +48,7 @@
 #define HMSA_PARAMETER const
 #define HMSA_DEVICE inline
 #define HMSA_DEVICE_CALL inline
+#define HMSA_DEVICE_PHASE inline __attribute__((noinline))
 #define HMSA_UNROLL
 #define HMSA_ROLLED
 
@@ -81,6 +86,14 @@ void launch(const char* call, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 
 }  // namespace cuda
 }  // namespace hmsa
+
+// HMSA_INSTANTIATE(declaration): explicit instantiation of a template. A test that includes the .cu file and defines
+// HMSA_NO_INSTANTIATIONS compiles only what it uses.
+#if defined(HMSA_NO_INSTANTIATIONS)
+#define HMSA_INSTANTIATE(...)
+#else
+#define HMSA_INSTANTIATE(...) template __VA_ARGS__
+#endif
 
 // HMSA_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...); `kernel` may be a template with commas.
 #define HMSA_LAUNCH(...) ::hmsa::cuda::launch(#__VA_ARGS__, __VA_ARGS__)

@@ -1,25 +1,29 @@
-// Chooses the table of row primitives once, by what the processor can do.
+// Chooses the tables of row primitives once, by what the processor can do.
 #include <cstdlib>
 #include <string>
 
 #include "core/check.h"
+#include "ops/cpu/simd/rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/softmax.h"
 
 namespace hmsa {
 
+// Every table by the namespace of its instruction set.
+#define HMSA_DECLARE_TABLES(level)                \
+  namespace level {                               \
+  extern const RowOps<float> float_rows;          \
+  extern const RowOps<double> double_rows;        \
+  extern const SoftmaxOps<float> float_softmax;   \
+  extern const SoftmaxOps<double> double_softmax; \
+  extern const RmiOps<float> float_rmi;           \
+  extern const RmiOps<double> double_rmi;         \
+  }
+
 #if defined(__x86_64__)
-namespace v2 {
-extern const RowOps<float> float_rows;
-extern const RowOps<double> double_rows;
-}  // namespace v2
-namespace v3 {
-extern const RowOps<float> float_rows;
-extern const RowOps<double> double_rows;
-}  // namespace v3
-namespace v4 {
-extern const RowOps<float> float_rows;
-extern const RowOps<double> double_rows;
-}  // namespace v4
+HMSA_DECLARE_TABLES(v2)
+HMSA_DECLARE_TABLES(v3)
+HMSA_DECLARE_TABLES(v4)
 
 namespace {
 
@@ -45,41 +49,48 @@ int choose() {
   return wanted;
 }
 
-template <typename T>
-const RowOps<T>& choose_table(const RowOps<T>& two, const RowOps<T>& three, const RowOps<T>& four) {
-  const int level = choose();
+template <typename Table>
+const Table& choose_table(const Table& two, const Table& three, const Table& four) {
+  static const int level = choose();
   return level == 4 ? four : level == 3 ? three : two;
 }
 
 }  // namespace
 
-template <>
-const RowOps<float>& row_ops<float>() {
-  static const RowOps<float>& table = choose_table(v2::float_rows, v3::float_rows, v4::float_rows);
-  return table;
-}
-
-template <>
-const RowOps<double>& row_ops<double>() {
-  static const RowOps<double>& table = choose_table(v2::double_rows, v3::double_rows, v4::double_rows);
-  return table;
-}
-
+#define HMSA_TABLE(name) choose_table(v2::name, v3::name, v4::name)
 #else
-namespace generic {
-extern const RowOps<float> float_rows;
-extern const RowOps<double> double_rows;
-}  // namespace generic
+HMSA_DECLARE_TABLES(generic)
+#define HMSA_TABLE(name) generic::name
+#endif
 
 template <>
 const RowOps<float>& row_ops<float>() {
-  return generic::float_rows;
+  return HMSA_TABLE(float_rows);
 }
 
 template <>
 const RowOps<double>& row_ops<double>() {
-  return generic::double_rows;
+  return HMSA_TABLE(double_rows);
 }
-#endif
+
+template <>
+const SoftmaxOps<float>& softmax_ops<float>() {
+  return HMSA_TABLE(float_softmax);
+}
+
+template <>
+const SoftmaxOps<double>& softmax_ops<double>() {
+  return HMSA_TABLE(double_softmax);
+}
+
+template <>
+const RmiOps<float>& rmi_ops<float>() {
+  return HMSA_TABLE(float_rmi);
+}
+
+template <>
+const RmiOps<double>& rmi_ops<double>() {
+  return HMSA_TABLE(double_rmi);
+}
 
 }  // namespace hmsa

@@ -83,7 +83,8 @@ struct Near {
   }
 };
 
-// ... or each tap in two vectors of its own.
+// ... or each tap in two vectors of its own. (Taps between the first and the last may go back from one output to the next,
+// where outputs of fewer taps repeat one.)
 template <int kTaps>
 struct Wide {
   Lanes lanes[kTaps];
@@ -92,15 +93,16 @@ struct Wide {
   static bool fits(const TapTable<float>& table, int64_t x) {
     for (int k = 0; k < kTaps; ++k) {
       const int32_t* index = table.index + k * table.pitch + x;
-      if (index[kLanes - 1] - index[0] >= 2 * kLanes) return false;
+      if (largest(index) - least(index) >= 2 * kLanes) return false;
     }
     return true;
   }
   Wide(const TapTable<float>& table, int64_t x) {
     for (int k = 0; k < kTaps; ++k) {
       const int32_t* index = table.index + k * table.pitch + x;
-      first[k] = index[0] - table.index[x];
-      lanes[k] = lanes_from(index, index[0]);
+      const int32_t base = least(index);
+      first[k] = base - table.index[x];
+      lanes[k] = lanes_from(index, base);
     }
   }
   Floats sum(const float* source, const Floats* weight) const {
@@ -110,6 +112,16 @@ struct Wide {
   }
 
  private:
+  static int32_t least(const int32_t* index) {
+    int32_t value = index[0];
+    for (int64_t lane = 1; lane < kLanes; ++lane) value = index[lane] < value ? index[lane] : value;
+    return value;
+  }
+  static int32_t largest(const int32_t* index) {
+    int32_t value = index[0];
+    for (int64_t lane = 1; lane < kLanes; ++lane) value = index[lane] > value ? index[lane] : value;
+    return value;
+  }
   Floats tap(const float* source, int k) const {
     return pick(load_floats(source + first[k]), load_floats(source + first[k] + kLanes), lanes[k]);
   }

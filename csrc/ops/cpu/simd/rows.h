@@ -30,8 +30,9 @@ struct RowPair {
 };
 
 // How outputs read a row: to[x] = sum_k weight[k][x] from[index[k][x]], index and weight [taps][pitch], index ascending
-// in k and in x. From steady.lo to steady.hi the weights repeat every kPeriod outputs, and the indices plus `step`: so it
-// is for most of a row wherever the ratio of two sizes is 2, 4 or the like.
+// in k; and in x for the first and the last of the taps, not always for those between. From steady.lo to steady.hi the
+// weights repeat every kPeriod outputs, and the indices plus `step`: so it is for most of a row wherever the ratio of two
+// sizes is 2, 4 or the like.
 template <typename T>
 struct TapTable {
   static constexpr int32_t kPeriod = 8;

@@ -1,0 +1,177 @@
+// The primitives of softmax.h, compiled once per instruction set like rows.cpp.
+#include "ops/cpu/simd/softmax.h"
+
+#include "ops/cpu/simd/exponentials.h"
+#include "ops/cpu/simd/rows.h"
+
+#ifndef HMSA_SIMD_NAMESPACE
+#define HMSA_SIMD_NAMESPACE generic
+#endif
+
+namespace hmsa {
+namespace {
+
+static_assert(2 * kVectorBytes / sizeof(float) <= kRowSlack + 1, "a last vector may reach behind its row");
+
+// Some vectors of pixels at a time, so that their chains of additions run side by side.
+constexpr int kSide = 2;
+
+template <typename T>
+struct Pixels {
+  vector_t<T> v[kSide];
+
+  static constexpr int64_t kCount = kSide * Vector<T>::kLanes;
+
+  static Pixels load(const T* from) {
+    Pixels pixels;
+    for (int k = 0; k < kSide; ++k) pixels.v[k] = load_vector(from + k * Vector<T>::kLanes);
+    return pixels;
+  }
+  void store(T* to) const {
+    for (int k = 0; k < kSide; ++k) store_vector(to + k * Vector<T>::kLanes, v[k]);
+  }
+};
+
+template <typename T>
+Pixels<T> largest_of(const T* planes, int64_t pitch, int64_t channels) {
+  Pixels<T> m = Pixels<T>::load(planes);
+  for (int64_t c = 1; c < channels; ++c) {
+    const Pixels<T> z = Pixels<T>::load(planes + c * pitch);
+    for (int k = 0; k < kSide; ++k) m.v[k] = z.v[k] > m.v[k] ? z.v[k] : m.v[k];
+  }
+  return m;
+}
+
+// sum_c exp(z_c - m) but for one channel that has m: small sums are not lost beside its 1. Calls at_largest(c, masks).
+template <typename T, typename AtLargest>
+Pixels<T> rest_of(const Pixels<T>& m, const T* planes, int64_t pitch, int64_t channels, const AtLargest& at_largest) {
+  Pixels<T> sum;
+  Pixels<T> ties;
+  for (int k = 0; k < kSide; ++k) sum.v[k] = ties.v[k] = vector_t<T>{};
+  for (int64_t c = channels - 1; c >= 0; --c) {
+    const Pixels<T> z = Pixels<T>::load(planes + c * pitch);
+    mask_t<T> is_largest[kSide];
+    for (int k = 0; k < kSide; ++k) {
+      const vector_t<T> e = exp_of(z.v[k] - m.v[k]);
+      is_largest[k] = z.v[k] == m.v[k];
+      sum.v[k] += is_largest[k] ? vector_t<T>{} : e;
+      ties.v[k] += is_largest[k] ? all(T(1)) : vector_t<T>{};
+    }
+    at_largest(c, is_largest);
+  }
+  for (int k = 0; k < kSide; ++k) {
+    sum.v[k] += ties.v[k] - T(1);
+    sum.v[k] += m.v[k] - m.v[k];  // NaN where m is infinite, as in inf - inf
+  }
+  return sum;
+}
+
+template <typename T>
+void log_sum(T* largest, T* log_rest, const T* planes, int64_t pitch, int64_t channels, int64_t n) {
+  for (int64_t x = 0; x < n; x += Pixels<T>::kCount) {
+    const Pixels<T> m = largest_of(planes + x, pitch, channels);
+    Pixels<T> rest = rest_of(m, planes + x, pitch, channels, [](int64_t, const mask_t<T>*) {});
+    for (int k = 0; k < kSide; ++k) rest.v[k] = log1p_positive(rest.v[k]);
+    m.store(largest + x);
+    rest.store(log_rest + x);
+  }
+}
+
+// The first NaN, else the first of the largest: the rule of torch.argmax.
+template <typename T>
+int32_t argmax_of_pixel(const T* planes, int64_t pitch, int64_t channels) {
+  int32_t best = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const T z = planes[c * pitch];
+    if (z != z) return static_cast<int32_t>(c);
+    if (z > planes[best * pitch]) best = static_cast<int32_t>(c);
+  }
+  return best;
+}
+
+template <typename T>
+void argmax(int32_t* label, T* confidence, const T* planes, int64_t pitch, int64_t channels, int64_t n) {
+  using Lanes = Vector<T>;
+  for (int64_t x = 0; x < n; x += Pixels<T>::kCount) {
+    const Pixels<T> m = largest_of(planes + x, pitch, channels);
+    mask_t<T> best[kSide] = {};
+    const Pixels<T> rest = rest_of(m, planes + x, pitch, channels, [&](int64_t c, const mask_t<T>* is_largest) {
+      const auto index = static_cast<decltype(best[0][0] + 0)>(c) - mask_t<T>{};
+      for (int k = 0; k < kSide; ++k) best[k] = is_largest[k] ? index : best[k];
+    });
+    bool regular = true;
+    for (int k = 0; k < kSide; ++k) {
+      const vector_t<T> probability = T(1) / (rest.v[k] + T(1));
+      store_vector(confidence + x + k * Lanes::kLanes, probability);
+      for (int64_t lane = 0; lane < Lanes::kLanes; ++lane) {
+        label[x + k * Lanes::kLanes + lane] = static_cast<int32_t>(best[k][lane]);
+        regular &= probability[lane] == probability[lane];
+      }
+    }
+    if (regular) continue;
+    for (int64_t at = x; at < x + Pixels<T>::kCount && at < n; ++at) {
+      if (confidence[at] != confidence[at]) label[at] = argmax_of_pixel(planes + at, pitch, channels);
+    }
+  }
+}
+
+template <typename T>
+void weighted_sum(T* to, const T* planes, int64_t pitch, const T* weight, int64_t channels, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) to[x] = T(0);
+  for (int64_t c = 0; c < channels; ++c) {
+    const T* __restrict__ row = planes + c * pitch;
+    const T w = weight == nullptr ? T(1) : weight[c];
+    for (int64_t x = 0; x < n; ++x) to[x] += w * row[x];
+  }
+}
+
+template <bool kSmooth, typename T>
+void gradient(T* grad, const T* logit, const T* log_sum_exp, const T* all_of, const T* label, const T* own, T channel,
+              const T* smooth, T weight, int64_t n) {
+  using Lanes = Vector<T>;
+  for (int64_t x = 0; x < n; x += Lanes::kLanes) {
+    const vector_t<T> p = exp_of(load_vector(logit + x) - load_vector(log_sum_exp + x));
+    vector_t<T> g = load_vector(all_of + x) * p;
+    g -= load_vector(label + x) == all(channel) ? load_vector(own + x) : vector_t<T>{};
+    if (kSmooth) g -= weight * load_vector(smooth + x);
+    store_vector(grad + x, g);
+  }
+}
+
+template <typename T>
+void cross_entropy_gradient(T* grad, const T* logit, const T* log_sum_exp, const T* all_of, const T* label,
+                            const T* own, T channel, const T* smooth, T weight, int64_t n) {
+  if (smooth == nullptr) {
+    gradient<false>(grad, logit, log_sum_exp, all_of, label, own, channel, smooth, weight, n);
+  } else {
+    gradient<true>(grad, logit, log_sum_exp, all_of, label, own, channel, smooth, weight, n);
+  }
+}
+
+template <typename T>
+void average_mirrored(T* to, const T* a, const T* b, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < n; ++x) to[x] = (a[x] + b[n - 1 - x]) * T(0.5);
+}
+
+template <typename T>
+constexpr SoftmaxOps<T> softmax_table() {
+  SoftmaxOps<T> ops{};
+  ops.log_sum = log_sum<T>;
+  ops.argmax = argmax<T>;
+  ops.weighted_sum = weighted_sum<T>;
+  ops.cross_entropy_gradient = cross_entropy_gradient<T>;
+  ops.average_mirrored = average_mirrored<T>;
+  return ops;
+}
+
+}  // namespace
+
+namespace HMSA_SIMD_NAMESPACE {
+extern const SoftmaxOps<float> float_softmax;
+extern const SoftmaxOps<double> double_softmax;
+const SoftmaxOps<float> float_softmax = softmax_table<float>();
+const SoftmaxOps<double> double_softmax = softmax_table<double>();
+}  // namespace HMSA_SIMD_NAMESPACE
+
+}  // namespace hmsa

@@ -1,0 +1,189 @@
+// hmsa::_fuse_scales_rmi and its backward: schemas, argument checks and the way to each back end. The losses over them
+// are made in Python (hmsa_ext/losses/rmi.py).
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/check.h"
+#include "core/rmi.h"
+#include "ops/chain_arguments.h"
+#include "ops/cpu/rmi.h"
+#if defined(HMSA_WITH_CUDA)
+#include "ops/cuda/rmi.h"
+#include "ops/cuda/stream.h"
+#endif
+
+namespace hmsa {
+namespace {
+
+constexpr const char* kName = "fuse_scales_rmi";
+constexpr const char* kBackwardName = "_fuse_scales_rmi_backward";
+
+using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // bce, valid, mean, covariance
+
+// Checks the arguments of either direction and works out the geometry.
+Chain checked_problem(const ChainArguments& arguments, const Tensor& target, bool moments) {
+  const Tensors& logits = arguments.logits;
+  HMSA_CHECK(!logits.empty() && logits[0].dim() == 4, arguments.op, ": logits has ", logits.size(), " entries",
+             logits.empty() ? std::string() : ", the first of shape " + shape_of(logits[0]),
+             "; expected one [B, C, h, w] for each of scales");
+  checked_target(arguments.op, target, logits[0]);
+  const int64_t height = target.size(1);
+  const int64_t width = target.size(2);
+  HMSA_CHECK(!moments || (height >= kRmiSmallest && width >= kRmiSmallest), arguments.op, ": target has shape ",
+             shape_of(target), "; expected at least ", kRmiSmallest, " x ", kRmiSmallest, " pixels");
+  return checked_chain(arguments, height, width);
+}
+
+template <typename Launch>
+Moments forward(const ChainArguments& arguments, const Tensor& target, int64_t ignore_index, bool moments,
+                const Launch& launch) {
+  const Chain chain = checked_problem(arguments, target, moments);
+  const Tensor& first = arguments.logits[0];
+  const int64_t batch = first.size(0);
+  const int64_t classes = first.size(1);
+  const auto shape = [&](std::vector<int64_t> sizes) { return moments ? sizes : std::vector<int64_t>{0}; };
+  Tensor bce = empty_of(first, {}, ScalarType::Double);
+  Tensor valid = empty_of(first, {}, ScalarType::Double);
+  Tensor mean = empty_of(first, shape({batch, classes, kRmiVector}), ScalarType::Double);
+  Tensor covariance = empty_of(first, shape({batch, classes, kRmiVector, kRmiVector}), ScalarType::Double);
+  if (batch == 0) {
+    torch::stable::fill_(bce, 0.0);
+    torch::stable::fill_(valid, 0.0);
+    return {bce, valid, mean, covariance};
+  }
+  dispatch_floating(first, [&](auto storage) {
+    using S = decltype(storage);
+    RmiForward<S> problem{};
+    set_inputs(problem, chain, arguments);
+    problem.labels = checked_target(kName, target, first);
+    problem.ignore_index = ignore_index;
+    problem.bce = static_cast<double*>(bce.mutable_data_ptr());
+    problem.valid = static_cast<double*>(valid.mutable_data_ptr());
+    if (moments) {
+      problem.mean = static_cast<double*>(mean.mutable_data_ptr());
+      problem.covariance = static_cast<double*>(covariance.mutable_data_ptr());
+    }
+    launch(problem);
+  });
+  return {bce, valid, mean, covariance};
+}
+
+void check_double(const char* name, const Tensor& tensor, const Tensor& logits, const std::vector<int64_t>& sizes) {
+  bool fits = tensor.scalar_type() == ScalarType::Double && tensor.device() == logits.device() &&
+              tensor.is_contiguous() && tensor.dim() == static_cast<int64_t>(sizes.size());
+  std::string expected;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    fits = fits && tensor.size(static_cast<int64_t>(d)) == sizes[d];
+    expected += (d > 0 ? ", " : "") + std::to_string(sizes[d]);
+  }
+  HMSA_CHECK(fits, kBackwardName, ": ", name, " is ", dtype_name(tensor), " ", shape_of(tensor), " on ",
+             device_name(tensor), tensor.is_contiguous() ? "" : ", not contiguous", "; expected contiguous float64 [",
+             expected, "] on ", device_name(logits));
+}
+
+template <typename Launch>
+std::tuple<Tensors, Tensors> backward(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
+                                      const ChainArguments& arguments, const Tensor& target,
+                                      const std::optional<Tensor>& mean, int64_t ignore_index, int64_t wanted_logits,
+                                      int64_t wanted_attention, const Launch& launch) {
+  const bool moments = grad_covariance.has_value();
+  const Chain chain = checked_problem(arguments, target, moments);
+  const Tensor& first = arguments.logits[0];
+  const int64_t batch = first.size(0);
+  const int64_t classes = first.size(1);
+  check_double("grad_bce", grad_bce, first, {});
+  HMSA_CHECK(mean.has_value() == moments, kBackwardName, ": ", moments ? "grad_covariance" : "mean", " is given, ",
+             moments ? "mean" : "grad_covariance", " is not; expected both or none");
+  if (moments) {
+    check_double("grad_covariance", *grad_covariance, first, {batch, classes, kRmiVector, kRmiVector});
+    check_double("mean", *mean, first, {batch, classes, kRmiVector});
+  }
+  const Gradients gradients(arguments, wanted_logits, wanted_attention);
+  if (batch == 0) return gradients.result();
+  dispatch_floating(first, [&](auto storage) {
+    using S = decltype(storage);
+    RmiBackward<S> problem{};
+    set_inputs(problem, chain, arguments);
+    set_gradients(problem, gradients);
+    problem.labels = checked_target(kBackwardName, target, first);
+    problem.ignore_index = ignore_index;
+    problem.grad_bce = static_cast<const double*>(grad_bce.const_data_ptr());
+    if (moments) {
+      problem.grad_covariance = static_cast<const double*>(grad_covariance->const_data_ptr());
+      problem.mean = static_cast<const double*>(mean->const_data_ptr());
+    }
+    launch(problem);
+  });
+  return gradients.result();
+}
+
+Moments forward_cpu(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
+                    const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
+  return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
+                 [&](const auto& problem) {
+                   const cpu::WrongLabels wrong = cpu::rmi_forward(problem, torch_threads());
+                   check_wrong_labels(kName, wrong, problem.classes, ignore_index);
+                 });
+}
+
+std::tuple<Tensors, Tensors> backward_cpu(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
+                                          const Tensors& logits, const Tensors& attention,
+                                          const std::vector<double>& scales, const Tensor& target,
+                                          const std::optional<Tensor>& mean, int64_t ignore_index, bool align_corners,
+                                          int64_t wanted_logits, int64_t wanted_attention) {
+  return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
+                  ignore_index, wanted_logits, wanted_attention,
+                  [](const auto& problem) { cpu::rmi_backward(problem, torch_threads()); });
+}
+
+#if defined(HMSA_WITH_CUDA)
+Moments forward_cuda(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
+                     const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
+  const CudaScope scope(target);
+  return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
+                 [&](const auto& problem) {
+                   Tensor workspace = empty_of(target, {cuda::rmi_forward_workspace(problem)}, ScalarType::Byte);
+                   cuda::launch_rmi_forward(problem, workspace.mutable_data_ptr(), scope.stream());
+                 });
+}
+
+std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
+                                           const Tensors& logits, const Tensors& attention,
+                                           const std::vector<double>& scales, const Tensor& target,
+                                           const std::optional<Tensor>& mean, int64_t ignore_index, bool align_corners,
+                                           int64_t wanted_logits, int64_t wanted_attention) {
+  const CudaScope scope(target);
+  return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
+                  ignore_index, wanted_logits, wanted_attention, [&](const auto& problem) {
+                    Tensor workspace = empty_of(target, {cuda::rmi_backward_workspace(problem)}, ScalarType::Byte);
+                    cuda::launch_rmi_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+                  });
+}
+#endif
+
+}  // namespace
+}  // namespace hmsa
+
+STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
+  m.def(
+      "_fuse_scales_rmi(Tensor[] logits, Tensor[] attention, float[] scales, Tensor target, int ignore_index, "
+      "bool moments, bool align_corners) -> (Tensor bce, Tensor valid, Tensor mean, Tensor covariance)");
+  m.def(
+      "_fuse_scales_rmi_backward(Tensor grad_bce, Tensor? grad_covariance, Tensor[] logits, Tensor[] attention, "
+      "float[] scales, Tensor target, Tensor? mean, int ignore_index, bool align_corners, int wanted_logits, "
+      "int wanted_attention) -> (Tensor[], Tensor[])");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
+  m.impl("_fuse_scales_rmi", TORCH_BOX(&hmsa::forward_cpu));
+  m.impl("_fuse_scales_rmi_backward", TORCH_BOX(&hmsa::backward_cpu));
+}
+
+#if defined(HMSA_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
+  m.impl("_fuse_scales_rmi", TORCH_BOX(&hmsa::forward_cuda));
+  m.impl("_fuse_scales_rmi_backward", TORCH_BOX(&hmsa::backward_cuda));
+}
+#endif

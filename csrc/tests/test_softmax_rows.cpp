@@ -1,0 +1,216 @@
+// The row primitives of losses and predictions against plain loops in double, each instruction set that the processor
+// has, at many lengths, alignments and numbers of channels; and the accuracy of the exponential and the logarithm.
+#include "ops/cpu/simd/softmax.h"
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "ops/cpu/simd/rows.h"
+#include "tests/instruction_sets.h"
+
+namespace {
+
+using namespace hmsa;
+using namespace testing;
+
+std::mt19937 random_bits(11);
+
+template <typename T>
+T number(double low, double high) {
+  return static_cast<T>(std::uniform_real_distribution<double>(low, high)(random_bits));
+}
+
+template <typename T>
+constexpr double tolerance = sizeof(T) == 4 ? 3e-7 : 1e-15;
+
+// Rows of n numbers, one for each channel, with the slack that the primitives may read.
+template <typename T>
+struct Rows {
+  int64_t channels, n, pitch;
+  std::vector<T> memory;
+
+  Rows(int64_t channels, int64_t n, int64_t gap, double reach)
+      : channels(channels), n(n), pitch(n + gap), memory(static_cast<size_t>(channels * pitch + kRowSlack)) {
+    for (T& value : memory) value = number<T>(-reach, reach);
+  }
+  T* data() { return memory.data(); }
+  T& at(int64_t c, int64_t x) { return memory[static_cast<size_t>(c * pitch + x)]; }
+};
+
+template <typename T>
+std::vector<T> row_of(int64_t n, double low, double high) {
+  std::vector<T> row(static_cast<size_t>(n + kRowSlack));
+  for (T& value : row) value = number<T>(low, high);
+  return row;
+}
+
+template <typename Check>
+void for_shapes(const Check& check) {
+  for (const int64_t channels : {1, 2, 3, 19, 150}) {
+    for (const int64_t n : {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 64, 70}) {
+      for (const double reach : {0.1, 8.0, 90.0}) check(channels, n, reach);
+    }
+  }
+}
+
+// log sum_c exp(z_c - m) without the 1 of the largest: exact to the last digits even where it is 1e-30.
+template <typename T>
+double log_rest_of(Rows<T>& z, int64_t x, double m) {
+  double rest = -1;
+  for (int64_t c = 0; c < z.channels; ++c) {
+    if (z.at(c, x) == m) rest += 1;
+  }
+  for (int64_t c = 0; c < z.channels; ++c) {
+    if (z.at(c, x) != m) rest += std::exp(z.at(c, x) - m);
+  }
+  return std::log1p(rest);
+}
+
+template <typename T>
+double largest_of(Rows<T>& z, int64_t x) {
+  double m = z.at(0, x);
+  for (int64_t c = 1; c < z.channels; ++c) m = std::fmax(m, z.at(c, x));
+  return m;
+}
+
+template <typename T>
+void log_sums_keep_small_rests() {
+  for_shapes([](int64_t channels, int64_t n, double reach) {
+    Rows<T> z(channels, n, n % 5, reach);
+    for (int64_t c = 0; c < channels; ++c) z.at(c, 0) = T(0.25);  // all alike
+    std::vector<T> largest = row_of<T>(n, 0, 0), log_rest = largest;
+    softmax_ops<T>().log_sum(largest.data(), log_rest.data(), z.data(), z.pitch, channels, n);
+    for (int64_t x = 0; x < n; ++x) {
+      const double m = largest_of(z, x);
+      EXPECT_EQUAL(static_cast<double>(largest[x]), m);
+      const double wanted = log_rest_of(z, x, m);
+      // Where exp of the difference is below the smallest number of the type, the rest is zero.
+      const double error = std::fabs(log_rest[x] - wanted);
+      EXPECT(error <= 4 * tolerance<T> * wanted * (1 + 0.1 * reach) + 1e-37, "channels ", channels, ", n ", n,
+             ", reach ", reach, ", element ", x, ": ", log_rest[x], " instead of ", wanted);
+    }
+  });
+}
+
+template <typename T>
+void labels_are_the_first_of_the_largest() {
+  for_shapes([](int64_t channels, int64_t n, double reach) {
+    Rows<T> z(channels, n, n % 3, reach);
+    for (int64_t c = 0; c < channels; ++c) {
+      z.at(c, n / 2) = T(c % 2);                                 // ties
+      if (n > 2) z.at(c, 0) = c == 1 || c == 4 ? T(NAN) : T(c);  // the first NaN
+      if (n > 2) z.at(c, n - 1) = c >= 2 ? T(INFINITY) : T(c);   // the first infinity
+    }
+    std::vector<T> confidence = row_of<T>(n, 0, 0);
+    std::vector<int32_t> label(static_cast<size_t>(n + kRowSlack + 1));
+    softmax_ops<T>().argmax(label.data(), confidence.data(), z.data(), z.pitch, channels, n);
+    for (int64_t x = 0; x < n; ++x) {
+      int32_t best = 0;
+      bool regular = true;
+      for (int64_t c = 0; c < channels; ++c) {
+        const bool was_nan = std::isnan(z.at(best, x));
+        if (!was_nan && (std::isnan(z.at(c, x)) || z.at(c, x) > z.at(best, x))) best = static_cast<int32_t>(c);
+        regular = regular && std::isfinite(z.at(c, x));
+      }
+      EXPECT_EQUAL(label[x], best, "channels ", channels, ", n ", n, ", element ", x);
+      if (!regular) {
+        EXPECT(std::isnan(confidence[x]), "channels ", channels, ", n ", n, ", element ", x, ": ", confidence[x]);
+        continue;
+      }
+      const double wanted = std::exp(-log_rest_of(z, x, largest_of(z, x)));
+      EXPECT(std::fabs(confidence[x] - wanted) <= 20 * tolerance<T>, "channels ", channels, ", n ", n, ", element ", x,
+             ": ", confidence[x], " instead of ", wanted);
+    }
+  });
+}
+
+template <typename T>
+void not_a_number_and_infinities_pass_through() {
+  for (const double bad : {double(NAN), double(INFINITY)}) {
+    Rows<T> z(3, 5, 0, 1);
+    z.at(1, 2) = static_cast<T>(bad);
+    for (int64_t c = 0; c < 3; ++c) z.at(c, 4) = -T(INFINITY);
+    std::vector<T> largest = row_of<T>(5, 0, 0), log_rest = largest;
+    softmax_ops<T>().log_sum(largest.data(), log_rest.data(), z.data(), z.pitch, 3, 5);
+    EXPECT(std::isfinite(log_rest[1]) && std::isfinite(log_rest[3]));
+    EXPECT(std::isnan(log_rest[2]) && std::isnan(log_rest[4]));
+  }
+}
+
+template <typename T>
+void gradients_and_sums_follow_their_formulas() {
+  const SoftmaxOps<T>& ops = softmax_ops<T>();
+  for_shapes([&](int64_t channels, int64_t n, double reach) {
+    Rows<T> z(channels, n, 0, reach);
+    const std::vector<T> weight = row_of<T>(channels, 0, 2);
+    std::vector<T> to = row_of<T>(n, 0, 0);
+    for (const bool weighted : {false, true}) {
+      ops.weighted_sum(to.data(), z.data(), z.pitch, weighted ? weight.data() : nullptr, channels, n);
+      for (int64_t x = 0; x < n; ++x) {
+        double sum = 0;
+        for (int64_t c = 0; c < channels; ++c) sum += (weighted ? double(weight[c]) : 1.0) * z.at(c, x);
+        EXPECT(std::fabs(to[x] - sum) <= tolerance<T> * reach * 2 * double(channels), "element ", x, ": ", to[x],
+               " instead of ", sum);
+      }
+    }
+    std::vector<T> lse = row_of<T>(n, reach, reach + 2), all_of = row_of<T>(n, 0, 1), own = row_of<T>(n, 0, 1),
+                   smooth = row_of<T>(n, 0, 1), label(to.size());
+    for (int64_t x = 0; x < n; ++x) label[x] = static_cast<T>(x % (channels + 1) - 1);
+    const int64_t c = channels / 2;
+    for (const bool smoothed : {false, true}) {
+      ops.cross_entropy_gradient(to.data(), z.data() + c * z.pitch, lse.data(), all_of.data(), label.data(), own.data(),
+                                 static_cast<T>(c), smoothed ? smooth.data() : nullptr, T(0.3), n);
+      for (int64_t x = 0; x < n; ++x) {
+        const double wanted = double(all_of[x]) * std::exp(double(z.at(c, x) - lse[x])) -
+                              (label[x] == T(c) ? own[x] : T(0)) - (smoothed ? double(T(0.3)) * smooth[x] : 0.0);
+        EXPECT(std::fabs(to[x] - wanted) <= 2 * tolerance<T>, "element ", x, ": ", to[x], " instead of ", wanted);
+      }
+    }
+    std::vector<T> mirrored = row_of<T>(n, -1, 1);
+    const std::vector<T> before = all_of;
+    ops.average_mirrored(all_of.data(), all_of.data(), mirrored.data(), n);
+    for (int64_t x = 0; x < n; ++x) EXPECT_EQUAL(all_of[x], (before[x] + mirrored[n - 1 - x]) * T(0.5));
+  });
+}
+
+// exp by way of the gradient: one channel, no label. Over its whole range, against the C library in double.
+void exponentials_are_accurate() {
+  const SoftmaxOps<float>& ops = softmax_ops<float>();
+  constexpr int64_t n = 4096;
+  std::vector<float> x(n + kRowSlack), zero(n + kRowSlack), one(n + kRowSlack, 1.0f), label(n + kRowSlack, -1.0f),
+      e = zero;
+  double worst = 0;
+  for (int round = 0; round < 20; ++round) {
+    for (float& value : x) value = number<float>(-87.3, 88.3);
+    ops.cross_entropy_gradient(e.data(), x.data(), zero.data(), one.data(), label.data(), zero.data(), 0.0f, nullptr,
+                               0.0f, n);
+    for (int64_t k = 0; k < n; ++k) {
+      worst = std::fmax(worst, std::fabs(e[k] / std::exp(double(x[k])) - 1));
+    }
+  }
+  EXPECT(worst < 1.3e-7, "relative error ", worst);
+  const float special[] = {-INFINITY, -1e30f, -88.0f, 1e30f, INFINITY, NAN, 0.0f};
+  std::copy(std::begin(special), std::end(special), x.begin());
+  ops.cross_entropy_gradient(e.data(), x.data(), zero.data(), one.data(), label.data(), zero.data(), 0.0f, nullptr,
+                             0.0f, 7);
+  EXPECT(e[0] == 0 && e[1] == 0 && e[2] == 0 && std::isinf(e[3]) && std::isinf(e[4]) && std::isnan(e[5]) && e[6] == 1);
+}
+
+int run_all() {
+  RUN_TEST(log_sums_keep_small_rests<float>);
+  RUN_TEST(log_sums_keep_small_rests<double>);
+  RUN_TEST(labels_are_the_first_of_the_largest<float>);
+  RUN_TEST(labels_are_the_first_of_the_largest<double>);
+  RUN_TEST(not_a_number_and_infinities_pass_through<float>);
+  RUN_TEST(not_a_number_and_infinities_pass_through<double>);
+  RUN_TEST(gradients_and_sums_follow_their_formulas<float>);
+  RUN_TEST(gradients_and_sums_follow_their_formulas<double>);
+  RUN_TEST(exponentials_are_accurate);
+  return finish();
+}
+
+}  // namespace
+
+int main() { return run_with_each_instruction_set(run_all); }

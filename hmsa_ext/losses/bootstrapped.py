@@ -1,0 +1,89 @@
+"""Cross-entropy over the hardest pixels."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hmsa_ext.ops import fuse_scales_cross_entropy
+
+
+def bootstrapped_cross_entropy(
+    logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    scales: Sequence[float],
+    target: Tensor,
+    *,
+    share: float = 0.25,
+    threshold: float | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    """Mean cross-entropy of the fused logits over the hardest of the valid pixels of the batch.
+
+    With l(i) the loss of a valid pixel i, and N of them, the mean is over the pixels that reach the bar::
+
+        K = { i : l(i) >= bar },    bar = min(l of the hardest pixel number ceil(share * N), -log(threshold))
+
+    so at least ``share`` of the valid pixels count and, with a ``threshold``, every pixel whose label got a smaller
+    probability than that (without weights and smoothing l is -log of it). The share alone is the bootstrapping of
+    Wu, Shen, van den Hengel 2016 (arXiv:1605.06885) as later code has it, DeepLab's hard-pixel mining with a share of
+    0.15 to 0.25 among it; with a threshold of 0.7 it is the online hard example mining of HRNet and OCRNet, where the
+    least number of pixels is given as such.
+
+    Args:
+        logits, attention, scales, target, weight, ignore_index, label_smoothing, align_corners: as for
+            :func:`hmsa_ext.fuse_scales_cross_entropy`; one map of logits is ``[logits], [], [1.0]``.
+        share: of the valid pixels, in (0, 1].
+        threshold: a probability in (0, 1), or None.
+
+    Returns:
+        A float32 scalar (float64 for float64 logits); 0, with gradients of 0, where no pixel is valid.
+
+    Raises:
+        ValueError: for a share or a threshold out of range.
+        RuntimeError: as :func:`hmsa_ext.fuse_scales_cross_entropy` does.
+
+    >>> logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    >>> target = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    >>> bootstrapped_cross_entropy([logits], [], [1.0], target, share=0.2, threshold=0.7).backward()
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share: expected a number above 0 and up to 1, got {share!r}")
+    if threshold is not None and not 0.0 < threshold < 1.0:
+        raise ValueError(f"threshold: expected a probability between 0 and 1, or None, got {threshold!r}")
+    losses = fuse_scales_cross_entropy(
+        logits,
+        attention,
+        scales,
+        target,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction="none",
+        align_corners=align_corners,
+    )
+    if losses.numel() == 0:
+        return losses.sum()
+    valid = target != ignore_index
+    with torch.no_grad():
+        bar = _loss_of_rank(losses, valid, share)
+        if threshold is not None:
+            bar = bar.clamp(max=-math.log(threshold))
+        # Not "at least the bar": a NaN, or a bar of NaN, has to show in the result.
+        counts = valid & ~(losses < bar)
+        number = counts.sum().clamp(min=1)
+    return torch.where(counts, losses, 0).sum() / number
+
+
+def _loss_of_rank(losses: Tensor, valid: Tensor, share: float) -> Tensor:
+    """The loss of the valid pixel that is number ceil(share * N) among the N valid ones, the hardest being the first.
+
+    Nothing here waits for a GPU: how many pixels are valid stays on the device.
+    """
+    hardest = torch.where(valid, losses, -math.inf).flatten().topk(math.ceil(share * losses.numel())).values
+    rank = (share * valid.sum(dtype=torch.float64)).ceil().long().clamp(min=1)
+    return hardest.gather(0, rank[None] - 1)[0]
