@@ -72,14 +72,15 @@ class Crew:
         seconds: float,
         rounds: tuple[int, int],
         repeat: Callable[[Callable[[], None], Callable[[], None], int], None],
+        memories: tuple[str, ...] = (),
     ) -> dict[str, dict]:
         """Facts about each of ``names``, and of the floor, with times in cold and in warm memory.
 
         As many rounds are run as take about ``seconds``, between the two of ``rounds``, by
-        ``repeat(all others, ours in cold memory, count)``.
+        ``repeat(all others, ours in cold memory, count)``. ``memories``: those wanted, else all that the device has.
         """
         names = ("floor", *names)
-        workers = [self._worker(name, memory) for memory in reversed(self.memories) for name in names]
+        workers = [self._worker(name, memory) for memory in reversed(memories or self.memories) for name in names]
         for worker in workers:
             worker.load(case, direction)
         # A call on a GPU takes less than a launch: twenty in a row are timed between two events.

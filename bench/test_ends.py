@@ -15,4 +15,6 @@ from bench.test_fuse_scales import measure
 
 
 def test_end(benchmark, crew, case, direction):
-    measure(benchmark, crew, case, direction, competitors.names(case.op, crew.device), seconds=20, rounds=(3, 11))
+    # Processes that keep freed memory would together keep more than a small machine has; results here are small anyway.
+    names = competitors.names(case.op, crew.device)
+    measure(benchmark, crew, case, direction, names, seconds=20, rounds=(3, 11), memories=crew.memories[:1])

@@ -22,13 +22,13 @@ def test_shape(benchmark, crew, case, direction):
     measure(benchmark, crew, case, direction, ("eager", "hmsa"), seconds=3, rounds=(3, 7))
 
 
-def measure(benchmark, crew, case, direction, names, seconds, rounds):
+def measure(benchmark, crew, case, direction, names, seconds, rounds, memories=()):
     """Runs the competitors in turn and leaves what was found in the report."""
 
     def repeat(others, ours, count):
         benchmark.pedantic(ours, setup=others, rounds=count)
 
-    facts = crew.measure(case, direction, names, seconds, rounds, repeat)
+    facts = crew.measure(case, direction, names, seconds, rounds, repeat, memories)
     benchmark.extra_info["case"] = case.to_json()
     benchmark.extra_info["direction"] = direction
     benchmark.extra_info["device"] = crew.device
