@@ -17,7 +17,7 @@ from torch import Tensor
 
 import hmsa_ext
 from hmsa_ext.losses.rmi import rmi_loss
-from hmsa_ext.ops import reference
+from hmsa_ext.ops import reference, reference_crop
 
 # (scales, size, heads' stride, classes): odd sizes, up and down, a lone scale, maps of one pixel, more than one block;
 # widths and classes that 16-byte accesses divide, and that they do not, in both memory formats.
@@ -41,7 +41,16 @@ def main() -> int:
         print("no GPU", file=sys.stderr)
         return 2
     count = 0
-    for cases in (fuse_scales_cases, cross_entropy_cases, argmax_cases, rmi_cases, confusion_matrix_cases):
+    for cases in (
+        fuse_scales_cases,
+        cross_entropy_cases,
+        argmax_cases,
+        rmi_cases,
+        confusion_matrix_cases,
+        tile_centroids_cases,
+        class_uniform_cases,
+        sample_crop_cases,
+    ):
         for name, got, wanted in cases():
             wanted = wanted.to(got.device)
             worst = (got.float() - wanted.float()).abs().max().item() / max(wanted.float().abs().max().item(), 1e-6)
@@ -179,11 +188,80 @@ def confusion_matrix_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
                 target[..., ::7] = classes  # no class
                 got = hmsa_ext.confusion_matrix(prediction, target, classes)
                 wanted = reference.confusion_matrix(prediction, target, classes)
-                for index in range(2):
-                    # A single pixel more or less must be seen: as an excess over the tolerance, whatever the counts.
-                    differ = (got[index] != wanted[index]).float().sum()
-                    name = f"confusion_matrix {classes} classes {shape} {dtype} result {index}"
-                    yield name, 1 + differ, torch.ones_like(differ)
+                yield from equal_cases(f"confusion_matrix {classes} classes {shape} {dtype}", got, wanted)
+
+
+def tile_centroids_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator("cuda").manual_seed(4)
+    for classes in (1, 19, 256):
+        for shape in ((1, 1, 1), (2, 37, 50), (1, 130, 129), (1, 300, 33)):
+            labels = torch.randint(0, 256, shape, generator=generator, device="cuda").byte() % 25
+            for tile in (1, 16, 33, 128, 5000):
+                if tile == 1 and classes == 256:
+                    continue  # minutes under the sanitizer
+                for layout, given in (("rows", labels), ("columns", labels.mT.contiguous().mT)):
+                    got = hmsa_ext.ops.class_tile_centroids(given, tile, classes)
+                    wanted = hmsa_ext.ops.class_tile_centroids(labels.cpu(), tile, classes)
+                    name = f"class_tile_centroids {classes} classes {shape} tile {tile} by {layout}"
+                    yield from equal_cases(name, got, wanted)
+
+
+def class_uniform_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    for classes, images, centroids, items in ((1, 1, 1, 3), (19, 7, 300, 40), (150, 40, 2000, 100)):
+        sizes = torch.randint(1, 400, (images, 2), generator=generator)
+        c = torch.randint(0, classes, (centroids,), generator=generator).sort().values
+        image = torch.randint(0, images, (centroids,), generator=generator)
+        points = (torch.rand((centroids, 2), generator=generator) * sizes[image]).long()
+        tables = [torch.cat([c[:, None], image[:, None], points], 1), torch.full((1 + classes,), items), sizes]
+        tables[1][1:][torch.bincount(c, minlength=classes) == 0] = 0
+        for attempt, long_edge in ((0, 0), (3, 500)):
+            keywords = {"scale": (0.5, 2.0), "uniform_images": images, "seed": 1, "epoch": 2, "first": 1}
+            keywords |= {"count": int(tables[1].sum()) - 1, "attempt": attempt, "long_edge": long_edge}
+            got = hmsa_ext.ops.draw_class_uniform_boxes(*(x.cuda() for x in tables), (64, 96), **keywords)
+            wanted = hmsa_ext.ops.draw_class_uniform_boxes(*tables, (64, 96), **keywords)
+            yield from equal_cases(f"draw_class_uniform_boxes {classes} classes, attempt {attempt}", got, wanted)
+
+
+def equal_cases(name: str, got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Results that must be equal: a single difference becomes an excess over the tolerance, whatever the values."""
+    for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+        theirs = theirs.to(mine.device)
+        differ = ((mine != theirs) & ~((mine != mine) & (theirs != theirs))).float().sum()  # NaN is NaN
+        yield f"{name} result {index}", 1 + differ, torch.ones_like(differ)
+
+
+def sample_crop_cases() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Boxes in, across and outside of images that are as small as one pixel; more crops than a launch takes."""
+    generator = torch.Generator().manual_seed(4)
+
+    def whole(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    for size in ((1, 1), (7, 1), (33, 70), (64, 32)):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for channels_last in (False, True):
+                shapes = [(1, 1), (37, 50), (90, 21)]
+                images = [torch.randint(0, 256, (*s, 3), generator=generator, dtype=torch.uint8) for s in shapes]
+                labels = [torch.randint(0, 19, s, generator=generator, dtype=torch.uint8) for s in shapes]
+                boxes = []
+                for n in range(41):
+                    height, width = shapes[n % 3]
+                    y, x = whole(-height, height), whole(-width, width)
+                    boxes.append([n % 3, y, x, y + whole(1, 2 * height), x + whole(1, 2 * width)])
+                jitter = torch.rand(41, 4, generator=generator) + torch.tensor([0.5, 0.5, 0.5, -0.5])
+                jitter[::4] = torch.tensor([1.0, 1.0, 1.0, 0.0])
+                flip = torch.rand(41, generator=generator) < 0.5
+                blur = 4 * torch.rand(41, generator=generator) * (torch.rand(41, generator=generator) < 0.5)
+                images, labels = ([x.cuda() for x in some] for some in (images, labels))
+                inputs = (images, labels, torch.tensor(boxes), flip, jitter, size, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+                options = {"blur": blur, "antialias": channels_last, "channels_last": channels_last}
+                got = hmsa_ext.sample_crop(*inputs, **options, dtype=dtype)
+                wanted = reference_crop.sample_crop(*inputs, **options)
+                name = f"sample_crop {size} {dtype}{', channels_last' if channels_last else ''}"
+                yield f"{name} images", got[0], wanted[0]
+                differ = (got[1] != wanted[1]).float().sum()
+                yield f"{name} labels", 1 + differ, torch.ones_like(differ)
 
 
 def random_labels(problem: Problem, generator: torch.Generator) -> Tensor:

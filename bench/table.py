@@ -17,6 +17,7 @@ from bench import byte_model
 from bench.cases import Case
 
 NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile", "numpy": "np.bincount"}
+CROP_NAMES = {"pillow": "Pillow, whole frame first", "opencv": "OpenCV, crop first"}
 # Of a case, what is called, by its op.
 CALLS = {
     "fuse_scales": "fuse_scales",
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def tables(report: dict, device: str) -> list[str]:
-    tests = {"headline": [], "shape": [], "end": []}
+    tests = {"headline": [], "shape": [], "end": [], "centroids": [], "sample_crop": []}
     for test in report["benchmarks"]:
         if test["device"] == device:
             tests[test["group"]].append(test)
@@ -44,12 +45,16 @@ def tables(report: dict, device: str) -> list[str]:
     if tests["headline"]:
         lines += ["", *markdown(headline_table(tests["headline"]))]
     if device == "cuda":
-        for some in filter(None, tests.values()):
+        for some in filter(None, (tests[group] for group in ("headline", "shape", "end"))):
             lines += ["", *markdown(gpu_table(some))]
     if tests["shape"]:
         # What an element of the result costs is held against the first case of the headline, or of the shapes.
         first = {test["direction"]: test for test in reversed(tests["headline"] or tests["shape"])}
         lines += ["", *markdown(shape_table(tests["shape"], first))]
+    if tests["centroids"]:
+        lines += ["", *markdown(centroids_table(tests["centroids"]))]
+    if tests["sample_crop"]:
+        lines += ["", *markdown(crop_table(tests["sample_crop"]))]
     return [*lines, "", machine_line(report, device), ""]
 
 
@@ -120,6 +125,30 @@ def shape_table(tests: list[dict], first: dict[str, dict]) -> list[list[str]]:
             each, first_each = ours / case.output_elements, reference["results"]["hmsa"][memory]["ms"] / elements
             row += [_ms(ours), f"{eager / ours:.1f}", f"{ours / floor:.1f}"]
             row += [f"{1e6 * each:.2f}", f"{each / first_each:.2f}"]
+        table.append(row)
+    return table
+
+
+def centroids_table(tests: list[dict]) -> list[list[str]]:
+    table = [["`class_tile_centroids` of", "threads", "ms", "published, ms on one thread", "times ours"]]
+    for test in tests:
+        ours, published = test["ms"]["hmsa"], test["ms"]["published"]
+        table.append([test["labels"], str(test["threads"]), _ms(ours), _ms(published), f"{published / ours:.0f}"])
+    return table
+
+
+def crop_table(tests: list[dict]) -> list[list[str]]:
+    """``sample_crop`` on one thread, and how many times ours the others take; on a GPU ours alone."""
+    names = [name for name in CROP_NAMES if name in tests[0]["results"]]
+    header = ["sample_crop", "scale", "ms"]
+    for name in names:
+        header += [f"{CROP_NAMES[name]}, ms", "times ours"]
+    table = [header]
+    for test in tests:
+        case, results = test["case"], test["results"]
+        row = [case["variant"], f"{case['scale']:g}", _ms(results["hmsa"])]
+        for name in names:
+            row += [_ms(results[name]), f"{results[name] / results['hmsa']:.1f}"]
         table.append(row)
     return table
 

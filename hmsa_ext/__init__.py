@@ -11,6 +11,7 @@ from hmsa_ext.ops import (
     fuse_scales,
     fuse_scales_argmax,
     fuse_scales_cross_entropy,
+    sample_crop,
     upsample_argmax,
     upsample_cross_entropy,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "fuse_scales_cross_entropy",
     "losses",
     "models",
+    "sample_crop",
     "upsample_argmax",
     "upsample_cross_entropy",
 ]

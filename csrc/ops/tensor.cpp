@@ -102,9 +102,10 @@ Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes)
   return tensor;
 }
 
-Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, bool channels_last) {
   Tensor tensor = torch::stable::empty(sizes, type, torch::headeronly::Layout::Strided, like.device(),
-                                       /*pin_memory=*/std::nullopt, std::nullopt);
+                                       /*pin_memory=*/std::nullopt,
+                                       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   ask_for_huge_pages(tensor);
   return tensor;
 }

@@ -35,8 +35,8 @@ bool is_floating(const Tensor& tensor);  // one of the four dtypes that the ops 
 // are asked for in huge pages: touching 160 MB in pages of 4 KiB takes longer than computing them.
 Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes);
 
-// Uninitialised and contiguous, on the device of `like`; large CPU tensors likewise.
-Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type);
+// Uninitialised, contiguous or channels_last, on the device of `like`; large CPU tensors likewise.
+Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, bool channels_last = false);
 
 // What the elements of a tensor are calculated in: float64 for float64, else float32.
 ScalarType arithmetic_type(const Tensor& tensor);

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "ops/cpu/simd/crop_rows.h"
 #include "ops/cpu/simd/rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
 #include "ops/cpu/simd/softmax.h"
@@ -14,6 +15,7 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #define HMSA_SIMD_NAMESPACE generic
+#include "ops/cpu/simd/crop_rows.cpp"
 #include "ops/cpu/simd/rmi_rows.cpp"
 #include "ops/cpu/simd/rows.cpp"
 #include "ops/cpu/simd/softmax.cpp"
@@ -43,6 +45,7 @@ template <>
 const RmiOps<double>& rmi_ops<double>() {
   return generic::double_rmi;
 }
+const CropOps& crop_ops() { return generic::crop_rows; }
 }  // namespace hmsa
 #endif
 

@@ -6,7 +6,9 @@ from hmsa_ext.ops import dispatch, library
 
 library.load()
 
+from hmsa_ext.ops.class_tile_centroids import class_tile_centroids
 from hmsa_ext.ops.confusion_matrix import confusion_matrix
+from hmsa_ext.ops.draw_class_uniform_boxes import draw_class_uniform_boxes
 from hmsa_ext.ops.fuse_scales import fuse_scales
 from hmsa_ext.ops.fuse_scales_argmax import fuse_scales_argmax, upsample_argmax
 from hmsa_ext.ops.fuse_scales_cross_entropy import (
@@ -15,6 +17,7 @@ from hmsa_ext.ops.fuse_scales_cross_entropy import (
     upsample_cross_entropy,
 )
 from hmsa_ext.ops.fuse_scales_rmi import fuse_scales_rmi
+from hmsa_ext.ops.sample_crop import sample_crop
 
 for _name in (
     "fuse_scales",
@@ -25,16 +28,22 @@ for _name in (
     "_fuse_scales_rmi_backward",
     "fuse_scales_argmax",
     "confusion_matrix",
+    "class_tile_centroids",
+    "draw_class_uniform_boxes",
+    "_sample_crop",
 ):
     dispatch.explain_missing_cuda(_name)
 
 __all__ = [
+    "class_tile_centroids",
     "confusion_matrix",
     "cross_entropy_sum",
+    "draw_class_uniform_boxes",
     "fuse_scales",
     "fuse_scales_argmax",
     "fuse_scales_cross_entropy",
     "fuse_scales_rmi",
+    "sample_crop",
     "upsample_argmax",
     "upsample_cross_entropy",
 ]

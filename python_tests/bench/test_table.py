@@ -99,6 +99,14 @@ def test_tables_of_a_gpu_have_the_model_beside_the_time(report):
     assert lines[-2].startswith("Some GPU")
 
 
+def test_crops_have_a_table_of_their_own(report):
+    for device, others in (("cpu", {"pillow": 24.0, "opencv": 6.0}), ("cuda", {})):
+        crop = {"case": {"scale": 0.5, "variant": "plain"}, "results": {"hmsa": 2.0, **others}}
+        report["benchmarks"].append({"device": device, "group": "sample_crop", **crop})
+    assert "| plain | 0.5 | 2.0 | 24.0 | 12.0 | 6.0 | 3.0 |" in table.tables(report, "cpu")
+    assert "| plain | 0.5 | 2.0 |" in table.tables(report, "cuda")
+
+
 def test_command(report, tmp_path, capsys, monkeypatch):
     (tmp_path / "r.json").write_text(json.dumps(report))
     monkeypatch.setattr("sys.argv", ["table", str(tmp_path / "r.json")])

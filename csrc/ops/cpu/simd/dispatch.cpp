@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "ops/cpu/simd/crop_rows.h"
 #include "ops/cpu/simd/rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
 #include "ops/cpu/simd/softmax.h"
@@ -18,6 +19,7 @@ namespace hmsa {
   extern const SoftmaxOps<double> double_softmax; \
   extern const RmiOps<float> float_rmi;           \
   extern const RmiOps<double> double_rmi;         \
+  extern const CropOps crop_rows;                 \
   }
 
 #if defined(__x86_64__)
@@ -92,5 +94,7 @@ template <>
 const RmiOps<double>& rmi_ops<double>() {
   return HMSA_TABLE(double_rmi);
 }
+
+const CropOps& crop_ops() { return HMSA_TABLE(crop_rows); }
 
 }  // namespace hmsa
