@@ -83,5 +83,6 @@ fi
 part model python -m bench.byte_model
 part benchmarks python -m pytest bench -k cuda --benchmark-json="$results/$gpu.benchmark.json" &&
   part table python -m bench.table "$results/$gpu.benchmark.json"
+part loader python -m bench.loader --workers 8 --device cuda --json "$results/$gpu.loader.json"
 summary
 exit "$failed"

@@ -24,9 +24,9 @@ from hmsa_ext.engine import checkpoint, distributed, evaluation, pictures
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, TrainConfig, from_settings, parse_scales
 from hmsa_ext.engine.device import choose_dtype, memory_format
-from hmsa_ext.engine.files import write_text
 from hmsa_ext.engine.logging import duration, progress_bar
-from hmsa_ext.engine.run import versions
+from hmsa_ext.engine.run import dataset_options, versions
+from hmsa_ext.files import write_text
 from hmsa_ext.train import USER_ERRORS, complain
 
 
@@ -51,7 +51,11 @@ def evaluate(options: argparse.Namespace, process: distributed.Process) -> evalu
     model = trained.model.to(process.device, memory_format=memory_format(trained.config.channels_last))
     scales = parse_scales(options.scales) if options.scales else trained.config.eval_scales
     dataset = open_data(options, trained)
-    batches = data.evaluation_loader(dataset, rank=process.rank, world_size=process.world_size, workers=options.workers)
+    long_edge = trained.config.long_edge if options.long_edge is None else options.long_edge
+    loader = data.evaluation_loader(
+        dataset, rank=process.rank, world_size=process.world_size, workers=options.workers, long_edge=long_edge
+    )
+    batches = data.Cropped(loader, process.device)
     result = evaluation.evaluate(
         model, batches, dataset.classes, scales, process,
         dtype=dtype, flip=options.flip, progress=progress_bar(process, "evaluation"),
@@ -61,8 +65,9 @@ def evaluate(options: argparse.Namespace, process: distributed.Process) -> evalu
     if process.is_main and options.pictures:
         folder = Path(options.pictures)
         files = pictures.draw(
-            model, dataset, options.picture_count, scales, folder, process.device, dtype=dtype, flip=options.flip
-        )
+            model, dataset, options.picture_count, scales, folder, process.device, dtype=dtype, flip=options.flip,
+            long_edge=long_edge,
+        )  # fmt: skip
         print(f"drew {len(files)} pictures in {folder}")
     if process.is_main and options.output:
         file = Path(options.output)
@@ -116,10 +121,10 @@ def open_data(options: argparse.Namespace, trained: TrainedModel) -> Dataset:
     name = options.data or config.data
     own = name == config.data
     length = options.length or ((config.length if options.split == "train" else config.val_length) if own else None)
-    dataset = data.build(
-        name, options.split, root=options.root or (config.root if own else None),
-        size=config.size if own else None, length=length,
-    )  # fmt: skip
+    settings = dataset_options(config) if own else {}
+    given = {name: getattr(options, name) for name in ("root", "fold", "version", "description")}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    dataset = data.build(name, options.split, length=length, **settings)
     if trained.class_names is not None:
         checkpoint.require_classes({"class_names": trained.class_names}, dataset.classes.names, trained.path)
     if trained.num_classes != dataset.classes.num_classes:
@@ -152,9 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", metavar="RUN_OR_CHECKPOINT", help="run folder (its last checkpoint), or a checkpoint file")
     add("--scales", help="scales, separated by commas [those of the run's final evaluation, else 0.5,1.0,2.0]")
     add("--flip", action="store_true", help="average with the logits of the mirrored image")
-    add("--data", choices=("synthetic", "camvid"), help="data set [that of the run]")
+    add("--data", choices=data.NAMES, help="data set [that of the run]")
     add("--root", help="folder of the data set [that of the run]")
-    add("--split", default="val", choices=("train", "val"), help="part of the data set [%(default)s]")
+    add("--description", metavar="FILE", help="YAML file with the classes of data 'folder' [that of the run]")
+    add("--fold", type=int, metavar="N", help="division into training and validation images [that of the run]")
+    add("--version", help="labels of mapillary, v1.2 or v2.0 [that of the run]")
+    add("--split", default="val", help="part of the data set [%(default)s]")
+    add("--long-edge", type=int, metavar="N", help="resize images to this longer side first; 0: none [as in the run]")
     add("--length", type=int, metavar="N", help="number of images [as in the run]")
     add("--model", help="network, for checkpoints that are not from a run of ours")
     add("--num-classes", type=int, help="classes of such a checkpoint")

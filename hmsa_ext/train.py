@@ -1,6 +1,6 @@
 """Trains a hierarchical multi-scale model, evaluates it and draws what it does.
 
-    python -m hmsa_ext.train                                              # the main job: CPU, about five minutes
+    python -m hmsa_ext.train                                              # the main job: CPU, two to six minutes
     python -m hmsa_ext.train --data camvid --root PATH --crop 360x480     # one GPU if there is one, else the CPU
     torchrun --nproc-per-node 8 -m hmsa_ext.train --data camvid --root PATH --batch-size 2
     python -m hmsa_ext.train --resume runs/NAME                           # continue exactly where it stopped
@@ -21,10 +21,10 @@ from hmsa_ext.engine import curve, distributed, evaluation, loop, pictures
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, parse_command_line
 from hmsa_ext.engine.evaluation import EvaluationError, EvaluationResult
-from hmsa_ext.engine.files import write_text
 from hmsa_ext.engine.guards import TrainingError
 from hmsa_ext.engine.logging import duration, progress_bar
 from hmsa_ext.engine.run import PICTURES, RESULTS, Run, open_run, versions
+from hmsa_ext.files import write_text
 
 USER_ERRORS = (
     ConfigError,
@@ -67,7 +67,10 @@ def finish(run: Run) -> EvaluationResult:
         )  # fmt: skip
         if process.is_main and run.config.pictures:
             folder, count = run.folder / PICTURES, run.config.pictures
-            pictures.draw(run.model, run.val_set, count, scales, folder, process.device, dtype=run.dtype)
+            pictures.draw(
+                run.model, run.val_set, count, scales, folder, process.device, dtype=run.dtype,
+                long_edge=run.config.long_edge,
+            )  # fmt: skip
     if process.is_main:
         content = result.to_dict() | {
             "config": run.config.to_dict(),

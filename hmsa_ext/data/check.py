@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
-from hmsa_ext.data.types import DataError, Dataset
+from hmsa_ext.data.label_table import describe_values
+from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.types import ClassTable, DataError, Dataset, Sample
 
 SHOWN = 10
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def check(dataset: Dataset, *, threads: int | None = None, quiet: bool = False) -> None:
@@ -30,25 +30,35 @@ def check(dataset: Dataset, *, threads: int | None = None, quiet: bool = False) 
     count = len(dataset)
     if count == 0:
         raise DataError("the data set is empty: expected at least 1 image")
-    inspect = getattr(dataset, "inspect", None) or (lambda index: inspect_sample(dataset, index))
     problems, start = [], time.monotonic()
-    with ThreadPoolExecutor(threads or min(_cores(), 16)) as pool:
-        for found in _report(pool.map(inspect, range(count)), count, quiet):
+    with ThreadPoolExecutor(threads or min(usable_cores(), 16)) as pool:
+        results = pool.map(lambda index: inspect_item(dataset, index), range(count))
+        for _, found in report(results, count, what="checking the data", quiet=quiet):
             problems.extend(found)
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        text = "\n  ".join([*problems[:SHOWN], *more])
-        raise DataError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {count} images:\n  {text}")
+        raise DataError(problem_report(problems, count))
     if not quiet:
         print(f"checked {count} images in {time.monotonic() - start:.1f} s: no problems", file=sys.stderr)
 
 
-def inspect_sample(dataset: Dataset, index: int) -> list[str]:
-    """The problems of one item of a data set without ``inspect``, found by loading it."""
+def inspect_item(dataset: Dataset, index: int) -> tuple[np.ndarray | None, list[str]]:
+    """The label map of one item, None where it cannot be used, and the problems of the item in words.
+
+    With as little work as the data set allows: one on disk decodes its label files once and its image not at all.
+    """
+    inspect = getattr(dataset, "inspect", None)
+    if inspect is not None:
+        return inspect(index)
     try:
         sample = dataset[index]
     except DataError as error:
-        return [str(error)]
+        return None, [str(error)]
+    problems = sample_problems(sample, dataset.classes)
+    return (None if problems else sample.label), problems
+
+
+def sample_problems(sample: Sample, classes: ClassTable) -> list[str]:
+    """What is wrong with a sample, in words."""
     image, label, name = sample.image, sample.label, sample.name
     problems = []
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -62,33 +72,17 @@ def inspect_sample(dataset: Dataset, index: int) -> list[str]:
             f"its image {image.shape[1]}x{image.shape[0]}"
         )
     counts = np.bincount(label.ravel(), minlength=256)
-    classes = dataset.classes
-    wrong = [
-        value for value in np.flatnonzero(counts) if value >= classes.num_classes and value != classes.ignore_label
-    ]
-    if wrong:
-        found = ", ".join(f"{value} in {counts[value]} pixels" for value in wrong)
+    wrong = classes.num_classes + np.flatnonzero(counts[classes.num_classes : classes.ignore_label])
+    if len(wrong):
         problems.append(
-            f"{name}: values that are no class: {found}. "
+            f"{name}: values that are no class: {describe_values(wrong, counts[wrong])}. "
             f"Expected 0..{classes.num_classes - 1}, or {classes.ignore_label} for ignored"
         )
     return problems
 
 
-def _report(results, count: int, quiet: bool):
-    """Pass the results on, showing how far they are."""
-    if quiet:
-        yield from results
-    elif sys.stderr.isatty():
-        yield from tqdm(results, total=count, desc="checking the data", unit="image", leave=False)
-    else:
-        last = time.monotonic()
-        for done, result in enumerate(results, 1):
-            yield result
-            if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                print(f"checked {done} of {count} images", file=sys.stderr)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def problem_report(problems: Sequence[str], images: int) -> str:
+    """A text that lists the first ten problems and says how many there are, in how many images looked at."""
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    text = "\n  ".join([*problems[:SHOWN], *more])
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)} in {images} image{'s' * (images != 1)}:\n  {text}"

@@ -1,52 +1,89 @@
-"""Reading pictures and label maps from disk: whole, right way up, or with an error that names the file.
+"""Reading pictures and label maps from disk: whole, right way up, value for value, or with an error naming the file.
 
 OpenCV returns ``None``, or in some versions a half grey picture, for a damaged file. Training on that would be
 silently wrong, so files are looked through before they are decoded: JPEG up to its end marker, PNG by the checksums of
 its chunks.
+
+OpenCV also has no way to ask for the indices of a palette picture: it gives the colours. So label files are turned, in
+memory, into greyscale ones that store the same numbers, and decoded as such.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from hmsa_ext.data.headers import PNG_START, Header, jpeg_segments, parse_header
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import DataError
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
-JPEG_START = b"\xff\xd8"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+# OpenCV decodes 1, 2 and 4 bits to the range of 8; this finds the stored values again.
+_UNSTRETCH = {depth: (np.arange(256) // (255 // (2**depth - 1))).astype(np.uint8) for depth in (1, 2, 4)}
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The picture in a PNG or JPEG file, uint8 [H, W, 3], red, green, blue. Raises DataError."""
+    """The picture in a PNG, JPEG, BMP, TIFF or WebP file, uint8 [H, W, 3], red, green, blue. Raises DataError.
+
+    Alpha is left out, 16 bits are reduced to 8.
+    """
     data = read_bytes(path)
-    picture_size(path, data)
+    check_whole(path, data)
     # Labels belong to the pixels as they are stored, so a camera's note on how to turn them is not followed.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise DataError(f"{path}: cannot be decoded; the file is damaged")
+    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: Path) -> np.ndarray:
-    """The label map in a PNG file with one 8-bit channel, uint8 [H, W], values as stored. Raises DataError."""
+    """The label map in a PNG, BMP or TIFF file, values as stored: uint8 [H, W], or uint16 [H, W] of 16-bit files.
+
+    Of palette files the indices; of files with 1, 2 or 4 bits the values 0..1, 0..3, 0..15; of colour files whose
+    channels are all the same (also greyscale with alpha) that channel.
+
+    Raises DataError for other colour files, for JPEG and WebP (they change values), and for damaged files.
+    """
     data = read_bytes(path)
-    picture_size(path, data)
-    label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if label is None:
-        raise DataError(f"{path}: cannot be decoded; the file is damaged")
-    if label.ndim != 2:
-        raise DataError(
-            f"{path}: expected a label map with one channel of class numbers, got {label.shape[2]} channels. A palette "
-            f"or colour PNG is decoded to its colours; store the class numbers themselves (8-bit greyscale)"
-        )
-    if label.dtype != np.uint8:
-        raise DataError(f"{path}: expected 8-bit class numbers, got {label.dtype}")
+    header = check_whole(path, data)
+    _refuse_lossy(path, header)
+    if header.format == "PNG" and header.channels == 1:
+        data = _png_as_greyscale(path, data)
+    elif header.format == "BMP" and header.palette:
+        data = _bmp_as_greyscale(data)
+    elif header.palette:
+        raise DataError(f"{path}: a {header}: palettes are read from PNG and BMP; save the label map as one of these")
+    label = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    if label.ndim == 3:
+        if not all(np.array_equal(label[..., 0], label[..., k]) for k in (1, 2)):
+            raise DataError(
+                f"{path}: expected a label map with one channel of class numbers, got colours ({header}). "
+                f"Store the class numbers themselves (8-bit greyscale or palette PNG); for colours that stand for "
+                f"classes, describe the folder with masks: colours (see hmsa_ext.data.sets.folder)"
+            )
+        label = np.ascontiguousarray(label[..., 0])
+    if label.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: expected class numbers of 8 or 16 bits, got {label.dtype}")
+    if header.format == "PNG" and header.depth < 8:
+        label = cv2.LUT(label, _UNSTRETCH[header.depth])
     return label
+
+
+def read_colours(path: Path) -> np.ndarray:
+    """The colours in a PNG, BMP or TIFF file as numbers, uint32 [H, W]: red * 65536 + green * 256 + blue.
+
+    Palettes are followed, alpha is left out. Raises DataError for JPEG and WebP (they change colours) and for damaged
+    files.
+    """
+    data = read_bytes(path)
+    _refuse_lossy(path, check_whole(path, data))
+    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    # Blue, green, red and a fourth byte are the bytes of a number, lowest first.
+    return cv2.cvtColor(image, cv2.COLOR_BGR2BGRA).view("<u4")[..., 0] & np.uint32(0xFFFFFF)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -60,20 +97,27 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def picture_size(path: Path, data: bytes) -> tuple[int, int]:
-    """(height, width) from the header of a PNG or JPEG file, without decoding it.
+def check_whole(path: Path, data: bytes) -> Header:
+    """The header of a picture file, given its bytes, once it is sure that they are all there.
 
-    Raises DataError when the file is neither, ends early, or (PNG) has a wrong checksum.
+    Raises DataError when the file is no picture, ends early (PNG, JPEG), or has a wrong checksum (PNG). Files of other
+    formats are found to be damaged when they are decoded.
     """
-    if data.startswith(PNG_START):
-        return _png_size(path, data)
-    if data.startswith(JPEG_START):
-        return _jpeg_size(path, data)
-    raise DataError(f"{path}: neither a PNG nor a JPEG file")
+    header = parse_header(path, data)
+    if header.format == "PNG":
+        for _ in _png_chunks(path, data):
+            pass
+    if header.format == "JPEG":
+        ends = [position for marker, position, _ in jpeg_segments(path, io.BytesIO(data)) if marker == 0xDA]
+        # In the compressed picture FF D9 cannot occur but as the end marker.
+        if not ends or data.find(b"\xff\xd9", ends[0]) < 0:
+            raise DataError(f"{path}: the file is damaged: it ends early, after {len(data)} bytes")
+    return header
 
 
-def _png_size(path: Path, data: bytes) -> tuple[int, int]:
-    size, position = None, len(PNG_START)
+def _png_chunks(path: Path, data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk, up to the last; its checksum is right."""
+    position = len(PNG_START)
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         end = position + 12 + length
@@ -83,32 +127,56 @@ def _png_size(path: Path, data: bytes) -> tuple[int, int]:
         (expected,) = struct.unpack_from(">I", data, end - 4)
         if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != expected:
             raise DataError(f"{path}: the file is damaged: wrong checksum in PNG chunk {kind.decode('latin-1')}")
-        if kind == b"IHDR":
-            width, height = struct.unpack_from(">II", data, position + 8)
-            size = (height, width)
-        if kind == b"IEND" and size is not None:
-            return size
+        yield kind, position, end
+        if kind == b"IEND":
+            return
         position = end
     raise DataError(f"{path}: the file is damaged: it ends early, after {len(data)} bytes")
 
 
-def _jpeg_size(path: Path, data: bytes) -> tuple[int, int]:
-    size, position = None, 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            raise DataError(f"{path}: the file is damaged: no JPEG marker at byte {position}")
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding before a marker
-            position += 1
-            continue
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        # Start of frame, in any of its forms; C4, C8 and CC in that range are something else.
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and position + 9 <= len(data):
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            size = (height, width)
-        position += 2 + length
-        if marker == 0xDA:  # the compressed picture: FF D9 cannot occur in it but as the end marker
-            if size is not None and data.find(b"\xff\xd9", position) >= 0:
-                return size
-            break
-    raise DataError(f"{path}: the file is damaged: it ends early, after {len(data)} bytes")
+def _png_as_greyscale(path: Path, data: bytes) -> bytes:
+    """A greyscale or palette PNG as the plain greyscale PNG of the same numbers.
+
+    Nothing but header and pixels is kept: palette, transparency and background mean something else there.
+    """
+    parts = [PNG_START]
+    for kind, start, end in _png_chunks(path, data):
+        if kind == b"IHDR":
+            chunk = bytearray(data[start:end])
+            chunk[17] = 0  # colour type: greyscale
+            struct.pack_into(">I", chunk, len(chunk) - 4, zlib.crc32(chunk[4:-4]))
+            parts.append(bytes(chunk))
+        elif kind in (b"IDAT", b"IEND"):
+            parts.append(data[start:end])
+    return b"".join(parts)
+
+
+def _bmp_as_greyscale(data: bytes) -> bytes:
+    """A BMP with a palette in which index i has the colour i, i, i: decoding gives the indices."""
+    changed = bytearray(data)
+    header, entry = struct.unpack_from("<I", data, 14)[0], 4
+    if header == 12:  # of the first version
+        entry = 3
+    table = 14 + header
+    count = min(256, (struct.unpack_from("<I", data, 10)[0] - table) // entry)
+    grey = np.repeat(np.arange(count, dtype=np.uint8)[:, None], entry, 1)
+    changed[table : table + grey.size] = grey.tobytes()
+    return bytes(changed)
+
+
+def _refuse_lossy(path: Path, header: Header) -> None:
+    if header.format in ("JPEG", "WebP"):
+        raise DataError(
+            f"{path}: a {header.format} file changes the values of a label map where they meet; make the label maps "
+            f"anew and save them as PNG (converting this file does not bring the values back)"
+        )
+
+
+def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded: {error.err or error}") from error
+    if picture is None:
+        raise DataError(f"{path}: cannot be decoded; the file is damaged")
+    return picture

@@ -1,120 +1,169 @@
-"""Loaders for training and evaluation.
+"""Loaders for training and evaluation: worker processes decode, the device crops.
 
-All randomness is counted, not carried on: the order of an epoch follows from (seed, epoch), and the crop at place
-``n`` of it from (seed, epoch, n). So a run gives the same batches with any number of workers, two ranks see what one
-rank with twice the batch sees, and a run that was stopped in the middle of an epoch goes on with the very next batch.
+All randomness is counted, not carried on: item ``n`` of an epoch, its box and its looks, follow from (seed, epoch, n).
+So a run gives the same batches with any number of workers, two ranks see what one rank with twice the batch sees, and a
+run that was stopped in the middle of an epoch goes on with the very next batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from hmsa_ext.data.augment import Augment
-from hmsa_ext.data.normalise import normalise
+from hmsa_ext.data.augment import Looks, resized_size
+from hmsa_ext.data.crops import Piece, collate, piece_of
 from hmsa_ext.data.opencv import cv2
-from hmsa_ext.data.types import Batch, DataError, Dataset, Sample
+from hmsa_ext.data.training_set import TrainingSet
+from hmsa_ext.data.types import DataError, Dataset, Sample
 
-_ORDER, _CROP = 0, 1  # two independent streams of one seed
+ATTEMPTS = 8  # at another image in place of a damaged one
+DAMAGED = ("stop", "skip")
+_LOOKS = 1  # stream of the random numbers
 
 
 def training_loader(
-    dataset: Dataset,
-    augment: Augment,
+    training: TrainingSet,
     *,
     batch_size: int,
     epoch: int,
-    seed: int,
+    epochs: int = 1,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
     start_batch: int = 0,
+    damaged: str = "stop",
 ) -> DataLoader:
-    """One epoch of random crops in a random order.
+    """Random crops, epoch by epoch.
 
-    batch_size: images per rank. Images that do not fill the last batch of all ranks are left out of this epoch.
-    epoch, seed: give the order and the crops.
+    training: from :func:`hmsa_ext.data.prepare`.
+    batch_size: crops per rank. Items that do not fill the last batch of all ranks are left out of an epoch.
+    epoch: counts from 0; gives the items, with the seed of the sampler.
+    epochs: so many, one behind the other: workers go on without a pause from one into the next.
     rank, world_size: this process among those that train together.
-    workers: worker processes; 0 loads in this process.
-    start_batch: begin with this batch of the epoch, exactly as if the ones before had been taken.
+    workers: worker processes, which decode; 0 decodes in this process.
+    start_batch: begin with this batch of the first epoch, exactly as if the ones before had been taken.
+    damaged: "stop" raises DataError, which names the file, when a file cannot be decoded; "skip" takes another item for
+        the same place (the next of the same class) and says so in the batch's ``warnings``.
 
-    Returns an iterable of :class:`Batch`, with a length. Images are float32 [batch_size, 3, *augment.crop], in
-    page-locked memory where there is a GPU.
+    Returns an iterable of :class:`DecodedBatch`, with a length, in page-locked memory where there is a GPU;
+    :func:`hmsa_ext.data.cut` makes the crops.
 
-    Raises DataError when the images do not fill one batch; when a file turns out to be damaged, while iterating.
+    Raises DataError when the items do not fill one batch.
     """
     _check_ranks(rank, world_size, workers)
-    for name, value, low in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("seed", seed, 0)):
+    if damaged not in DAMAGED:
+        raise ValueError(f"damaged: expected one of {', '.join(DAMAGED)}, got {damaged!r}")
+    for name, value, low in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("epochs", epochs, 1)):
         if value < low:
             raise ValueError(f"{name}: expected a number from {low} up, got {value}")
-    together = batch_size * world_size
-    batches = len(dataset) // together
-    if batches == 0:
-        raise DataError(
-            f"the data set has {len(dataset)} images, fewer than one batch: batch_size {batch_size} on each of "
-            f"{world_size} ranks takes {together}"
-        )
+    batches = batches_per_epoch(training, batch_size, world_size)
     if not 0 <= start_batch <= batches:
         raise ValueError(f"start_batch: expected 0..{batches}, the batches of an epoch, got {start_batch}")
-    first = [batch * together + rank * batch_size for batch in range(start_batch, batches)]
-    places = [range(start, start + batch_size) for start in first]
-    crops = _Crops(dataset, augment, epoch_order(len(dataset), seed, epoch), seed, epoch)
-    return _loader(crops, places, workers)
+    places = _Places(batches, batch_size, rank, world_size, first=epoch * batches + start_batch, epochs=epoch + epochs)
+    return _loader(_Crops(training, damaged == "skip"), places, workers)
 
 
-def evaluation_loader(dataset: Dataset, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> DataLoader:
+def batches_per_epoch(training: TrainingSet, batch_size: int, world_size: int = 1) -> int:
+    """How many batches each rank takes in an epoch. Raises DataError when the items do not fill one."""
+    together = batch_size * world_size
+    if len(training.sampler) < together:
+        raise DataError(
+            f"an epoch has {len(training.sampler)} items, fewer than one batch: batch_size {batch_size} on each of "
+            f"{world_size} ranks takes {together}"
+        )
+    return len(training.sampler) // together
+
+
+def evaluation_loader(
+    dataset: Dataset, *, rank: int = 0, world_size: int = 1, workers: int = 0, long_edge: int = 0
+) -> DataLoader:
     """Every image once, whole and alone, in the order of the data set.
 
     Of several ranks each takes every ``world_size``-th image: all of them are seen exactly once, and the number per
-    rank may differ by one. Returns an iterable of :class:`Batch` of one image, with a length.
+    rank may differ by one. ``long_edge``: images and label maps are resized to this many pixels along their longer
+    side; 0: as they are. A damaged file always stops: a score of the others would be a score of something else.
+    Returns an iterable of :class:`DecodedBatch` of one image, with a length.
     """
     _check_ranks(rank, world_size, workers)
-    return _loader(_Whole(dataset), [[index] for index in range(rank, len(dataset), world_size)], workers)
+    if long_edge < 0:
+        raise ValueError(f"long_edge: expected pixels from 0 up, got {long_edge}")
+    return _loader(_Whole(dataset, long_edge), [[i] for i in range(rank, len(dataset), world_size)], workers)
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The images of an epoch, int64 [length]: a permutation that follows from (seed, epoch) alone."""
-    # Raw output of the generator: of this NumPy promises that it never changes, of ``permutation`` it does not.
-    keys = np.random.Philox(np.random.SeedSequence((seed, epoch, _ORDER))).random_raw(length)
-    return np.argsort(keys, kind="stable")
+def whole_piece(sample: Sample, long_edge: int = 0) -> Piece:
+    """A whole picture as a piece, resized as :func:`evaluation_loader` does it."""
+    height, width = sample.label.shape
+    return piece_of(sample, (0, 0, height, width), Looks(), resized_size(height, width, long_edge))
 
 
-def crop_rng(seed: int, epoch: int, place: int) -> np.random.Generator:
-    """The random numbers of the crop at one place of an epoch."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, _CROP, place))))
+def looks_rng(seed: int, epoch: int, place: int) -> np.random.Generator:
+    """The random numbers of the looks of the crop at one place of an epoch."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, _LOOKS, place))))
+
+
+class _Places:
+    """The batches of one rank, each a list of (epoch, place), from batch number ``first`` of the run on."""
+
+    def __init__(self, batches: int, batch_size: int, rank: int, world_size: int, *, first: int, epochs: int) -> None:
+        self.batches, self.batch_size, self.rank, self.world_size = batches, batch_size, rank, world_size
+        self.numbers = range(first, epochs * batches)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number in self.numbers:
+            epoch, batch = divmod(number, self.batches)
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, place) for place in range(start, start + self.batch_size)]
 
 
 class _Crops:
-    """The places of one epoch as a sequence of training crops."""
+    """The items of all epochs as pieces, by (epoch, place)."""
 
-    def __init__(self, dataset: Dataset, augment: Augment, order: np.ndarray, seed: int, epoch: int) -> None:
-        self.dataset, self.augment, self.order, self.seed, self.epoch = dataset, augment, order, seed, epoch
+    def __init__(self, training: TrainingSet, skip: bool) -> None:
+        self.dataset, self.sampler, self.augment = training.dataset, training.sampler, training.augment
+        self.skip = skip
+        self.epoch, self.boxes, self.classes = -1, None, None  # that was drawn last
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, place: int) -> Sample:
-        return self.augment(self.dataset[int(self.order[place])], crop_rng(self.seed, self.epoch, place))
+    def __getitem__(self, key: tuple[int, int]) -> Piece:
+        epoch, place = key
+        if epoch != self.epoch:  # a whole epoch is drawn as fast as a few items
+            self.epoch, (self.boxes, self.classes) = epoch, self.sampler.draw(epoch)
+        boxes, classes = self.boxes, self.classes
+        (image, *box), chosen_for, warnings = boxes[place].tolist(), int(classes[place]), []
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                sample = self.dataset[image]
+                break
+            except DataError as error:
+                if not self.skip:
+                    raise
+                if attempt == ATTEMPTS:
+                    raise DataError(f"{error}; so were the {ATTEMPTS - 1} images tried before it") from error
+                warnings.append(f"skipped: {error}")
+            boxes, _ = self.sampler.draw(epoch, place, 1, attempt=attempt)
+            image, *box = boxes[0].tolist()
+        looks = self.augment.draw_looks(looks_rng(self.sampler.seed, epoch, place))
+        piece = piece_of(sample, box, looks, self.augment.crop)
+        piece.chosen_for, piece.warnings = chosen_for, warnings
+        return piece
 
 
 class _Whole:
     """The data set as it is."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, long_edge: int) -> None:
+        self.dataset, self.long_edge = dataset, long_edge
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset[index]
-
-
-def _collate(samples: list[Sample]) -> Batch:
-    images = torch.stack([normalise(sample.image) for sample in samples])
-    labels = torch.stack([torch.from_numpy(sample.label) for sample in samples])
-    return Batch(images, labels, [sample.name for sample in samples])
+    def __getitem__(self, index: int) -> Piece:
+        return whole_piece(self.dataset[index], self.long_edge)
 
 
 def _start_worker(_: int) -> None:
@@ -122,12 +171,12 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _loader(items: _Crops | _Whole, places: list, workers: int) -> DataLoader:
+def _loader(items: _Crops | _Whole, places: Collection, workers: int) -> DataLoader:
     return DataLoader(
         items,
         batch_sampler=places,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
         # Else making an iterator would draw from the global generator, and with it change what the model draws.

@@ -80,6 +80,10 @@ class Synthetic:
         image, label = render(Dice((self.seed, SPLITS[self.split], int(index))), *self.size)
         return Sample(image, label, f"{self.split}_{index:05d}")
 
-    def inspect(self, index: int) -> list[str]:
-        """No problems: nothing lies on a disk, and the labels are classes by construction."""
-        return []
+    def label(self, index: int) -> np.ndarray:
+        """The label map of one scene, uint8 [H, W]; the scene is drawn for it."""
+        return self[index].label
+
+    def inspect(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """The label map, and no problems: nothing lies on a disk, and the labels are classes by construction."""
+        return self.label(index), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -50,6 +51,14 @@ class ClassTable:
         """How many classes there are, without the ignored value."""
         return len(self.names)
 
+    def numbers(self, what: str, names: Sequence[str]) -> list[int]:
+        """Class numbers of the names; ``what`` names the option that they came with. Raises DataError."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            found = ", ".join(map(repr, unknown))
+            raise DataError(f"{what}: no class {found}; expected some of {', '.join(self.names)}")
+        return [self.names.index(name) for name in names]
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ClassTable):
             return NotImplemented
@@ -77,8 +86,16 @@ class Sample:
 class Dataset(Protocol):
     """A sequence of samples with one table of classes.
 
-    A data set may also have ``inspect(index) -> list[str]``: the problems of one item in words, found with less work
-    than loading it takes. :func:`hmsa_ext.data.check` uses it where it exists.
+    ``label(index)`` is the label map of an item alone, uint8 [H, W]: the image is not decoded for it.
+
+    A data set may also have, and those on disk do:
+
+    - ``files(index) -> tuple[Path, ...]``: every file that decides an item, the image first.
+    - ``identity: str``: everything besides the content of these files that decides the labels (mapping of values,
+      thresholds, number of classes), as a text that is the same in every run.
+    - ``inspect(index) -> (label map or None, list[str])``: the label map, None where it cannot be used, and the
+      problems of the item in words, found with less work than loading it takes. :func:`hmsa_ext.data.check` and
+      :func:`hmsa_ext.data.build_index` use it where it exists.
     """
 
     classes: ClassTable
@@ -86,6 +103,8 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+    def label(self, index: int) -> np.ndarray: ...
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hmsa_ext.engine.config import FREE_ON_RESUME, TrainConfig
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.files import replacing
+from hmsa_ext.files import replacing
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -82,6 +82,12 @@ def require_resumable(
         )
     require_classes(content, class_names, path)
     now = config.to_dict()
+    unknown = [k for k in now if k not in content["config"] and k not in FREE_ON_RESUME]
+    if unknown:
+        raise CheckpointError(
+            f"checkpoint: {path} was written by a version without the settings {', '.join(unknown)}: it would not go "
+            f"on as it began; begin a new run with --weights {path}"
+        )
     stored = {k: v for k, v in content["config"].items() if k in now and k not in FREE_ON_RESUME}
     differing = [f"  {k}: the checkpoint has {v!r}, now {now[k]!r}" for k, v in stored.items() if v != now[k]]
     if differing:

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import yaml
 
-from hmsa_ext import models
-from hmsa_ext.engine.files import write_text
+from hmsa_ext import data, models
+from hmsa_ext.files import write_text
 
 
 class ConfigError(ValueError):
@@ -31,29 +31,64 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run. The defaults are the main job: about five minutes on two CPU cores."""
+    """Everything that decides a training run. The defaults are the main job: two to six minutes on two CPU cores."""
 
-    data: Literal["synthetic", "camvid"] = "synthetic"
-    """Data set: "synthetic" (generated street scenes) or "camvid"."""
+    data: str = "synthetic"
+    """Data set: "synthetic" (generated street scenes), one in its published layout, or "folder": images and masks."""
     root: str | None = None
     """Folder of the data set; not used by "synthetic"."""
+    description: str | None = None
+    """YAML file with the classes of "folder"; default: dataset.yaml in the root."""
+    fold: int = 0
+    """Which division into training and validation images: cityscapes 0 to 3 (3: all images in both), kitti."""
+    version: str | None = None
+    """Labels of mapillary: v1.2 or v2.0; default: what the folder has."""
     size: tuple[int, int] | None = None
     """Image size HxW of "synthetic"; default: the data set's own."""
     length: int | None = None
-    """Images per epoch of "synthetic"; default: the data set's own."""
+    """Only so many training images, which make an epoch; default: all."""
     val_length: int | None = None
-    """Validation images of "synthetic"; default: the data set's own."""
+    """Only so many validation images; default: all."""
+    extra: Literal["none", "coarse", "autolabelled"] = "none"
+    """Further training images of cityscapes (train_extra), with these labels, for the classes of --extra-classes."""
+    extra_classes: tuple[str, ...] = ()
+    """Classes whose crops also come from the extra images, separated by commas."""
+    min_probability: float = 0.5
+    """Pixels of an automatic label below this probability are ignored (in the paper 0.9)."""
+    coarse_classes: tuple[str, ...] = ()
+    """Classes whose coarsely labelled pixels are added to automatic labels that have the class (truck,bus,train)."""
+    region_of_interest: bool = False
+    """Ignore the margins of automatic labels: all but rows 15 to 839 and columns 14 to 2029."""
+    damaged: Literal["stop", "skip"] = "stop"
+    """What a training image that cannot be read does: "stop" the run, or "skip" to another one, with a warning."""
+    cache: str | None = None
+    """Folder for the index of the label maps, or "none"; default: hmsa_ext in the user's cache folder."""
+
+    sampling: Literal["class_uniform", "rare_class", "uniform"] = "class_uniform"
+    """Which crops make an epoch: shared evenly among the classes, by their rarity, or every image once."""
+    sampling_share: float = 0.5
+    """Part of an epoch that is drawn by class; the rest are images at random."""
+    sampling_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Factors of single classes, such as Bicyclist:2,Sky:0; 1 for all others."""
+    sampling_temperature: float = 0.01
+    """Temperature of "rare_class": the smaller, the more the rarest classes get."""
+    sampling_tile: int = 0
+    """Side in pixels of the tiles whose class centroids crops are drawn around; 0: 1/4 of the crop's smaller side."""
+    sampling_epochs: int | None = None
+    """Sample by class (and from the extra images) in the first so many epochs only; default: in all."""
 
     crop: tuple[int, int] = (112, 224)
     """Training crop HxW in pixels."""
     scale_range: tuple[float, float] = (1.0, 2.5)
     """Random zoom of a training image before the crop, smallest,largest."""
+    long_edge: int = 0
+    """Resize images to this many pixels along their longer side first, also in evaluation; 0: as they are."""
     mirror: bool = True
     """Mirror half of the training crops."""
     colour: float = 0.05
     """Colour jitter of training crops: brightness, contrast, saturation by 1 +- this, hue by +- this many turns."""
-    blur: float = 0.0
-    """Largest sigma of the Gaussian blur of a training crop, in pixels; 0 is none."""
+    blur: tuple[float, float] = (0.0, 0.0)
+    """Sigma of the Gaussian blur of a training crop in pixels, smallest,largest (published: 0.15,1.3); 0 is none."""
 
     model: str = "hrnet_small_ocr"
     """Network: hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr or hrnet_w48_ocr."""
@@ -132,6 +167,16 @@ class TrainConfig:
                 _require(name, value, test(value), expected)
         if self.data != "synthetic":
             _require("root", self.root, self.root is not None, f"the folder of the {self.data} data (--root PATH)")
+        if self.extra != "none":
+            _require("extra", self.extra, self.data == "cityscapes", f"none, since the data is {self.data}")
+        _require(
+            "extra_classes", self.extra_classes, bool(self.extra_classes) == (self.extra != "none"),
+            "the classes that --extra is for" if self.extra != "none" else "none without --extra",
+        )  # fmt: skip
+        automatic = self.extra == "autolabelled"
+        for name in ("coarse_classes", "region_of_interest"):
+            value = getattr(self, name)
+            _require(name, value, automatic or not value, "nothing without --extra autolabelled")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain YAML types (tuples become lists), for files."""
@@ -146,7 +191,7 @@ class TrainConfig:
 # What a resumed run may change: nothing of the computation.
 FREE_ON_RESUME = (
     *("device", "workers", "threads", "output", "resume", "eval_every", "checkpoint_seconds"),
-    *("max_minutes", "log_every", "pictures", "eval_scales", "root", "weights"),
+    *("max_minutes", "log_every", "pictures", "eval_scales", "root", "description", "cache", "weights"),
 )
 
 
@@ -233,12 +278,22 @@ def _is_range(v: tuple[float, float]) -> bool:
     return len(v) == 2 and 0 < v[0] <= v[1] < math.inf
 
 
+def _is_blur(v: tuple[float, float]) -> bool:
+    return len(v) == 2 and 0 <= v[0] <= v[1] <= data.MOST_BLUR
+
+
+def _are_weights(v: Mapping[str, float]) -> bool:
+    return all(0 <= weight < math.inf for weight in v.values())
+
+
 _SCALES = (_are_scales, "1 to 8 different positive numbers, 1.0 among them when there are several")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a number above 0")
 _NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "a number not below 0")
 _BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
+_SHARE = (lambda v: 0 <= v <= 1, "a number from 0 to 1")
 _SIZE = (_is_size, "HxW in pixels, for example 128x256")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data": (lambda v: v in data.NAMES, f"one of {', '.join(data.NAMES)}"),
     "model": (lambda v: v in models.NAMES, f"one of {', '.join(models.NAMES)}"),
     "crop": _SIZE,
     "size": _SIZE,
@@ -246,7 +301,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "val_length": _POSITIVE,
     "scale_range": (_is_range, "SMALLEST,LARGEST, both above 0"),
     "colour": (lambda v: 0 <= v <= 0.5, "a number from 0 to 0.5"),
-    "blur": _NOT_NEGATIVE,
+    "blur": (_is_blur, f"SMALLEST,LARGEST from 0 to {data.MOST_BLUR:g}"),
+    "fold": (lambda v: 0 <= v <= 9, "a whole number from 0 to 9"),
+    "min_probability": _SHARE,
+    "sampling_share": _SHARE,
+    "sampling_weights": (_are_weights, "NAME:X,NAME:X with numbers not below 0"),
+    "sampling_temperature": _POSITIVE,
+    "sampling_tile": _NOT_NEGATIVE,
+    "sampling_epochs": _NOT_NEGATIVE,
+    "long_edge": _NOT_NEGATIVE,
     "scales": (_are_scales_with_one, "up to 8 different positive numbers, 1.0 among them"),
     "eval_scales": _SCALES,
     "aux_weight": _NOT_NEGATIVE,
@@ -273,6 +336,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _GROUPS = {  # the first field of each group on the help page
     "data": "data",
+    "sampling": "sampling",
     "crop": "augmentation",
     "model": "model and loss",
     "batch_size": "optimization",
@@ -286,6 +350,10 @@ def _metavar(name: str) -> str:
         return "|".join(_choices()[name])
     if name in ("crop", "size"):
         return "HxW"
+    if name == "sampling_weights":
+        return "NAME:X,..."
+    if name in ("extra_classes", "coarse_classes"):
+        return "NAME,..."
     kinds = {int: "N", float: "X", str: "TEXT"}
     kind = next(k for k in (typing.get_args(_types()[name]) or (_types()[name],)) if k is not type(None))
     return "X,X" if typing.get_origin(_types()[name]) is tuple else kinds[kind]
@@ -330,9 +398,15 @@ def _convert(name: str, value: Any) -> Any:
         if value is None or value == "":
             return None
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is dict:
+        return _convert_weights(name, value)
     if typing.get_origin(kind) is tuple:
         number = typing.get_args(kind)[0]
+        if number is str:
+            return _convert_names(name, value)
         numbers = _convert_numbers(name, value, number)
+        if typing.get_args(kind) == (float, float) and len(numbers) == 1:
+            return numbers * 2  # one number is both ends of a range
         # Scales are a set: the order in which they are written never matters.
         return tuple(sorted(numbers)) if name.endswith("scales") else numbers
     if kind is bool:
@@ -351,6 +425,25 @@ def _convert_numbers(name: str, value: Any, number: type) -> tuple[Any, ...]:
         value = [value]
     _require(name, value, isinstance(value, (list, tuple)), "numbers separated by commas")
     return tuple(_convert_number(name, v, number) for v in value)
+
+
+def _convert_names(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)
+    _require(name, value, is_list, "names separated by commas")
+    return tuple(value)
+
+
+def _convert_weights(name: str, value: Any) -> dict[str, float]:
+    expected = "NAME:X,NAME:X"
+    if isinstance(value, str):
+        try:
+            value = data.parse_weights(value)
+        except ValueError:
+            raise ConfigError(f"{name}: got {value!r}, expected {expected}") from None
+    _require(name, value, isinstance(value, Mapping), expected)
+    return {str(key): _convert_number(name, number, float) for key, number in value.items()}
 
 
 def _convert_number(name: str, value: Any, number: type) -> Any:
@@ -373,7 +466,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     for field in dataclasses.fields(TrainConfig):
         if field.name in _GROUPS:
             group = parser.add_argument_group(_GROUPS[field.name])
-        default = field.default
+        default = None if field.default is dataclasses.MISSING or field.default == () else field.default
         text = documentation.get(field.name, "")
         if default is not None:
             shown = (

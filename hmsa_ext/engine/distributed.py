@@ -115,6 +115,27 @@ def gather(process: Process, value: Any) -> list[Any]:
     return values
 
 
+def wait_for_all(process: Process) -> None:
+    """Returns when every process has come here."""
+    gather(process, None)  # through CPU memory: no process waits for its GPU
+
+
+@contextlib.contextmanager
+def first_on_machine(process: Process) -> Iterator[None]:
+    """Inside, one process of each machine goes first, and the others when it is done: they find what it left on disk.
+
+    Also when it fails, so that all fail alike.
+    """
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first:
+        wait_for_all(process)
+    try:
+        yield
+    finally:
+        if first:
+            wait_for_all(process)
+
+
 def from_main(process: Process, value: Any) -> Any:
     """The main process's value, in every process."""
     if process.world_size == 1:

@@ -99,7 +99,7 @@ def evaluate(
     if invalid:
         raise EvaluationError(
             f"labels: {invalid // len(ways)} pixels of {images} images are neither one of {k} classes nor the ignored "
-            f"{classes.ignore_label}; hmsa_ext.data.check(dataset) names the files"
+            f"{classes.ignore_label}; python -m hmsa_ext.data scan names the files"
         )
     scores = {way: Scores(c) for way, c in zip(ways, counts_list, strict=True)}
     return EvaluationResult(scores, tuple(classes.names), scales, flip, images, time.perf_counter() - begin)

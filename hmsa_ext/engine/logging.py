@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.files import write_text
+from hmsa_ext.files import write_text
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
@@ -66,6 +66,15 @@ class RunLog:
             self._bar.write(text, file=sys.stdout)
         else:
             self._process.print(text)
+
+    def warn(self, text: str) -> None:
+        """Prints a line on standard error, whichever process it is: files differ from one to the other."""
+        if self._process.world_size > 1:
+            text = f"process {self._process.rank}: {text}"
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import itertools
 import math
 import time
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hmsa_ext import data, losses
 from hmsa_ext.data import Batch
 from hmsa_ext.engine import distributed, schedule
-from hmsa_ext.engine.device import arithmetic, memory_format
+from hmsa_ext.engine.device import arithmetic
 from hmsa_ext.engine.evaluation import ATTENTION, evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, duration, progress_bar, timed
@@ -28,7 +29,7 @@ def train(run: Run) -> bool:
         config.loss,
         config.aux_weight,
         config.scale_weight,
-        ignore_index=run.train_set.classes.ignore_label,
+        ignore_index=run.val_set.classes.ignore_label,
         class_weight=_class_weight(run),
     )
     # With one scale the attention has no gradient, and without its loss the auxiliary head has little of its own.
@@ -38,10 +39,16 @@ def train(run: Run) -> bool:
     log = RunLog(run.folder, process, steps=run.steps, step=progress.step, every=config.log_every)
     begin = saved = time.monotonic()
     seconds_before = progress.seconds
-    epochs = math.ceil(run.steps / len(run.training_batches(epoch=0)))
+    per_epoch = run.batches_per_epoch
+    epochs = math.ceil(run.steps / per_epoch)
     with contextlib.closing(log), stop_signals() as stop:
+        left = epochs - progress.epoch
+        batches = timed(run.training_batches(epoch=progress.epoch, first=progress.batch, epochs=left) if left else ())
         for epoch in range(progress.epoch, epochs):
-            for batch, waited in timed(run.training_batches(epoch=epoch, first=progress.batch)):
+            for decoded, waited in itertools.islice(batches, per_epoch - progress.batch):
+                for text in decoded.warnings:
+                    log.warn(text)
+                batch = data.cut(decoded.to(process.device), channels_last=config.channels_last)
                 rate = schedule.learning_rate(
                     progress.step, steps=run.steps, base=config.lr, exponent=config.poly_exponent, warmup=config.warmup
                 )
@@ -80,7 +87,7 @@ def _class_weight(run: Run) -> Tensor | None:
     """What ``class_balance`` asks for, from the training labels: the same in every process and after every resume."""
     if run.config.loss != "ce" or not run.config.class_balance:
         return None
-    weights = data.balanced_weights(data.class_frequencies(run.train_set), run.config.class_balance)
+    weights = data.balanced_weights(run.training.index.frequencies, run.config.class_balance)
     return torch.from_numpy(weights).float().to(run.process.device)
 
 
@@ -88,12 +95,9 @@ def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate
     """One step of the optimizer at learning rate ``rate``; returns the loss, detached."""
     schedule.set_learning_rate(run.optimizer, rate)
     device = run.process.device
-    order = memory_format(run.config.channels_last)
-    images = batch.images.to(device, non_blocking=True, memory_format=order)
-    target = batch.labels.to(device, non_blocking=True)
     with arithmetic(device, run.dtype):
-        outputs = network(images, scales=run.config.scales)
-    loss = criterion(outputs, target)
+        outputs = network(batch.images, scales=run.config.scales)
+    loss = criterion(outputs, batch.labels)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     watch.see(loss, batch)

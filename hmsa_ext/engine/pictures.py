@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hmsa_ext.data import ClassTable, Dataset, normalise
+from hmsa_ext.data import ClassTable, Dataset, collate, cut, denormalise, whole_piece
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.evaluation import ATTENTION, MEAN
@@ -31,11 +31,12 @@ def draw(
     *,
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
+    long_edge: int = 0,
 ) -> list[Path]:
     """Draws ``count`` images, evenly spread over ``dataset``, one PNG each in ``folder``; returns the files.
 
     Three rows: input, truth, result of the attention, its errors; result of each scale alone and of the mean; share
-    of each scale in the result, per pixel. Then the legend.
+    of each scale in the result, per pixel. Then the legend. ``long_edge``: see :func:`hmsa_ext.data.evaluation_loader`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ways = [*(str(s) for s in sorted(scales)), MEAN, ATTENTION]
@@ -43,15 +44,15 @@ def draw(
     count = min(count, len(dataset))
     with evaluation_mode(model):
         for index in (i * len(dataset) // count for i in range(count)):
-            sample = dataset[index]
-            images = normalise(sample.image)[None]
-            outputs = evaluation.run(model, images, scales, device, dtype=dtype, flip=flip)
+            batch = cut(collate([whole_piece(dataset[index], long_edge)]))
+            image, truth, (name,) = denormalise(batch.images[0]), batch.labels[0].numpy(), batch.names
+            outputs = evaluation.run(model, batch.images, scales, device, dtype=dtype, flip=flip)
             readings = evaluation.readings(outputs, flip=flip)
             predictions = {way: labels[0].cpu().numpy() for way, labels in zip(ways, readings, strict=True)}
             shares = scale_shares(outputs)
             shares = {s: evaluation.unmirrored(m, flip=flip)[0, 0].float().cpu().numpy() for s, m in shares.items()}
-            picture = compose(sample.image, sample.label, predictions, shares, dataset.classes, sample.name)
-            files.append(folder / f"{Path(sample.name).name}.png")
+            picture = compose(image, truth, predictions, shares, dataset.classes, name)
+            files.append(folder / f"{Path(name).name}.png")
             if not cv2.imwrite(str(files[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
                 raise OSError(f"cannot write {files[-1]}")
     return files

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import hmsa_ext
 from hmsa_ext import data, models
-from hmsa_ext.data import DataError, Dataset
+from hmsa_ext.data import Dataset, TrainingSet
 from hmsa_ext.engine import checkpoint, distributed, schedule
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.config import ConfigError, TrainConfig
@@ -45,7 +45,7 @@ class Run:
     process: Process
     dtype: torch.dtype
     folder: Path
-    train_set: Dataset
+    training: TrainingSet
     val_set: Dataset
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -53,16 +53,27 @@ class Run:
     steps: int
     progress: Progress = field(default_factory=Progress)
 
-    def training_batches(self, *, epoch: int, first: int = 0) -> Any:
-        """This process's training batches of an epoch, from batch number ``first`` on."""
-        return _training_batches(self.config, self.process, self.train_set, epoch, first)
+    def training_batches(self, *, epoch: int, first: int = 0, epochs: int = 1) -> Any:
+        """This process's training batches, decoded, from batch number ``first`` of an epoch on, through ``epochs``."""
+        config, process = self.config, self.process
+        return data.training_loader(
+            self.training, batch_size=config.batch_size, epoch=epoch, epochs=epochs, rank=process.rank,
+            world_size=process.world_size, workers=config.workers, start_batch=first, damaged=config.damaged,
+        )  # fmt: skip
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many training batches this process takes in an epoch."""
+        return data.batches_per_epoch(self.training, self.config.batch_size, self.process.world_size)
 
     def validation_batches(self) -> Any:
         """This process's share of the validation images."""
         process = self.process
-        return data.evaluation_loader(
-            self.val_set, rank=process.rank, world_size=process.world_size, workers=self.config.workers
-        )
+        loader = data.evaluation_loader(
+            self.val_set, rank=process.rank, world_size=process.world_size, workers=self.config.workers,
+            long_edge=self.config.long_edge,
+        )  # fmt: skip
+        return data.Cropped(loader, process.device)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -86,10 +97,14 @@ class Run:
         distributed.copy_from_main(self.process, tensors)
 
     def save(self, *, best: bool = False) -> None:
-        """Writes the last checkpoint, and with ``best`` the best one too. Every process must call this."""
+        """Writes the last checkpoint, and with ``best`` the best one too. Every process must call this; when it returns
+        the files are there, whichever process looks."""
         rng = distributed.gather(self.process, checkpoint.rng_state(self.process.device))
-        if not self.process.is_main:
-            return
+        if self.process.is_main:
+            self._write(rng, best)
+        distributed.wait_for_all(self.process)
+
+    def _write(self, rng: list[dict[str, Tensor]], best: bool) -> None:
         content = {
             "state_dict": self.model.state_dict(),
             "average": self.average,
@@ -97,7 +112,7 @@ class Run:
             "progress": asdict(self.progress),
             "rng": rng,
             "config": self.config.to_dict(),
-            "class_names": list(self.train_set.classes.names),
+            "class_names": list(self.val_set.classes.names),
             "versions": versions(),
         }
         checkpoint.save(self.folder / checkpoint.LAST, content)
@@ -122,8 +137,8 @@ def open_run(config: TrainConfig, process: Process) -> Run:
     process.print(f"device {process.reason}")
     process.print(f"dtype  {reason}")
 
-    train_set, val_set = _build_data(config, process)
-    classes = train_set.classes
+    training, val_set = _build_data(config, process)
+    classes = val_set.classes
     stored = None
     if config.resume:
         path = checkpoint.find(config.resume)
@@ -141,10 +156,10 @@ def open_run(config: TrainConfig, process: Process) -> Run:
     average = {n: v.clone() for n, v in model.state_dict().items()} if config.ema else None
     torch.manual_seed(config.seed + 1 + process.rank)  # dropout: another stream in every process
 
-    per_epoch = len(_training_batches(config, process, train_set, 0, 0))
+    per_epoch = data.batches_per_epoch(training, config.batch_size, process.world_size)
     steps = config.iterations or config.epochs * per_epoch
     folder = distributed.from_main(process, _make_folder(config) if process.is_main else None)
-    run = Run(config, process, dtype, folder, train_set, val_set, model, optimizer, average, steps)
+    run = Run(config, process, dtype, folder, training, val_set, model, optimizer, average, steps)
     if stored is not None:
         _restore(run, stored)
         process.print(f"resumed {folder} after step {run.progress.step} of {steps}")
@@ -154,7 +169,8 @@ def open_run(config: TrainConfig, process: Process) -> Run:
     parameters = sum(p.numel() for p in model.parameters())
     process.print(
         f"model  {config.model}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
-        f"data   {config.data}, {len(train_set)} training and {len(val_set)} validation images\n"
+        f"data   {config.data}, {len(training.index)} training and {len(val_set)} validation images\n"
+        f"crops  {training.sampler.describe()}\n"
         f"steps  {steps}, {per_epoch} per epoch, {config.batch_size * process.world_size} crops of "
         f"{config.crop[0]}x{config.crop[1]} each"
     )
@@ -175,31 +191,43 @@ def versions() -> dict[str, str]:
     return {name: str(version) for name, version in found.items()}
 
 
-def _training_batches(config: TrainConfig, process: Process, train_set: Dataset, epoch: int, first: int) -> Any:
-    augment = data.Augment(
-        crop=config.crop, scale=config.scale_range, flip=config.mirror, colour=config.colour, blur=config.blur
-    )
-    return data.training_loader(
-        train_set, augment, batch_size=config.batch_size, epoch=epoch, seed=config.seed, rank=process.rank,
-        world_size=process.world_size, workers=config.workers, start_batch=first,
-    )  # fmt: skip
+def dataset_options(config: TrainConfig) -> dict[str, Any]:
+    """What :func:`hmsa_ext.data.build` needs to know of the data set of a run, whatever the split."""
+    names = ("root", "size", "fold", "version", "description")
+    return {name: getattr(config, name) for name in names}
 
 
-def _build_data(config: TrainConfig, process: Process) -> tuple[Dataset, Dataset]:
-    options = {"root": config.root, "size": config.size}
+def _build_data(config: TrainConfig, process: Process) -> tuple[TrainingSet, Dataset]:
+    """Both data sets, looked through. Every process does this, and finds the same; one per machine makes the index."""
+    options = dataset_options(config)
     train_set = data.build(config.data, "train", length=config.length, **options)
     val_set = data.build(config.data, "val", length=config.val_length, **options)
-    problem = None
-    if process.is_main:  # one process reads the files, and all learn what it found
-        try:
-            data.check(train_set)
-            data.check(val_set)
-        except DataError as error:
-            problem = str(error)
-    problem = distributed.from_main(process, problem)
-    if problem is not None:
-        raise DataError(problem)
-    return train_set, val_set
+    extra = None
+    if config.extra != "none":
+        own = {"labels": config.extra}
+        if config.extra == "autolabelled":
+            own |= {
+                "min_probability": config.min_probability,
+                "coarse_classes": train_set.classes.numbers("coarse_classes", config.coarse_classes),
+                "region_of_interest": config.region_of_interest,
+            }
+        extra = data.build(config.data, "train_extra", **(options | own))
+    augment = data.Augment(
+        config.crop, config.scale_range, config.mirror, config.colour, config.blur, long_edge=config.long_edge
+    )
+    sampling = data.Sampling(
+        config.sampling, config.sampling_share, config.sampling_weights, config.sampling_temperature,
+        config.sampling_epochs, config.extra_classes,
+    )  # fmt: skip
+    cache = None if config.cache == "none" else Path(config.cache) if config.cache else data.cache_folder()
+    quiet = not process.is_main
+    with distributed.first_on_machine(process):
+        training = data.prepare(
+            train_set, augment, sampling, seed=config.seed, extra=extra, tile=config.sampling_tile, cache=cache,
+            skip_damaged=config.damaged == "skip", quiet=quiet,
+        )  # fmt: skip
+        data.build_index(val_set, tile=training.index.tile, cache=cache, quiet=quiet)
+    return training, val_set
 
 
 def _make_folder(config: TrainConfig) -> Path:

@@ -1,12 +1,11 @@
-"""Training crops: geometry, colours, margins, errors."""
+"""Training crops: looks, and what a batch of crops is made of."""
 
 import numpy as np
 import pytest
+import torch
 
-from hmsa_ext.data import Augment, Crop, Sample
-from hmsa_ext.data.augment import FILL, change_colours, resize
-
-PLAIN = {"colour": 0.0, "flip": False}
+from hmsa_ext.data import Augment, Looks, Sample, collate, cut, denormalise, piece_of
+from hmsa_ext.data.augment import resized_size
 
 
 def blocks(height: int, width: int, cell: int, seed: int = 0) -> Sample:
@@ -18,136 +17,89 @@ def blocks(height: int, width: int, cell: int, seed: int = 0) -> Sample:
     return Sample(palette[label], np.ascontiguousarray(label), "blocks")
 
 
-def read_labels(image: np.ndarray) -> np.ndarray:
-    """The label of each pixel from its colour."""
-    palette = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), FILL], np.int32)
-    distance = np.abs(image[:, :, None].astype(np.int32) - palette).sum(-1)
-    return np.array([0, 1, 2, 3, 4, 255], np.uint8)[distance.argmin(-1)]
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_image_and_label_stay_aligned(seed):
-    sample = blocks(97, 131, cell=16, seed=seed)
-    crop = Augment((80, 112), scale=(0.5, 2.0), flip=True, colour=0.0)(sample, np.random.default_rng(seed))
-    assert crop.image.shape == (80, 112, 3)
-    assert crop.label.shape == (80, 112)
-    wrong = read_labels(crop.image) != crop.label
-    # Only next to the edge of a block, where bilinear colours mix, may the nearest colour be another.
-    near_edge = np.zeros_like(wrong)
-    across, along = crop.label[:, 1:] != crop.label[:, :-1], crop.label[1:] != crop.label[:-1]
-    for step in (slice(None, -1), slice(1, None)):
-        near_edge[:, step] |= across
-        near_edge[step] |= along
-    assert not (wrong & ~near_edge).any()
-    assert wrong.mean() < 0.15
-
-
-@pytest.mark.parametrize(("source", "target"), [(60, 120), (120, 60), (90, 120), (117, 83), (200, 50)])
-def test_an_edge_lies_at_the_same_place_in_image_and_label(source, target):
-    """The edge of a step, found in the image between pixels, and in the label to half a pixel."""
-    for edge in range(source // 3, 2 * source // 3):
-        label = np.zeros((8, source), np.uint8)
-        label[:, edge:] = 1
-        image, resized = resize(np.repeat(label[..., None] * 240, 3, 2), label, (8, target))
-        in_image = target - image[4, :, 0].astype(float).sum() / 240
-        in_label = target - float(resized[4].sum())
-        exact = edge * target / source
-        assert abs(in_image - exact) < 0.51
-        assert abs(in_label - exact) <= 0.5 + 1e-9
+def crop(sample: Sample, box, size, looks: Looks | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """One crop as a picture and a label map."""
+    batch = cut(collate([piece_of(sample, box, looks or Looks(), size)]))
+    return denormalise(batch.images[0]), batch.labels[0].numpy()
 
 
 def test_a_crop_at_scale_one_copies_pixels():
     sample = blocks(40, 60, cell=5)
-    crop = Augment((20, 30), **PLAIN).cut(sample, Crop((7, 11, 27, 41)))
-    assert np.array_equal(crop.image, sample.image[7:27, 11:41])
-    assert np.array_equal(crop.label, sample.label[7:27, 11:41])
+    image, label = crop(sample, (7, 11, 27, 41), (20, 30))
+    assert np.array_equal(image, sample.image[7:27, 11:41])
+    assert np.array_equal(label, sample.label[7:27, 11:41])
 
 
 def test_a_flip_mirrors_both():
     sample = blocks(40, 60, cell=5)
-    crop = Augment((40, 60), **PLAIN).cut(sample, Crop((0, 0, 40, 60), flip=True))
-    assert np.array_equal(crop.image, sample.image[:, ::-1])
-    assert np.array_equal(crop.label, sample.label[:, ::-1])
+    image, label = crop(sample, (0, 0, 40, 60), (40, 60), Looks(flip=True))
+    assert np.array_equal(image, sample.image[:, ::-1])
+    assert np.array_equal(label, sample.label[:, ::-1])
 
 
 def test_outside_the_image_is_mean_colour_and_ignored():
     sample = blocks(20, 30, cell=5)
-    augment = Augment((40, 50), **PLAIN)
-    crop = augment.cut(sample, Crop((-10, -5, 30, 45), jitter=(1.2, 0.8, 1.1, 0.1)))
-    inside = np.zeros((40, 50), bool)
+    looks = Looks(jitter=(1.2, 0.8, 1.1, 0.1))
+    batch = cut(collate([piece_of(sample, (-10, -5, 30, 45), looks, (40, 50))]))
+    inside = torch.zeros(40, 50, dtype=torch.bool)
     inside[10:30, 5:35] = True
-    assert np.array_equal(crop.label == 255, ~inside)
-    assert np.array_equal(crop.label[10:30, 5:35], sample.label)
-    assert (crop.image[~inside] == FILL).all()
+    assert torch.equal(batch.labels[0] == 255, ~inside)
+    assert torch.equal(batch.labels[0, 10:30, 5:35], torch.from_numpy(sample.label))
+    assert batch.images[0][:, ~inside].abs().max() < 1e-5  # normalised, the mean colour is zero
 
 
-def test_a_small_image_lies_wholly_inside_its_crop():
-    sample = blocks(20, 30, cell=5)
-    for seed in range(20):
-        crop = Augment((40, 50), scale=(1, 1), **PLAIN)(sample, np.random.default_rng(seed))
-        assert (crop.label != 255).sum() == 20 * 30
+@pytest.mark.parametrize("box", [(-9, -9, 11, 11), (30, 50, 60, 70), (35, 10, 45, 20), (-5, -5, 45, 65)])
+def test_a_piece_gives_the_crop_that_the_whole_picture_would(box):
+    sample, size, looks = blocks(40, 60, cell=3), (17, 23), Looks(True, (1.2, 0.7, 1.3, 0.1), 0.9)
+    piece = piece_of(sample, box, looks, size)
+    assert piece.image.shape[0] * piece.image.shape[1] <= (box[2] - box[0]) * (box[3] - box[1])
+    batch = collate([piece])
+    batch.images, batch.labels = [torch.from_numpy(sample.image)], [torch.from_numpy(sample.label)]
+    batch.boxes = torch.tensor([(0, *box)])
+    whole, part = cut(batch), cut(collate([piece]))
+    assert torch.equal(whole.images, part.images)
+    assert torch.equal(whole.labels, part.labels)
 
 
-def test_scales_and_places_cover_their_range():
-    augment, rng = Augment((50, 100), scale=(0.5, 2.0)), np.random.default_rng(0)
-    crops = [augment.draw(120, 240, rng) for _ in range(400)]
-    tall = np.array([crop.box[2] - crop.box[0] for crop in crops])
-    assert 25 <= tall.min() <= 26
-    assert 95 <= tall.max() <= 100
-    assert {crop.flip for crop in crops} == {True, False}
-    inside = [crop for crop in crops if crop.box[2] - crop.box[0] <= 120]
-    assert all(crop.box[0] >= 0 and crop.box[2] <= 120 and crop.box[3] <= 240 for crop in inside)
-    assert {crop.box[0] == 120 - (crop.box[2] - crop.box[0]) for crop in inside} == {True, False}
-    jitter = np.array([crop.jitter for crop in crops])
+def test_looks_cover_their_range():
+    augment, rng = Augment((50, 100), blur=(0.15, 1.3)), np.random.default_rng(0)
+    looks = [augment.draw_looks(rng) for _ in range(400)]
+    assert {look.flip for look in looks} == {True, False}
+    jitter = np.array([look.jitter for look in looks])
     assert np.allclose(jitter.min(0), (0.75, 0.75, 0.75, -0.25), atol=0.01)
     assert np.allclose(jitter.max(0), (1.25, 1.25, 1.25, 0.25), atol=0.01)
+    blur = np.array([look.blur for look in looks])
+    assert (blur >= 0.15).all()
+    assert (blur <= 1.3).all()
+    assert np.ptp(blur) > 1.1
 
 
 def test_options_do_not_shift_the_random_numbers():
-    full, plain = Augment((50, 100), blur=2.0), Augment((50, 100), **PLAIN)
-    boxes = [augment.draw(120, 240, np.random.default_rng(5)).box for augment in (full, plain)]
-    assert boxes[0] == boxes[1]
+    full, plain = Augment((50, 100), blur=(0.0, 2.0)), Augment((50, 100), colour=0.0)
+    looks = [augment.draw_looks(np.random.default_rng(5)) for augment in (full, plain)]
+    assert looks[0].flip == looks[1].flip
+    assert looks[1] == Looks(looks[0].flip)
 
 
-def test_equal_generators_give_equal_crops_and_leave_the_sample_alone():
-    sample = blocks(90, 120, cell=7)
-    before = sample.image.copy(), sample.label.copy()
-    augment = Augment((64, 64), blur=1.5)
-    first, second = (augment(sample, np.random.default_rng(9)) for _ in range(2))
-    assert np.array_equal(first.image, second.image)
-    assert np.array_equal(first.label, second.label)
-    assert np.array_equal(sample.image, before[0])
-    assert np.array_equal(sample.label, before[1])
+@pytest.mark.parametrize(
+    ("size", "long_edge", "expected"),
+    [
+        ((100, 200), 0, (100, 200)),
+        ((3024, 4032), 2177, (1633, 2177)),
+        ((200, 100), 50, (50, 25)),
+        ((1, 999), 9, (1, 9)),
+    ],
+)
+def test_the_long_edge_keeps_the_shape(size, long_edge, expected):
+    assert resized_size(*size, long_edge) == expected
 
 
-def test_colour_changes_follow_their_definition():
-    rng = np.random.default_rng(0)
-    image = rng.integers(60, 180, (16, 16, 3), dtype=np.uint8)
-    weights = np.array([0.299, 0.587, 0.114])
-    luma = image @ weights
-    # One count of tolerance: OpenCV rounds to nearest, to even or not.
-    assert np.abs(change_colours(image, (1.2, 1, 1, 0)) - image * 1.2).max() <= 1
-    expected = luma.mean() + 0.8 * (image - luma.mean())
-    assert np.abs(change_colours(image, (1, 0.8, 1, 0)) - expected).max() <= 1
-    expected = luma[..., None] + 0.5 * (image - luma[..., None])
-    assert np.abs(change_colours(image, (1, 1, 0.5, 0)) - expected).max() <= 1
-    turned = change_colours(image, (1, 1, 1, 0.25))
-    inside = ((turned > 0) & (turned < 255)).all(-1)  # where nothing was clipped
-    assert inside.mean() > 0.5
-    assert np.abs(turned @ weights - luma)[inside].max() < 2
-    assert change_colours(image, (1, 1, 1, 0)) is image
-
-
-def test_grey_stays_grey_under_hue_and_saturation():
-    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
-    assert np.abs(change_colours(grey, (1, 1, 0.6, 0.2)).astype(int) - grey).max() <= 1
-
-
-def test_blur_softens_the_image_and_not_the_label():
-    sample = blocks(64, 64, cell=4)
-    crop = Augment((64, 64), **PLAIN, blur=2.0).cut(sample, Crop((0, 0, 64, 64), sigma=1.5))
-    assert crop.image.std() < 0.8 * sample.image.std()
-    assert np.array_equal(crop.label, sample.label)
+def test_a_sample_whose_parts_differ_in_size_is_refused():
+    sample = Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6), np.uint8), "odd")
+    with pytest.raises(
+        ValueError, match=r"sample odd: expected an image \[4, 6, 3\] as its label map has it, got \[4, 5"
+    ):
+        piece_of(sample, (0, 0, 2, 2), Looks(), (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -156,16 +108,11 @@ def test_blur_softens_the_image_and_not_the_label():
         ({"crop": (0, 10)}, "crop: expected"),
         ({"crop": (10, 10), "scale": (2.0, 0.5)}, "scale: expected"),
         ({"crop": (10, 10), "colour": 1.5}, r"colour: expected 0\.\.0\.5, got 1\.5"),
-        ({"crop": (10, 10), "blur": -1.0}, "blur: expected"),
-        ({"crop": (10, 10), "ignore_label": 300}, r"ignore_label: expected 0\.\.255, got 300"),
+        ({"crop": (10, 10), "blur": (-1.0, 2.0)}, "blur: expected"),
+        ({"crop": (10, 10), "blur": (0.0, 9.0)}, "blur: expected .* <= 4, got"),
+        ({"crop": (10, 10), "long_edge": -1}, "long_edge: expected pixels from 0 up, got -1"),
     ],
 )
 def test_bad_options_are_named(options, text):
     with pytest.raises(ValueError, match=text):
         Augment(**options)
-
-
-def test_an_image_that_does_not_fit_its_label_is_refused():
-    sample = Sample(np.zeros((10, 12, 3), np.uint8), np.zeros((10, 11), np.uint8), "odd")
-    with pytest.raises(ValueError, match=r"sample odd: expected an image \[10, 11, 3\].*got \[10, 12, 3\]"):
-        Augment((4, 4))(sample, np.random.default_rng(0))

@@ -10,26 +10,30 @@ import torch
 from hmsa_ext import data
 from hmsa_ext.data import opencv
 from hmsa_ext.data.opencv import explain_import_failure, installed_wheels
+from hmsa_ext.data.sets import camvid
 
 
-def test_normalise_follows_its_formula():
+def whole(image):
+    """The picture as networks see it."""
+    sample = data.Sample(image, np.zeros(image.shape[:2], np.uint8), "picture")
+    return data.cut(data.collate([data.whole_piece(sample)])).images[0]
+
+
+def test_networks_see_the_normalised_picture():
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = ((torch.from_numpy(image).double() / 255 - mean) / std).permute(2, 0, 1)
-    result = data.normalise(image)
-    assert result.dtype == torch.float32
-    assert result.is_contiguous()
     # Values are up to 2.7: a few float32 roundings.
-    assert torch.allclose(result.double(), expected, atol=2e-6)
+    assert torch.allclose(whole(image).double(), expected, atol=2e-6)
 
 
 def test_denormalise_gives_every_value_back(device):
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    assert np.array_equal(data.denormalise(data.normalise(image).to(device)), image)
+    assert np.array_equal(data.denormalise(whole(image).to(device)), image)
 
 
 def test_colourise_uses_the_table_and_black_for_ignored(device):
-    classes = data.CamVid.classes
+    classes = camvid.CLASSES
     label = torch.tensor([[0, 1, 10], [255, 3, 4]], device=device)
     picture = data.colourise(label, classes)
     assert picture.dtype == np.uint8
@@ -40,8 +44,6 @@ def test_colourise_uses_the_table_and_black_for_ignored(device):
 @pytest.mark.parametrize(
     ("function", "argument", "text"),
     [
-        (data.normalise, np.zeros((4, 4), np.uint8), r"image: expected uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
-        (data.normalise, np.zeros((4, 4, 3)), r"image: expected uint8 \[H, W, 3\], got float64"),
         (data.denormalise, torch.zeros(1, 3, 4, 4), r"image: expected \[3, H, W\], got \[1, 3, 4, 4\]"),
     ],
 )
@@ -60,7 +62,7 @@ def test_wrong_pictures_are_refused(function, argument, text):
 )
 def test_wrong_label_maps_are_refused(label, text):
     with pytest.raises(ValueError, match=text):
-        data.colourise(label, data.CamVid.classes)
+        data.colourise(label, camvid.CLASSES)
 
 
 def test_a_class_table_is_compared_by_content_and_cannot_change():

@@ -80,6 +80,7 @@ def test_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
         ({"config": TrainConfig(lr=0.5).to_dict()}, r"lr: the checkpoint has 0\.5, now"),
         ({"config": TrainConfig(model="hrnet_w18_ocr").to_dict()}, "model: the checkpoint has 'hrnet_w18_ocr'"),
         ({"rng": [{}, {}]}, "written by 2 processes, now there are 1"),
+        ({"config": {"lr": TrainConfig().lr}}, "written by a version without the settings .*sampling.*--weights"),
     ],
 )
 def test_a_run_of_other_settings_is_not_resumed(changes: dict[str, object], message: str) -> None:

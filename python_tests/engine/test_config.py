@@ -36,6 +36,19 @@ def test_flags_are_converted_to_the_types_of_the_fields() -> None:
     assert config.mirror is False
 
 
+def test_ranges_names_and_weights_are_read_from_text_and_from_yaml(tmp_path: Path) -> None:
+    flags = ("--blur", "0.15,1.3", "--sampling-weights", "Bicyclist:2, Sky:0", "--sampling-epochs", "7")
+    extra = ("--data", "cityscapes", "--root", "x", "--extra", "coarse", "--extra-classes", "bus, train")
+    config = parse(*flags, *extra)
+    assert config.blur == (0.15, 1.3)
+    assert config.sampling_weights == {"Bicyclist": 2.0, "Sky": 0.0}
+    assert config.sampling_epochs == 7
+    assert config.extra_classes == ("bus", "train")
+    config.save(tmp_path / "config.yaml")
+    assert parse("--config", str(tmp_path / "config.yaml")) == config
+    assert parse("--blur", "0.5").blur == (0.5, 0.5)
+
+
 def test_flags_override_the_file_which_overrides_defaults(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("lr: 1e-4\nepochs: 7\ncrop: [64, 64]\n")
@@ -63,6 +76,20 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
         (["--model", "resnet"], "model: got 'resnet', expected one of hrnet_small_ocr"),
         (["--loss", "dice"], "loss: got 'dice', expected one of ce, rmi"),
         (["--data", "camvid"], "root: got None, expected the folder of the camvid data"),
+        (["--data", "cityskapes"], "data: got 'cityskapes', expected one of synthetic, camvid, cityscapes"),
+        (["--blur", "3,1"], r"blur: got 3\.0,1\.0, expected SMALLEST,LARGEST from 0 to 4"),
+        (["--sampling", "fair"], "sampling: got 'fair', expected one of class_uniform, rare_class, uniform"),
+        (["--sampling-share", "2"], r"sampling_share: got 2\.0, expected a number from 0 to 1"),
+        (["--sampling-weights", "Sky"], "sampling_weights: got 'Sky', expected NAME:X,NAME:X"),
+        (["--sampling-weights", "Sky:-1"], "sampling_weights: got .*, expected NAME:X,NAME:X with numbers not below 0"),
+        (["--extra", "coarse"], "extra: got 'coarse', expected none, since the data is synthetic"),
+        (["--extra-classes", "bus"], "extra_classes: got bus, expected none without --extra"),
+        (["--coarse-classes", "bus"], "coarse_classes: got bus, expected nothing without --extra autolabelled"),
+        (["--region-of-interest"], "region_of_interest: got True, expected nothing without --extra autolabelled"),
+        (
+            ["--data", "cityscapes", "--root", "x", "--extra", "coarse"],
+            "extra_classes: got , expected the classes that --extra is for",
+        ),
         (["--config", "absent.yaml"], "config: no file absent.yaml"),
         (["--resume", "absent"], "resume: no file absent/config.yaml"),
     ],

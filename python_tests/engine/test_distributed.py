@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,34 @@ def test_two_processes_train_one_model_and_score_every_image_once(tmp_path: Path
     assert alone["pixel_accuracy"] == pytest.approx(ranks[0]["result"]["pixel_accuracy"], abs=1e-6)
 
 
+def train_with_two(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Two processes of the command itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    environment = os.environ | {"PYTHONPATH": str(Path(hmsa_ext.__file__).parents[1])}
+    flags = ["--device", "cpu", "--threads", "1", "--crop", "64x96", "--batch-size", "1", "--max-minutes", "1e-9"]
+    return subprocess.run(
+        [*command, "hmsa_ext.train", *flags, "--output", str(folder / "run"), *arguments],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+
+
+def test_of_two_processes_one_reads_the_labels_and_both_hear_of_problems(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            for folder, picture in ((split, np.zeros((64, 64, 3))), (f"{split}annot", np.eye(64))):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                assert cv2.imwrite(str(tmp_path / folder / f"{name}.png"), picture.astype(np.uint8))
+    data = ("--data", "camvid", "--root", str(tmp_path), "--cache", str(tmp_path / "cache"))
+    done = train_with_two(tmp_path, *data)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("read 2 label maps") == 2  # of train and of val, each once
+    assert cv2.imwrite(str(tmp_path / "trainannot" / "b.png"), np.full((64, 64), 99, np.uint8))
+    done = train_with_two(tmp_path, *data)
+    assert done.returncode != 0
+    assert done.stderr.count("error: 1 problem in 2 images") == 1
+    assert "b.png: values that are no class: 99 in 4096 pixels" in done.stderr
+
+
 def test_one_process_passes_everything_through() -> None:
     process, model = Process(torch.device("cpu")), nn.BatchNorm2d(3)
     values = torch.tensor([2**40 + 1])
@@ -59,6 +89,9 @@ def test_one_process_passes_everything_through() -> None:
     assert distributed.any_process(process, True, False) == (True, False)
     assert distributed.gather(process, "x") == ["x"]
     assert distributed.from_main(process, "x") == "x"
+    distributed.wait_for_all(process)
+    with distributed.first_on_machine(process):
+        pass
 
 
 def test_batch_norm_is_synchronised_only_between_gpus() -> None:

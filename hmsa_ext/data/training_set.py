@@ -1,0 +1,103 @@
+"""A data set made ready for training: looked through, indexed, with its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hmsa_ext.data.augment import Augment
+from hmsa_ext.data.index import ClassIndex, build_index
+from hmsa_ext.data.sampling import EpochSampler, Sampling
+from hmsa_ext.data.types import DataError, Dataset, Sample
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What :func:`hmsa_ext.data.training_loader` takes its crops from.
+
+    dataset: the training images, followed by the extra ones.
+    index: of the training images alone.
+    """
+
+    dataset: Dataset
+    index: ClassIndex
+    sampler: EpochSampler
+    augment: Augment
+
+
+def prepare(
+    dataset: Dataset,
+    augment: Augment,
+    sampling: Sampling | None = None,
+    *,
+    seed: int = 0,
+    extra: Dataset | None = None,
+    tile: int = 0,
+    cache: Path | None = None,
+    skip_damaged: bool = False,
+    quiet: bool = False,
+) -> TrainingSet:
+    """Looks every label map through, or takes the index of an earlier look from the cache, and plans the epochs.
+
+    sampling: class-uniform for half of an epoch unless given.
+    seed: of boxes, order and looks.
+    extra: coarsely or automatically labelled images of the same classes, for ``sampling.extra_classes``.
+    tile: side in pixels of the tiles whose centroids crops are drawn around; 0: a quarter of the smaller side of the
+        crop, so that the centroid lies on or near the class and the class comes into the crop with it. (Published for
+        Cityscapes: 1024, where it often does not.)
+    cache, skip_damaged, quiet: as for :func:`hmsa_ext.data.build_index`.
+
+    Raises DataError for problems of the data; they are listed.
+    """
+    sampling = sampling or Sampling()
+    if tile < 0:
+        raise ValueError(f"tile: expected pixels from 0 up, got {tile}")
+    tile = tile or max(1, min(augment.crop) // 4)
+    if sampling.extra_classes and extra is None:
+        raise DataError(f"extra_classes: got {', '.join(sampling.extra_classes)}, but there are no extra images")
+    if extra is not None and not sampling.extra_classes:
+        raise DataError("extra_classes: expected the classes that the extra images are for, got none")
+    options = {"tile": tile, "cache": cache, "skip_damaged": skip_damaged, "quiet": quiet}
+    index = build_index(dataset, **options)
+    extra_index = None if extra is None else build_index(extra, **options)
+    sampler = EpochSampler(
+        index,
+        sampling,
+        crop=augment.crop,
+        scale=augment.scale,
+        seed=seed,
+        long_edge=augment.long_edge,
+        extra=extra_index,
+    )
+    return TrainingSet(dataset if extra is None else Chain([dataset, extra]), index, sampler, augment)
+
+
+class Chain:
+    """Data sets of the same classes one behind the other, as one. Raises DataError where their classes differ."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts, self.classes = tuple(parts), parts[0].classes
+        if any(part.classes != self.classes for part in parts):
+            raise DataError("the data sets have other classes than the first: they cannot be used as one")
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        part, index = self._find(index)
+        return part[index]
+
+    def label(self, index: int) -> np.ndarray:
+        """The label map of one image."""
+        part, index = self._find(index)
+        return part.label(index)
+
+    def _find(self, index: int) -> tuple[Dataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0..{len(self) - 1}, got {index}")
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part], index - (int(self.ends[part - 1]) if part else 0)

@@ -1,0 +1,94 @@
+"""Class frequencies: counted by hand, as a table, as a picture, and from outside on CamVid."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_ext import data
+from hmsa_ext.data import stats
+from python_tests.data.picture_sets import Blocks
+
+CAMVID = Path(os.environ.get("HMSA_CAMVID", Path(__file__).resolve().parents[3] / "shared" / "data" / "camvid"))
+
+
+def prepared(sampling: data.Sampling | None = None) -> data.TrainingSet:
+    augment = data.Augment((20, 24), scale=(0.5, 2.0))
+    return data.prepare(Blocks(30), augment, sampling, seed=2, tile=8, quiet=True)
+
+
+def test_crops_are_counted_in_their_boxes():
+    training = prepared()
+    counts = stats.count_crops(training, epochs=2, quiet=True)
+    assert counts.crops == 60
+    shares = []
+    for epoch in range(2):
+        for image, y0, x0, y1, x1 in training.sampler.draw(epoch)[0]:
+            part = training.dataset.label(image)[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+            pixels = np.bincount(part[part != 255], minlength=4)
+            shares.append(pixels / max(pixels.sum(), 1))
+    np.testing.assert_allclose(counts.share, np.mean(shares, 0))
+    np.testing.assert_allclose(counts.presence, (np.array(shares) > 0).mean(0))
+
+
+def test_the_rare_class_rises_and_the_table_and_picture_say_so():
+    training = prepared()
+    plain = replace(training, sampler=training.sampler.with_sampling(data.Sampling("uniform")))
+    uniform, sampled = (stats.count_crops(t, epochs=5, quiet=True) for t in (plain, training))
+    assert sampled.share[2] > 2 * uniform.share[2]
+    text = stats.table(training.index, uniform, sampled, "class_uniform")
+    (line,) = [line for line in text.splitlines() if line.startswith("rare")]
+    assert f"{100 * sampled.share[2]:.2f}" in line.split()
+    assert f"{sampled.share[2] / uniform.share[2]:.2f}" in line.split()
+    picture = stats.draw(training.index, uniform, sampled, "class_uniform")
+    assert picture.dtype == np.uint8
+    # A longer bar in the colour of the class than in grey.
+    row = 84 + 46 * 2 + 4
+    grey, colour = (picture[row + k, stats.NAME_WIDTH : stats.NAME_WIDTH + stats.PLOT_WIDTH] for k in (6, 21))
+    own = (colour == training.index.classes.colours[2]).all(1).sum()
+    assert own > (grey == stats.UNIFORM_BAR).all(1).sum() > 0
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here; HMSA_CAMVID names its folder")
+def test_on_camvid_the_classes_that_should_rise_do(tmp_path):
+    command = [sys.executable, "-m", "hmsa_ext.data", "stats", "--data", "camvid", "--root", str(CAMVID)]
+    flags = ["--crop", "192x256", "--scale-range", "0.75,2", "--epochs", "3", "--json", str(tmp_path / "stats.json")]
+    environment = os.environ | {"HMSA_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*command, *flags, "--picture", str(tmp_path / "stats.png")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "stats.json").read_text())
+    factor = dict(zip(content["classes"], np.divide(content["share"], content["uniform_share"]), strict=True))
+    assert all(factor[name] > 1.03 for name in ("Bicyclist", "Pedestrian", "SignSymbol", "Pole"))
+    assert factor["Bicyclist"] > 1.2
+    assert factor["Road"] < 1
+    assert content["plan"] == [191] + [16] * 11
+    assert "Bicyclist" in done.stdout
+    assert cv2.imread(str(tmp_path / "stats.png")).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--crop", "64"], "--crop: got '64', expected HxW"),
+        (["--crop", "64x64", "--scale-range", "2"], "--scale-range: got '2', expected LOW,HIGH"),
+        (["--crop", "64x64", "--class-weights", "road"], "--class-weights: got 'road', expected NAME:X,NAME:X"),
+        (["--crop", "64x64", "--class-weights", "rood:2"], "weights: no class 'rood'; expected some of road"),
+        (["--crop", "64x64", "--epochs", "0"], "epochs: expected at least 1, got 0"),
+        (["--crop", "64x64", "--share", "7"], "share: expected a number from 0 to 1, got 7.0"),
+    ],
+)
+def test_bad_flags_are_named(flags, text, capsys):
+    try:
+        status = stats.main(["--data", "synthetic", "--length", "4", *flags])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert text in capsys.readouterr().err
