@@ -104,8 +104,8 @@ def draw(index: ClassIndex, uniform: CropCounts, sampled: CropCounts, kind: str)
     """The shares of the classes as bars, on a logarithmic axis: uint8 [H, W, 3], red, green, blue."""
     classes: ClassTable = index.classes
     shares = np.stack([uniform.share, sampled.share])
-    least = max(10.0 ** np.floor(np.log10(max(shares[shares > 0].min(initial=1.0), 1e-6))), 1e-6)
-    decades = round(-np.log10(least))
+    decades = int(np.clip(np.ceil(-np.log10(shares[shares > 0].min(initial=1.0))), 1, 6))
+    least = 10.0**-decades
     top, height = 84, ROW_HEIGHT * classes.num_classes
     picture = np.full((top + height + 34, NAME_WIDTH + PLOT_WIDTH + NUMBER_WIDTH, 3), 255, np.uint8)
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _run(options)
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -55,6 +55,14 @@ def test_the_rare_class_rises_and_the_table_and_picture_say_so():
     assert own > (grey == stats.UNIFORM_BAR).all(1).sum() > 0
 
 
+@pytest.mark.parametrize("shares", [[1.0, 0.0, 0.0, 0.0], [0.0] * 4, [0.999, 1e-9, 0.0, 0.0]])
+def test_any_shares_can_be_drawn(shares):
+    counts = stats.CropCounts(np.array(shares), np.zeros(4), 1)
+    picture = stats.draw(prepared().index, counts, counts, "uniform")
+    assert picture.shape[2] == 3
+    assert "ground" in stats.table(prepared().index, counts, counts, "uniform")
+
+
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here; HMSA_CAMVID names its folder")
 def test_on_camvid_the_classes_that_should_rise_do(tmp_path):
     command = [sys.executable, "-m", "hmsa_ext.data", "stats", "--data", "camvid", "--root", str(CAMVID)]
