@@ -1,8 +1,14 @@
-"""Small data sets in memory, for tests."""
+"""Small data sets in memory, for tests, and where the real CamVid is."""
+
+import os
+from pathlib import Path
 
 import numpy as np
 
 from hmsa_ext import data
+
+# $HMSA_SHARED/data/camvid, or shared/data/camvid beside the repository.
+CAMVID = Path(os.environ.get("HMSA_SHARED") or Path(__file__).resolve().parents[3] / "shared") / "data" / "camvid"
 
 
 class Blocks:

@@ -1,6 +1,5 @@
 """The CamVid layout: what is read, and what is said about folders and files that are not right."""
 
-import os
 import struct
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from hmsa_ext import data
 from hmsa_ext.data.sets import camvid
+from python_tests.data.picture_sets import CAMVID
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -247,9 +247,6 @@ def test_check_loads_what_it_cannot_inspect():
     assert "item1: values that are no class: 11 in 20 pixels. Expected 0..10, or 255 for ignored" in str(caught.value)
 
 
-SHARED = Path(os.environ.get("HMSA_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-
-
 # Of the pixels, in percent, of the 11 classes and void, as measured when the data was described.
 SHARES = {
     "train": (16.85, 23.26, 0.98, 31.66, 4.49, 9.72, 1.17, 1.13, 5.87, 0.64, 0.29, 3.95),
@@ -257,10 +254,10 @@ SHARES = {
 }
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "camvid").is_dir(), reason="no CamVid beside the repository (HMSA_SHARED)")
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no CamVid beside the repository (HMSA_SHARED)")
 def test_the_real_camvid_is_whole():
     for split, count in (("train", 367), ("val", 101)):
-        dataset = build(SHARED / "data" / "camvid", split)
+        dataset = build(CAMVID, split)
         data.check(dataset, quiet=True)
         assert len(dataset) == count
         pixels = sum(np.bincount(dataset.label(index).ravel(), minlength=256) for index in range(count))

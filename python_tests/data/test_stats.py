@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,9 +12,7 @@ import pytest
 
 from hmsa_ext import data
 from hmsa_ext.data import stats
-from python_tests.data.picture_sets import Blocks
-
-CAMVID = Path(os.environ.get("HMSA_CAMVID", Path(__file__).resolve().parents[3] / "shared" / "data" / "camvid"))
+from python_tests.data.picture_sets import CAMVID, Blocks
 
 
 def prepared(sampling: data.Sampling | None = None) -> data.TrainingSet:
@@ -63,7 +60,7 @@ def test_any_shares_can_be_drawn(shares):
     assert "ground" in stats.table(prepared().index, counts, counts, "uniform")
 
 
-@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not here; HMSA_CAMVID names its folder")
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no CamVid beside the repository (HMSA_SHARED)")
 def test_on_camvid_the_classes_that_should_rise_do(tmp_path):
     command = [sys.executable, "-m", "hmsa_ext.data", "stats", "--data", "camvid", "--root", str(CAMVID)]
     flags = ["--crop", "192x256", "--scale-range", "0.75,2", "--epochs", "3", "--json", str(tmp_path / "stats.json")]
