@@ -199,20 +199,25 @@ def _build_with_cache(builder: _Builder, stamps: _Stamps, cache: Path, quiet: bo
     )
     key = hashlib.blake2b("\n".join([identity, *stamps.names]).encode(), digest_size=12).hexdigest()
     path = cache / f"{key}.index.npz"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            rows = _load(path, stamps, builder)
-            complete = not rows.missing()
-            index = builder.build(rows)
-            if not complete:
-                _store(path, stamps, rows)
-        return index
-    except OSError as error:
+    rows, trouble = _Rows(len(stamps.names)), None
+    with contextlib.ExitStack() as stack:
         # A cache is a convenience: without it the same index comes out, later.
-        if not quiet:
-            print(f"the index of the label maps cannot be kept in {cache}: {error}", file=sys.stderr)
-        return builder.build(_Rows(len(stamps.names)))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(path.with_suffix(".lock")))
+            rows = _load(path, stamps, builder)
+        except OSError as error:
+            trouble = error
+        complete = not rows.missing()
+        index = builder.build(rows)
+        if not complete and trouble is None:
+            try:
+                _store(path, stamps, rows)
+            except OSError as error:
+                trouble = error
+    if trouble is not None and not quiet:
+        print(f"the index of the label maps cannot be kept in {cache}: {trouble}", file=sys.stderr)
+    return index
 
 
 def _load(path: Path, stamps: _Stamps, builder: _Builder) -> _Rows:

@@ -183,6 +183,17 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, capsys):
     assert_equal(index, build(dataset, None)[0])
 
 
+def test_a_full_disk_costs_nothing_but_the_cache(tmp_path, capsys, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hmsa_ext.data.index.replacing", full)
+    dataset = Counting(camvid(tmp_path / "set"))
+    index = data.build_index(dataset, tile=16, cache=tmp_path / "cache")
+    assert "No space left on device" in capsys.readouterr().err
+    assert len(dataset.read) == len(index) == 6  # read once
+
+
 def test_problems_are_listed_all_at_once(tmp_path):
     dataset = camvid(tmp_path / "set")
     cv2.imwrite(str(tmp_path / "set" / "trainannot" / "f1.png"), np.full((24, 40), 77, np.uint8))
