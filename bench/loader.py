@@ -5,8 +5,8 @@
     python -m bench.loader --workers 8 --device cuda         # crops on the GPU, from pinned memory
 
 Frames of 1024x2048 as PNG with labelIds beside them, in the layout of Cityscapes: generated street scenes with the
-noise of a camera, larger as PNGs (4 MB) than those of Cityscapes (2.2 MB). Each figure is the median of some rounds
-over all frames; the page cache is warm, so that the disk plays no part. One thread for each process.
+noise of a camera; the size of their files is printed, since decoding depends on it. Each figure is the median of some
+rounds over all frames; the page cache is warm, so that the disk plays no part. One thread for each process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hmsa_ext.data.opencv import cv2
 from hmsa_ext.files import write_text
 
 SIZE = (1024, 2048)
-NOISE = 1.0  # standard deviation: gives PNGs about as large as those of Cityscapes
+NOISE = 1.0  # standard deviation
 CROP = (512, 1024)
 LABEL_IDS = (7, 8, 22, 11, 23, 21, 17, 20, 13, 26, 24)  # of the classes of the generated scenes
 

@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace, process: distributed.Process) -> evaluation.EvaluationResult:
     """Does what the options say; every process returns the same result."""
+    for name in ("long_edge", "workers"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise ConfigError(f"{name}: got {value}, expected a number not below 0")
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype, reason = choose_dtype(options.dtype, process.device)

@@ -91,6 +91,10 @@ def test_evaluate_takes_published_files_and_draws(run: Path, tmp_path: Path) -> 
         (["--model", "hrnet_small_ocr", "--num-classes", "7"], "7 of another shape|4 of another shape"),
         (["--model", "resnet", "--num-classes", "11"], "model: got 'resnet', expected one of"),
         (["--data", "camvid"], "camvid needs the folder"),
+        (["--long-edge", "-5"], "long_edge: got -5, expected a number not below 0"),
+        (["--workers", "-1"], "workers: got -1, expected a number not below 0"),
+        (["--fold", "2"], "fold: synthetic has no such option; got 2"),
+        (["--split", "nope"], "split: expected one of"),
         (["--data", "camvid", "--root", "absent"], "absent/val: no such folder"),
     ],
 )

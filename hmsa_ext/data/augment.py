@@ -77,7 +77,12 @@ class Augment:
 
 
 def resized_size(height: int, width: int, long_edge: int) -> tuple[int, int]:
-    """(height, width) of an image after its longer side became ``long_edge`` pixels; as it was for 0."""
+    """(height, width) of an image after its longer side became ``long_edge`` pixels; as it was for 0.
+
+    Raises ValueError for less than 0.
+    """
+    if long_edge < 0:
+        raise ValueError(f"long_edge: expected pixels from 0 up, got {long_edge}")
     if long_edge == 0:
         return height, width
     factor = long_edge / max(height, width)

@@ -84,7 +84,10 @@ def piece_of(sample: Sample, box: tuple[int, int, int, int], looks: Looks, size:
 
 
 def collate(pieces: list[Piece]) -> DecodedBatch:
-    """Pieces of one size as a batch."""
+    """Pieces of one size as a batch. Raises ValueError for none, and for several sizes."""
+    sizes = {piece.size for piece in pieces}
+    if len(sizes) != 1:
+        raise ValueError(f"pieces: expected at least one, all of one size, got sizes {sorted(sizes)}")
     looks = [piece.looks for piece in pieces]
     return DecodedBatch(
         images=[torch.from_numpy(piece.image) for piece in pieces],

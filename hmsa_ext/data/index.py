@@ -73,7 +73,7 @@ def build_index(
     dataset: Dataset,
     *,
     tile: int,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     skip_damaged: bool = False,
     threads: int | None = None,
     quiet: bool = False,
@@ -99,7 +99,7 @@ def build_index(
         index = builder.build(_Rows(len(dataset)))
     else:
         stamps = _Stamps.of([files(i) for i in range(len(dataset))])
-        index = _build_with_cache(builder, stamps, cache, quiet)
+        index = _build_with_cache(builder, stamps, Path(cache).expanduser(), quiet)
     if index.problems:
         text = problem_report([line for lines in index.problems.values() for line in lines], len(dataset))
         if not skip_damaged or len(index.usable) == 0:

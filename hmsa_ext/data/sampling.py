@@ -84,6 +84,8 @@ class EpochSampler:
         long_edge: int = 0,
         extra: ClassIndex | None = None,
     ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed: expected a number from 0 up, got {seed}")
         self.index, self.sampling, self.extra = index, sampling, extra
         self.crop, self.scale, self.seed, self.long_edge = crop, scale, seed, long_edge
         names = index.classes.names

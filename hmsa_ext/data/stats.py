@@ -151,6 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.epochs < 1:
         raise DataError(f"epochs: expected at least 1, got {options.epochs}")
+    for name in ("picture", "json"):  # said before the work, not after it
+        path = getattr(options, name)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise DataError(f"{name}: no folder {Path(path).parent}; expected a file in one that exists")
     own = {name: getattr(options, name) for name in by_name.OPTIONS}
     dataset = by_name.build(options.data, options.split, root=options.root, length=options.length, **own)
     augment = Augment(options.crop, options.scale_range, long_edge=options.long_edge)

@@ -36,7 +36,7 @@ def prepare(
     seed: int = 0,
     extra: Dataset | None = None,
     tile: int = 0,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     skip_damaged: bool = False,
     quiet: bool = False,
 ) -> TrainingSet:
@@ -47,7 +47,7 @@ def prepare(
     extra: coarsely or automatically labelled images of the same classes, for ``sampling.extra_classes``.
     tile: side in pixels of the tiles whose centroids crops are drawn around; 0: a quarter of the smaller side of the
         crop, so that the centroid lies on or near the class and the class comes into the crop with it. (Published for
-        Cityscapes: 1024, where it often does not.)
+        Cityscapes: 1024.)
     cache, skip_damaged, quiet: as for :func:`hmsa_ext.data.build_index`.
 
     Raises DataError for problems of the data; they are listed.

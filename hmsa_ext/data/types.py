@@ -109,7 +109,7 @@ class Dataset(Protocol):
 
 @dataclass
 class Batch:
-    """What a loader yields.
+    """Crops on the device, as :func:`hmsa_ext.data.cut` makes them of what a loader yields.
 
     images: float32 [B, 3, h, w], normalised (see :mod:`hmsa_ext.data.normalise`).
     labels: uint8 [B, h, w]; 255 = ignored.
@@ -122,12 +122,3 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
-        """The batch on another device. From pinned memory the copy runs beside the host."""
-        images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.labels.to(device, non_blocking=non_blocking), self.names)
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; called by ``torch.utils.data.DataLoader``."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.names)

@@ -89,15 +89,18 @@ def draw_class_uniform_boxes(
     return torch.tensor(boxes, **as_table).reshape(count, 5), torch.tensor(classes, **as_table)
 
 
+ROUNDS = 12  # of the Feistel network, as in csrc/core/permutation.h
+
+
 def permuted(place: int, size: int, seed: int, epoch: int, turn: int, stream: int) -> int:
-    """Element ``place`` of a random permutation of [0, size): a Feistel network of 12 rounds over the next power of 4,
+    """Element ``place`` of a random permutation of [0, size): a Feistel network over the next power of 4,
     again and again until the number is below ``size``."""
     bits = 0
     while 4**bits < size:
         bits += 1
     while True:
         left, right = divmod(place, 1 << bits)
-        for r in range(12):
+        for r in range(ROUNDS):
             random = philox((right + (r << 16), epoch, turn, stream), seed)[0]
             left, right = right, left ^ random % (1 << bits)
         place = (left << bits) + right

@@ -94,6 +94,18 @@ def test_the_long_edge_keeps_the_shape(size, long_edge, expected):
     assert resized_size(*size, long_edge) == expected
 
 
+def test_what_makes_no_batch_and_no_size_is_refused():
+    pieces = [piece_of(blocks(8, 8, 2), (0, 0, 4, 4), Looks(), size) for size in ((4, 4), (5, 4))]
+    with pytest.raises(ValueError, match=r"pieces: expected at least one, all of one size, got sizes \[\]"):
+        collate([])
+    with pytest.raises(
+        ValueError, match=r"pieces: expected at least one, all of one size, got sizes \[\(4, 4\), \(5, 4"
+    ):
+        collate(pieces)
+    with pytest.raises(ValueError, match="long_edge: expected pixels from 0 up, got -1"):
+        resized_size(4, 4, -1)
+
+
 def test_a_sample_whose_parts_differ_in_size_is_refused():
     sample = Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6), np.uint8), "odd")
     with pytest.raises(

@@ -162,6 +162,11 @@ def test_bad_samplings_are_named(options, text):
         data.Sampling(**options)
 
 
+def test_a_bad_seed_is_named():
+    with pytest.raises(ValueError, match="seed: expected a number from 0 up, got -1"):
+        data.EpochSampler(synthetic_index(5, 2), data.Sampling(), crop=(9, 9), scale=(1, 1), seed=-1)
+
+
 def test_classes_that_do_not_exist_are_named():
     with pytest.raises(data.DataError, match="weights: no class 'rar'; expected some of ground, common, rare, never"):
         sampler(sampling=data.Sampling(weights={"rar": 2.0}))

@@ -381,7 +381,10 @@ def test_options_reach_the_data_set(tmp_path):
             "split: expected one of ['train', 'val', 'test']",
         ),
         (["scan", "--data", "cityscapes", "--root", "x", "--coarse-classes", "bus"], "expected numbers with commas"),
-        (["scan", "--data", "camvid", "--root", "x", "--json", "/none/x.json"], "No such file or directory"),
+        (
+            ["scan", "--data", "camvid", "--root", "x", "--json", "/none/x.json"],
+            "json: no folder /none; expected a file in one",
+        ),
     ],
 )
 def test_wrong_usage_gives_two(arguments, text, capsys):

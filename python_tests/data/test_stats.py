@@ -87,6 +87,9 @@ def test_on_camvid_the_classes_that_should_rise_do(tmp_path):
         (["--crop", "64x64", "--class-weights", "road"], "--class-weights: got 'road', expected NAME:X,NAME:X"),
         (["--crop", "64x64", "--class-weights", "rood:2"], "weights: no class 'rood'; expected some of road"),
         (["--crop", "64x64", "--epochs", "0"], "epochs: expected at least 1, got 0"),
+        (["--crop", "64x64", "--seed", "-1"], "seed: expected a number from 0 up, got -1"),
+        (["--crop", "64x64", "--picture", "/nowhere/x.png"], "picture: no folder /nowhere; expected a file in one"),
+        (["--crop", "64x64", "--json", "/nowhere/x.json"], "json: no folder /nowhere; expected a file in one"),
         (["--crop", "64x64", "--share", "7"], "share: expected a number from 0 to 1, got 7.0"),
     ],
 )

@@ -19,11 +19,16 @@ from hmsa_ext.data.scan.findings import judge
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
 from hmsa_ext.data.types import DataError
+from hmsa_ext.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = _parser().parse_args(arguments)
+    if options.threads is not None and options.threads < 1:
+        return _complain(f"threads: expected at least 1, got {options.threads}")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        return _complain(f"json: no folder {options.json.parent}; expected a file in one that exists")
     root = Path(options.root).expanduser()
     chosen = {name: getattr(options, name) for name in by_name.OPTIONS}
     splits = list(dict.fromkeys(options.split or ("train", "val")))
@@ -39,14 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(as_text(options.data, root, scans, findings))
         result = as_json(options.data, root, scans, findings)
         if options.json is not None:
-            options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except DataError as error:  # of names and options: what is wrong with files is in the findings
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            write_text(options.json, json.dumps(result, indent=2) + "\n")
+    except (DataError, OSError) as error:  # of names and options: what is wrong with files is in the findings
+        return _complain(error)
     return int(result["would_fail"])
+
+
+def _complain(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
