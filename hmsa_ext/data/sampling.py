@@ -164,10 +164,13 @@ class EpochSampler:
     def describe(self) -> str:
         """The plan of the first epoch in words."""
         items = self.plan(0)
-        if not self.by_class(0) or items[0] == self.length:
-            return f"every one of {self.length} images once per epoch"
-        names = self.index.classes.names
         kind = self.sampling.kind.replace("_", "-")
+        text = f"every one of {self.length} images once per epoch"
+        if not self.by_class(0):
+            return text
+        if items[0] == self.length:
+            return f"{text} ({kind} sampling has no effect: the share of each class is less than one item)"
+        names = self.index.classes.names
         several = items[1:][items[1:] > 0]
         each = f"{several.min()}" if several.min() == several.max() else f"{several.min()} to {several.max()}"
         text = f"{kind}: {self.length} items per epoch, {items[0]} from images at random and {each} from each class"

@@ -61,6 +61,13 @@ def test_every_crop_of_a_class_holds_its_centroid_and_mostly_the_class():
             assert (dataset.label(image)[max(y0, 0) : y1, max(x0, 0) : x1] == 2).any()
 
 
+def test_an_epoch_too_short_for_its_classes_says_so():
+    drawn = sampler(Blocks(5))
+    assert drawn.plan(0).tolist() == [5, 0, 0, 0, 0]
+    assert "class-uniform sampling has no effect: the share of each class is less than one item" in drawn.describe()
+    assert "no effect" not in sampler(Blocks(5), data.Sampling("uniform")).describe()
+
+
 def test_weights_change_the_part_of_a_class():
     plan = sampler(Blocks(100), data.Sampling(weights={"rare": 3.0, "ground": 0.0})).plan(0)
     assert plan.tolist() == [51, 0, 12, 37, 0]
