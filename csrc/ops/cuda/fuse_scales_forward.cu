@@ -1,209 +1,229 @@
 // fuse_scales on the GPU, forward: every input read about once, every output written once, 16 bytes at a time.
 //
-//     s >= 1    P = A * L + (1 - A) * R(P -> grid of s)
-//     s <  1    P = R(A * L -> size) + (1 - R(A -> size)) * P         with L = U logits, A = U attention
-//
-// A block makes a tile of the output, a group of channels at a time. Every resize is done in two halves, columns first
-// (forward_rows.cuh), so that an element of the output costs a few multiplications, and what lies below it is shared:
-//
-//     heads of all scales -> stretched rows                              each input is read once by a tile
-//     stretched rows      -> A * L of lower scales, P of upper ones      on the part of their grids that the tile needs
-//     these               -> stretched rows                              in the place of the heads' rows
-//     all stretched rows  -> P of the output                             in registers, written once
-//
-// The largest scale's own grid is skipped: U and R in one step take its head to the next grid (ComposedMap). Attention
-// goes the same way before the first group, or before each group where it is class-wise. Nothing of the size of a grid
-// exists in global memory.
-#include "ops/cuda/forward_block.cuh"
-#include "ops/cuda/forward_layout.cuh"
+// A block makes a tile of the output, a group of channels at a time (chain_tile.cuh): it copies the part of the heads that
+// the tile needs to shared memory, and every thread makes quads of output rows from there. Attention is made before the
+// first group; where it is class-wise, every block has one class. Nothing of the size of a grid exists in global memory.
+#include "ops/cuda/chain_tile.cuh"
 #include "ops/cuda/fuse_scales.h"
 
 namespace hmsa {
 namespace cuda {
-namespace forward {
+namespace fuse {
 namespace {
 
-constexpr int kBlocksPerProcessor = 4;  // they hide each other's barriers and latencies; 64 registers a thread
+// Some 20 warps on a multiprocessor hide each other's barriers and latencies; 96 registers a thread.
+constexpr int32_t kForwardThreads = 320;
+template <typename T>
+constexpr int kForwardBlocks = sizeof(T) == 4 ? 2 : 1;
 
-// Writes P.
-template <typename S, int kCount>
-struct OutputMap {
-  static constexpr bool kMirrors = false;
-  const MapView<S>& map;
+struct ForwardPlan {
+  TileLayout tile;
+  Extent size;     // of a tile
+  Extent tiles;    // down and across
+  int32_t groups;  // of channels
+  int32_t shares;  // of the groups, each a block's
+  bool quads;      // a quad of the output is one store
+  int32_t bytes;
+};
 
-  template <typename Block>
-  HMSA_DEVICE void store(const Block& block, const Job& job, const Item& item,
-                         const typename Block::Values* fused) const {
-    using Offset = typename Block::Offset;
-    const int32_t column = block.column_of(kGroup, item.position);
-    const int32_t channel = item.line + item.position - column * block.channels(kGroup);
-    if (channel >= job.count) return;
-    const int grid = block.layout.output;
-    const int32_t height = block.rows.grids[grid].size() - item.row;
-    S* corner = map.at(block.b, hidden(job.channel), block.rows.grids[grid].lo, block.columns.grids[grid].lo);
-    S* to = corner + (channel * static_cast<Offset>(map.channel) + item.row * static_cast<Offset>(map.row) +
-                      column * static_cast<Offset>(map.column));
-    HMSA_UNROLL
-    for (int r = 0; r < kRun; ++r, to += map.row) {
-      if (r < height) forward::store(to, fused[r]);
-    }
+// P of an upper scale, to its level in shared memory.
+template <typename S>
+struct LevelSink {
+  using T = arithmetic_t<S>;
+  const ChainTile<S>& tile;
+  int slot;
+  int32_t to;
+
+  HMSA_DEVICE bool begin(const Item& item) {
+    to = tile.layout.levels[slot].at(item.k, item.row - tile.windows().rows[slot].lo) +
+         item.q * static_cast<int32_t>(sizeof(Quad<T>));
+    return true;
+  }
+  HMSA_DEVICE void upper(int, const Quad<T>&, const Quad<T>&) const {}
+  HMSA_DEVICE void lower(int, const Quad<T>&) const {}
+  HMSA_DEVICE void result(const Quad<T>& fused) {
+    put_quad(to, fused);
+    to += tile.layout.levels[slot].pitch;
   }
 };
 
-template <typename S, int kCount, bool kPixels>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(arithmetic_t<S>) == 4 ? kBlocksPerProcessor : 2)
-    fuse_scales_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER ForwardLayout layout,
-                               int32_t stripes) {
-  HMSA_DYNAMIC_SHARED(unsigned char, memory);
-  HMSA_SHARED(AxisRanges, ranges, [2]);
-  HMSA_SHARED(JobOffsets, offsets, [1]);
+// P of the output, to global memory.
+template <typename S>
+struct OutputSink {
+  using T = arithmetic_t<S>;
+  const MapView<S>& output;
+  const ChainTile<S>& tile;
+  bool quads;
+  S* to;
+  int32_t columns;
+
+  HMSA_DEVICE bool begin(const Item& item) {
+    const Range range = tile.windows().columns[output_slot(tile.chain())];
+    const int32_t column = range.lo + item.q * kQuad;
+    columns = range.hi - column;
+    to = output.at(tile.b, tile.channel + item.k, item.row, column);
+    return columns > 0 && item.k < tile.count;
+  }
+  HMSA_DEVICE void upper(int, const Quad<T>&, const Quad<T>&) const {}
+  HMSA_DEVICE void lower(int, const Quad<T>&) const {}
+  HMSA_DEVICE void result(const Quad<T>& fused) {
+    store_quad(to, output.column, quads, columns, fused);
+    to += output.row;
+  }
+};
+
+template <typename S, bool kUpper, int kLowers>
+__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S>>)
+    fuse_scales_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER ForwardPlan plan) {
+  using After = typename ChainTile<S>::After;
   const Chain& chain = problem.chain;
-  const int32_t y = static_cast<int32_t>(blockIdx.x / stripes) * layout.tile.height;
-  const int32_t x = static_cast<int32_t>(blockIdx.x % stripes) * layout.tile.width;
-  const OutputMap<S, kCount> output{problem.output};
-  ForwardBlock<S, kCount, kPixels, OutputMap<S, kCount>> block{problem,   output,     layout, ranges[0],
-                                                               ranges[1], offsets[0], memory, 0};
-  block.make_ranges(
-      Tile{{y, min(y + layout.tile.height, chain.size.height)}, {x, min(x + layout.tile.width, chain.size.width)}});
-  block.make_tables();
+  const int output = output_slot(chain);
+  ChainTile<S> tile{problem, plan.tile, 0, 0, 0, false, false};
+  TileWindows& windows = tile.windows();
+  if (thread() < 2) {
+    const Axis axis = thread() == 0 ? Axis::kRows : Axis::kColumns;
+    const auto index = static_cast<int32_t>(axis == Axis::kRows ? blockIdx.x / plan.tiles.width
+                                                                : blockIdx.x % plan.tiles.width);
+    const int32_t side = axis == Axis::kRows ? plan.size.height : plan.size.width;
+    const Range range{index * side,
+                      smaller((index + 1) * side, axis == Axis::kRows ? chain.size.height : chain.size.width)};
+    set_windows(chain, axis, range, axis == Axis::kRows ? windows.rows : windows.columns,
+                axis == Axis::kRows ? windows.head_rows : windows.head_columns, [](int) { return Range{0, 0}; });
+  }
+  __syncthreads();
+  const bool more_columns = tile.fill_columns();
+  const bool more_rows = tile.fill_rows();
+  tile.more_columns = __syncthreads_or(more_columns) != 0;
+  tile.more_rows = __syncthreads_or(more_rows) != 0;
+
   // y and z are limited to 65535 blocks: images go round, and z has a share of the groups.
-  for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
-    for (int32_t group = blockIdx.z; group < layout.groups; group += gridDim.z) {
-      const int64_t channel = static_cast<int64_t>(group) * layout.channels;
-      const int32_t count = static_cast<int32_t>(min(problem.classes - channel, int64_t{layout.channels}));
+  for (tile.b = blockIdx.y; tile.b < problem.batch; tile.b += gridDim.y) {
+    for (int32_t group = blockIdx.z; group < plan.groups; group += gridDim.z) {
+      tile.channel = static_cast<int64_t>(group) * plan.tile.planes;
+      tile.count = static_cast<int32_t>(min(problem.classes - tile.channel, int64_t{plan.tile.planes}));
       const bool attend = chain.count > 1 && (chain.class_wise || group == static_cast<int32_t>(blockIdx.z));
-      for (int logits = attend ? 0 : 1; logits < 2; ++logits) {
-        block.run(logits || chain.class_wise ? Job{1 - logits, kGroup, channel, count, 0} : Job{1, kShared, 0, 1, 0});
+      if (attend) tile.stage_attention();
+      tile.stage_heads();
+      __syncthreads();
+      // First A of every scale, then what is made with it: 1 - R A, A * L.
+      if (attend) {
+        for (int i = 1; i < chain.count; ++i) tile.template resample<After::kNothing>(tile.attention_job(i));
+        __syncthreads();
+        for (int i = chain.unit + 1; i < chain.count; ++i) {
+          tile.template resample<After::kComplement>(tile.keep_job(i));
+        }
       }
+      for (int i = chain.unit + 1; i < chain.count; ++i) {
+        tile.template resample<After::kFactor>(tile.level_job(i));
+      }
+      __syncthreads();
+      if constexpr (kLowers == kAnyLowers) {
+        for (int slot = 1; slot < output; ++slot) {
+          LevelSink<S> sink{tile, slot, 0};
+          tile.template fuse<true, kAnyLowers>(slot, windows.rows[slot], sink);
+          __syncthreads();
+        }
+      }
+      OutputSink<S> sink{problem.output, tile, plan.quads, nullptr, 0};
+      tile.template fuse<kUpper, kLowers>(output, windows.rows[output], sink);
+      __syncthreads();
     }
   }
 }
 
 // ---- the launch ----------------------------------------------------------------------------------------------------
 
-// Whether four positions side by side lie side by side in global memory, at a multiple of their size.
 template <typename S>
-bool lie_in_vectors(const FuseScalesForward<S>& problem, const ForwardLayout& layout) {
-  const MapView<S>& output = problem.output;
-  const Extent size = problem.chain.size;
-  const int64_t classes = problem.classes;
-  const auto whole = [](int64_t stride, int64_t count) { return count == 1 || stride % kVector == 0; };
-  const bool base = reinterpret_cast<uintptr_t>(output.data) % sizeof(Pack<S, kVector>) == 0 &&
-                    whole(output.batch, problem.batch) && whole(output.row, size.height);
-  if (!layout.pixels) {
-    return base && output.column == 1 && whole(output.channel, classes) && size.width % kVector == 0 &&
-           layout.tile.width % kVector == 0;
-  }
-  // Four positions lie in one column or two, whose attention serves all channels.
-  if (problem.chain.class_wise || layout.channels < kVector - 1) return false;
-  if (layout.channels == classes && output.column == classes) {
-    return base && size.width * classes % kVector == 0 && layout.tile.width * classes % kVector == 0;
-  }
-  return base && layout.channels % kVector == 0 && classes % kVector == 0 && whole(output.column, size.width);
-}
-
-// Whether offsets fit 32 bits: in a tile of the output, and between columns and channels of a head.
-template <typename S>
-bool is_narrow(const FuseScalesForward<S>& problem, const ForwardLayout& layout) {
-  return reach_is_narrow(problem.output, layout.channels, layout.tile) && heads_are_narrow(problem, layout.channels);
-}
-
-// Makes a tile need less memory: first the rows, as long as few are made twice, then the channels. A large ratio
-// between scales may take it down to one element, whose sources are a few rows and columns of every grid.
-bool shrink(ForwardLayout& layout) {
-  const auto halve = [](int32_t& n, int32_t least) {
-    if (n <= least) return false;
-    n = (n + 1) / 2;
-    return true;
-  };
-  Extent& tile = layout.tile;
-  if (halve(tile.height, layout.pixels ? 8 : 32)) return true;
-  if (layout.channels > (layout.pixels ? 8 : 2)) {
-    layout.channels = rounded_up((layout.channels + 1) / 2, layout.pixels ? kVector : 1);
-    return true;
-  }
-  return halve(tile.height, 8) || halve(layout.channels, 1) || halve(tile.width, kVector) || halve(tile.height, 1) ||
-         halve(tile.width, 1);
-}
-
-template <typename T, typename S>
-ForwardLayout make_layout(const FuseScalesForward<S>& problem, int32_t budget) {
+ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t planes) {
+  using T = arithmetic_t<S>;
   const Chain& chain = problem.chain;
-  const int32_t classes = static_cast<int32_t>(problem.classes);
-  ForwardLayout layout{};
-  layout.pixels = problem.output.channel == 1 && problem.output.column != 1;
-  // Tall: what a thread does before and after it goes down a column is as much as what it does there.
-  layout.tile = layout.pixels ? Extent{32, 64} : Extent{64, 32};
-  layout.channels = layout.pixels || classes < 4 ? classes : 4;
-  // A row of all channels of its pixels, some three hundred positions long, is written in one piece; very many channels
-  // go in chunks of forty, or a tile would be so narrow that most of its sources are its neighbours', too.
-  if (layout.pixels && classes > 80) {
-    const int32_t chunks = (classes + 39) / 40;
-    layout.channels = rounded_up((classes + chunks - 1) / chunks, classes % kVector == 0 ? kVector : 1);
+  ForwardPlan plan{};
+  plan.size = size;
+  plan.tiles = Extent{divide_up(chain.size.height, size.height), divide_up(chain.size.width, size.width)};
+  plan.groups = static_cast<int32_t>((problem.classes + planes - 1) / planes);
+  Arena arena;
+  const TileSizes sizes = tile_sizes(chain, size, [](int, Extent) { return Extent{0, 0}; });
+  place_tile<T>(chain, sizes, planes, chain.count, kForwardThreads, arena, plan.tile);
+  int32_t widest = 1;
+  for (const int32_t quads : plan.tile.quads) widest = larger(widest, quads);
+  arena.take(static_cast<int64_t>(kRun) * widest * sizeof(Quad<T>));  // the last run of a map may end below it
+  plan.bytes = arena.bytes;
+  return plan;
+}
+
+// The largest tile that fits so that several blocks share a multiprocessor; its work is divided evenly.
+template <typename S>
+ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
+  using T = arithmetic_t<S>;
+  const Extent size = problem.chain.size;
+  const auto classes = static_cast<int32_t>(problem.classes);
+  const bool apart = problem.chain.class_wise;
+  const bool pixels = problem.output.channel == 1 && problem.output.column != 1;
+  int32_t planes = apart ? 1 : smaller(classes, pixels ? 40 : 10);
+  planes = divide_up(classes, divide_up(classes, planes));
+  if (apart) planes = 1;
+  Extent tile{smaller(size.height, pixels ? 16 : 64), smaller(size.width, pixels ? 32 : 64)};
+  const int32_t budget = shared_budget(kForwardBlocks<T>);
+  const int32_t most = shared_budget(1);
+  ForwardPlan plan = plan_for(problem, tile, planes);
+  while (plan.bytes > budget && (tile.height > 1 || tile.width > 1 || planes > 1)) {
+    if (planes > 4) {
+      planes = divide_up(planes, 2);
+    } else if (plan.bytes <= most && tile.height * tile.width <= 512) {
+      break;  // fewer blocks on a multiprocessor cost less than tiles of which most is rim
+    } else if (tile.height > 8) {
+      tile.height = divide_up(tile.height, 2);
+    } else if (tile.width > 8) {
+      tile.width = divide_up(tile.width, 2);
+    } else if (planes > 1) {
+      planes = divide_up(planes, 2);
+    } else {
+      tile = Extent{divide_up(tile.height, 2), divide_up(tile.width, 2)};
+    }
+    plan = plan_for(problem, tile, planes);
   }
-  while (layout.pixels && layout.tile.width > 4 && layout.tile.width * layout.channels > 320) layout.tile.width /= 2;
-  if (chain.size.height < layout.tile.height) layout.tile.height = chain.size.height;
-  if (chain.size.width < layout.tile.width) layout.tile.width = chain.size.width;
-  do {
-    plan_grids(chain, problem.classes, layout);
-    place<T, RowStep<T>>(chain, layout);
-  } while (layout.bytes > budget && shrink(layout));
-  return layout;
-}
-
-int32_t device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
-template <typename S>
-ForwardLayout plan(const FuseScalesForward<S>& problem) {
-  constexpr int32_t kReserved = 1024 + 2 * sizeof(AxisRanges) + sizeof(JobOffsets);  // by the driver, and static
-  const int32_t shared = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  return make_layout<arithmetic_t<S>>(problem, shared / kBlocksPerProcessor - kReserved);
-}
-
-template <typename S>
-bool goes_in_vectors(const FuseScalesForward<S>& problem, const ForwardLayout& layout) {
-  return sizeof(arithmetic_t<S>) == sizeof(float) && lie_in_vectors(problem, layout) && is_narrow(problem, layout);
+  plan.tile.together = pixels;
+  plan.quads = lies_in_quads(problem.output, problem.batch, problem.classes, size) && plan.size.width % kQuad == 0;
+  // Few tiles share their groups among blocks, as many as the device runs at once.
+  const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width * problem.batch;
+  const int64_t wanted = wanted_blocks() / tiles;
+  plan.shares = static_cast<int32_t>(wanted < 1 ? 1 : wanted < plan.groups ? wanted : plan.groups);
+  return plan;
 }
 
 }  // namespace
-}  // namespace forward
+}  // namespace fuse
 
 template <typename S>
 void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandle stream) {
-  const Extent size = problem.chain.size;
-  const forward::ForwardLayout layout = forward::plan(problem);
-  const int32_t stripes = (size.width + layout.tile.width - 1) / layout.tile.width;
-  const int32_t bands = (size.height + layout.tile.height - 1) / layout.tile.height;
-  const int64_t tiles = static_cast<int64_t>(stripes) * bands;
-  // Few tiles share their groups among blocks, as many as the device runs at once.
-  const int64_t wanted = forward::kBlocksPerProcessor * forward::device_attribute(cudaDevAttrMultiProcessorCount) /
-                         (tiles * problem.batch);
-  const int64_t shares = wanted < 1 ? 1 : wanted < layout.groups ? wanted : layout.groups;
+  const fuse::ForwardPlan plan = fuse::plan_forward(problem);
+  const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width;
   const dim3 grid(static_cast<unsigned>(tiles), problem.batch < 65535 ? problem.batch : 65535,
-                  shares < 65535 ? shares : 65535);
+                  plan.shares < 65535 ? plan.shares : 65535);
   const auto start = [&](auto kernel) {
-    HMSA_LAUNCH(kernel, grid, dim3(forward::kBlockColumns, forward::kBlockRows), layout.bytes,
-                static_cast<cudaStream_t>(stream), problem, layout, stripes);
+    HMSA_LAUNCH(kernel, grid, dim3(fuse::kForwardThreads), plan.bytes, static_cast<cudaStream_t>(stream), problem,
+                plan);
   };
+  // The usual chains have code of their own, in which every source of a row is in registers.
+  const Chain& chain = problem.chain;
+  const bool upper = chain.unit > 0;
+  const int lowers = chain.count - 1 - chain.unit;
+  using namespace fuse;
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
-    if (forward::goes_in_vectors(problem, layout)) {
-      return start(layout.pixels ? forward::fuse_scales_forward_kernel<S, forward::kVector, true>
-                                 : forward::fuse_scales_forward_kernel<S, forward::kVector, false>);
+    if (chain.unit < 2 && lowers == 1) {
+      return start(upper ? fuse_scales_forward_kernel<S, true, 1> : fuse_scales_forward_kernel<S, false, 1>);
+    }
+    if (chain.unit < 2 && lowers == 2) {
+      return start(upper ? fuse_scales_forward_kernel<S, true, 2> : fuse_scales_forward_kernel<S, false, 2>);
     }
   }
-  start(forward::fuse_scales_forward_kernel<S, 1, true>);
+  start(upper ? fuse_scales_forward_kernel<S, true, kAnyLowers> : fuse_scales_forward_kernel<S, false, kAnyLowers>);
 }
 
-template void launch_fuse_scales_forward(const FuseScalesForward<float>&, StreamHandle);
-template void launch_fuse_scales_forward(const FuseScalesForward<double>&, StreamHandle);
-template void launch_fuse_scales_forward(const FuseScalesForward<Half>&, StreamHandle);
-template void launch_fuse_scales_forward(const FuseScalesForward<BFloat16>&, StreamHandle);
+HMSA_INSTANTIATE(void launch_fuse_scales_forward(const FuseScalesForward<float>&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_forward(const FuseScalesForward<double>&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_forward(const FuseScalesForward<Half>&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_forward(const FuseScalesForward<BFloat16>&, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa
