@@ -59,12 +59,12 @@ HMSA_HOST_DEVICE bool has_level(const Chain& chain, int i) { return i > 0 && i !
 
 // What a window of outputs reads: both taps of all of them. Windows of sources may contain the elements before the first
 // and behind the last that taps_of speaks of.
-HMSA_HOST_DEVICE Range tap_sources(const AxisMap& map, Range range) {
+HMSA_HOST_DEVICE Range tap_sources(const AxisMap& map, Axis axis, Range range) {
   if (range.empty()) return Range{0, 0};
   const int32_t first = larger(range.lo, 0);
   const int32_t last = smaller(range.hi, map.out) - 1;
   if (map.identity()) return Range{first, last + 1};
-  return Range{taps_of<float>(map, first).tap.first, taps_of<float>(map, last).tap.first + 2};
+  return Range{taps_of<float>(map, axis, first).tap.first, taps_of<float>(map, axis, last).tap.first + 2};
 }
 
 // The windows that a window of the output needs, along one axis. `also` widens those of the grids (the backward pass).
@@ -74,10 +74,10 @@ HMSA_HOST_DEVICE void set_windows(const Chain& chain, Axis axis, Range output, R
   const int last = output_slot(chain);
   grids[last] = output;
   for (int i = chain.unit - 1; i > 0; --i) {
-    grids[i] = hull(tap_sources(axis_of(chain.across[i], axis), grids[i + 1]), also(i));
+    grids[i] = hull(tap_sources(axis_of(chain.across[i], axis), axis, grids[i + 1]), also(i));
   }
   for (int i = chain.unit + 1; i < chain.count; ++i) {
-    grids[i] = hull(tap_sources(axis_of(chain.across[i], axis), output), also(i));
+    grids[i] = hull(tap_sources(axis_of(chain.across[i], axis), axis, output), also(i));
   }
   for (int i = 0; i < chain.count; ++i) {
     if (is_composed(chain, i)) {
@@ -85,7 +85,7 @@ HMSA_HOST_DEVICE void set_windows(const Chain& chain, Axis axis, Range output, R
       const ComposedMap map = composed_axis(chain, axis);
       heads[i] = map.sources(Range{larger(outputs.lo, 0), smaller(outputs.hi, map.outer.out)});
     } else {
-      heads[i] = tap_sources(axis_of(chain.up[i], axis), grids[i]);
+      heads[i] = tap_sources(axis_of(chain.up[i], axis), axis, grids[i]);
     }
   }
 }

@@ -192,6 +192,8 @@ HMSA_DEVICE void store_quad(S* to, int64_t column, bool quads, int32_t columns, 
   }
 }
 
+enum class Axis { kRows, kColumns };
+
 // ---- taps -----------------------------------------------------------------------------------------------------------
 
 // What an output reads along an axis: first_weight * first + second_weight * second. Rows count from the first of the
@@ -219,27 +221,27 @@ struct AnyTaps {
   MoreTaps<T> more;
 };
 
-// The second tap is the neighbour of the first, at the borders, too, and neighbouring quads of columns look alike: a map
-// has an element before the first one and one behind the last. Behind the last lies a copy of it, before the first a copy
-// of the second: there the taps are (-1, 0) with the weights 0 and 1, which is 0 * second + 1 * first, as in PyTorch.
-// Where the side keeps its size both taps are the same element, and half of it is added to itself: exact for all numbers
+// The second tap is the neighbour of the first, at the borders, too: behind the last element of a map lies a copy of it.
+// So that neighbouring quads of columns look alike there is a column before the first, too, a copy of the second: there
+// the taps are (-1, 0) with the weights 0 and 1, which is 0 * second + 1 * first, as in PyTorch. Rows do without it: their
+// taps never go back. Where the side keeps its size both taps are the same element, and half of it is added to itself: exact for all numbers
 // but the subnormal ones, for infinities and NaN.
 HMSA_HOST_DEVICE int32_t element_of(int32_t element, int32_t size) {
   return element < 0 ? (size > 1 ? 1 : 0) : smaller(element, size - 1);
 }
 
 template <typename T>
-HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const AxisMap& map, int32_t o) {
+HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const AxisMap& map, Axis axis, int32_t o) {
   const Taps<T> taps = map.taps<T>(o);
   AnyTaps<T> any{};
   any.tap = Tap<T>{taps.first, taps.first + 1, T(1) - taps.weight, taps.weight};
   if (map.identity()) any.tap = Tap<T>{taps.first, taps.first, T(0.5), T(0.5)};
-  if (map.slope * o + map.offset < 0) any.tap = Tap<T>{-1, 0, T(0), T(1)};
+  if (axis == Axis::kColumns && map.slope * o + map.offset < 0) any.tap = Tap<T>{-1, 0, T(0), T(1)};
   return any;
 }
 
 template <typename T>
-HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, int32_t o) {
+HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, Axis, int32_t o) {
   const ComposedTaps<T> taps = map.taps<T>(o);
   AnyTaps<T> any{};
   if (taps.count == 1) {
@@ -275,7 +277,7 @@ template <typename T, typename AnyMap>
 HMSA_DEVICE_CALL bool fill_row_taps(int32_t table, int32_t more, const AnyMap map, Range range, int32_t first_source) {
   bool any_more = false;
   for (int32_t k = thread(); k < range.size() + kRun; k += threads()) {
-    AnyTaps<T> any = taps_of<T>(map, element_of(smaller(range.lo + k, range.hi - 1), outputs_of(map)));
+    AnyTaps<T> any = taps_of<T>(map, Axis::kRows, element_of(smaller(range.lo + k, range.hi - 1), outputs_of(map)));
     any.tap.first -= first_source;
     any.tap.second -= first_source;
     shared_at<Tap<T>>(table)[k] = any.tap;
@@ -296,7 +298,7 @@ HMSA_DEVICE_CALL bool fill_column_taps(int32_t table, int32_t more, const AnyMap
   for (int32_t k = thread(); k < quads * kQuad; k += threads()) {
     const int32_t column =
         element_of(smaller(range.lo + k % quads * kQuad + k / quads, range.hi - 1), outputs_of(map));
-    AnyTaps<T> any = taps_of<T>(map, column);
+    AnyTaps<T> any = taps_of<T>(map, Axis::kColumns, column);
     any.tap.first = (any.tap.first - first_source) * kBytes;
     any.tap.second = (any.tap.second - first_source) * kBytes;
     shared_at<Tap<T>>(table)[k] = any.tap;
@@ -330,8 +332,6 @@ inline int32_t most_outputs(const AxisMap& map, int32_t n) {
 inline int32_t most_outputs(const ComposedMap& map, int32_t n) {
   return most_outputs(map.outer, most_outputs(map.inner, n));
 }
-
-enum class Axis { kRows, kColumns };
 
 HMSA_HOST_DEVICE const AxisMap& axis_of(const Resize& resize, Axis axis) {
   return axis == Axis::kRows ? resize.rows : resize.columns;

@@ -1,413 +1,807 @@
-// fuse_scales on the GPU, backward. The equations stand in ops/cpu/fuse_scales_backward.cpp.
+// fuse_scales on the GPU, backward: one pass over the incoming gradient g, one launch. The equations stand in
+// ops/cpu/fuse_scales_backward.cpp.
 //
-// One launch per scale: a block owns a tile of the head's map and gathers, a few channels at a time, what reaches it
-// along the path of adjoint resizes from the output to the head (gradient_path.cuh). Everything on the path but the
-// incoming gradient lives in shared memory. Sums are taken in a fixed order, nothing is added by two blocks, and there
-// are no atomics: the result is the same in every run.
+// A block owns a part of every head and takes the part of the output that reaches it, 128 columns wide, several planes at a
+// time. Each of its warps goes down one plane, row by row, with everything in registers (gradient_stream.cuh):
 //
-// The gradient of attention needs sum_c[g * P_before] (below 1.0) or sum_c[g * (L - R P_before)] (1.0) on the output,
-// which does not separate by tiles of a head: fuse_scales_channel_sums.cu makes these maps first, one number per pixel.
-// Above 1.0, sum_c[dP * (L - R P_before)] is put together on the grid, within the block.
+//     g, P before it is blended  ->  products for the gradient of attention, which are summed over the planes
+//     g times its factors        ->  U^T: rows of the gradient of scale 1.0's logits
+//                                ->  (R U)^T: of those of the scale above, whose two resizes are one
+//                                ->  R^T: rows on the grid of the scale below 1.0; times L: products; times A, U^T: its logits
 //
-// Class-wise attention leaves every class a chain of its own: it runs as one problem of one channel after the other.
+// One more warp does the same for the attention: it makes A and 1 - R A of the rows that come next, and takes the sums over
+// the planes through the same adjoints as the planes. Planes meet at two barriers for every band of rows.
 //
-// A launch may be for a part of the heads only (gradient_parts.cuh). No sum depends on how the work is divided.
+// What reaches an element is all in its block, rows in their order, then columns in theirs: no sum depends on how the work
+// is divided. The tiles overlap by what their rims need of g, which comes from the L2 cache.
+//
+// Chains that this does not take (more than one scale above or below 1.0, double, windows that are too wide) are gathered
+// by gradient_parts.cu.
+#define HMSA_DEV(S) std::is_same_v<S, float>
 #include "ops/cuda/fuse_scales.h"
-#include "ops/cuda/fuse_scales_channel_sums.h"
-#include "ops/cuda/gradient_layout.cuh"
 #include "ops/cuda/gradient_parts.cuh"
+#include "ops/cuda/gradient_stream.cuh"
 
 namespace hmsa {
 namespace cuda {
+namespace fuse {
 namespace {
 
-using namespace backward;
+constexpr int32_t kBand = 4;       // rows between barriers
+constexpr int32_t kMostPlanes = 10;
+constexpr int32_t kBackwardThreads = 352;
+constexpr int32_t kGridRing = 16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
 
-template <typename S, typename G, typename T>
-struct GradientBlock {
-  const FuseScalesBackward<S, G>& problem;
-  const Path& path;
-  const GradientLayout& layout;
-  const PlaneView<const T>& sums_map;  // [B, H, W] from launch_channel_sums
-  int32_t b;
+// What a block owns and needs.
+struct GradientWindows {
+  Range output_rows;
+  Range output_columns;
+  Range grid_rows;  // of the lower scale's grid
+  Range grid_columns;
+  Range head_columns[kMaxScales];  // for the forward direction
+  Tile owned[kMaxScales];
+};
 
-  // ---- what lies where
+// Where a warp's memory lies, from its first byte.
+struct WarpLayout {
+  int32_t g;         // [2][kBand] rows of the incoming gradient, as they are stored
+  int32_t products;  // [sums][kBand] rows
+  int32_t grid_products;
+  int32_t line;
+  Ring own, above, lower;  // heads; of the attention warp those of attention
+  int32_t bytes;
+};
 
-  static HMSA_DEVICE BlockTiles& tiles() { return *shared_at<BlockTiles>(0); }
-  static HMSA_DEVICE T* values(int32_t offset) { return shared_at<T>(offset); }
-  HMSA_DEVICE Tile level(int s) const { return Tile{tiles().rows.levels[s], tiles().columns.levels[s]}; }
-  HMSA_DEVICE Tile target(int s) const {
-    return s + 1 < path.steps ? level(s + 1) : Tile{tiles().rows.owned, tiles().columns.owned};
-  }
-  HMSA_DEVICE AxisTable<T> row_table(int s) const {
-    return {shared_at<Tap<T>>(layout.row_taps[s]), shared_at<Reach>(layout.row_reaches[s]), level(s).rows,
-            target(s).rows};
-  }
-  HMSA_DEVICE AxisTable<T> column_table(int s) const {
-    return {shared_at<Tap<T>>(layout.column_taps[s]), shared_at<Reach>(layout.column_reaches[s]), level(s).columns,
-            target(s).columns};
-  }
-  HMSA_DEVICE Factor<T> factor(int s) const {
-    return {has_factor(problem.chain, path, s) ? values(layout.factor[s]) : nullptr, factor_row(s)};
-  }
-  HMSA_DEVICE int32_t factor_row(int s) const { return round_up(level(s).columns.size(), kQuad); }
-  HMSA_DEVICE Patch<T> patch(int32_t offset, int s, int32_t inner) const {
-    return Patch<T>(values(offset), level(s).rows.size(), level(s).columns.size(), inner);
-  }
-  HMSA_DEVICE ForwardOperands<T, FuseScalesBackward<S, G>> operands() const {
-    return {problem, layout.forward, tiles().forward_rows, tiles().forward_columns, b};
-  }
-  HMSA_DEVICE bool makes_grid_sums() const { return tiles().makes_attention && has_grid_sums(path); }
+struct BackwardPlan {
+  Extent parts;
+  int32_t planes;
+  int32_t chunks;  // of the classes, one after the other
+  bool quads;      // a quad of g is one load
+  bool sums;       // a gradient of attention is wanted
+  int32_t windows;
+  LinkTables own, above, across, lower;  // U of scale 1.0, R U of the scale above, R and U of the one below
+  GatherTable gather_own, gather_above, gather_across, gather_lower;
+  int32_t most_own, most_above, most_across, most_lower;  // sources of a target column
+  int32_t grid_quads;
+  int32_t grid_slots;  // rows of the lower grid that a band finishes, at most
+  int32_t factors;     // [3][kUpper + kLower][kBand] rows: A of scale 1.0, 1 - R A
+  Ring grid;           // A of the lower scale on its grid
+  int32_t summed;      // [sums][kBand] rows
+  int32_t grid_summed;
+  int32_t totals[kMaxScales];  // of the attention's gradients over the chunks
+  int32_t warps;
+  WarpLayout warp;
+  int32_t bytes;
+};
 
-  // ---- once per piece
+template <typename T>
+constexpr int32_t kRowBytes = kLineColumns * static_cast<int32_t>(sizeof(T));
 
-  // Tiles and tables of piece `index`. Begins with a barrier, since the last piece's may be in use, and
-  // ends with one.
-  HMSA_DEVICE_CALL void start_piece(int index) const {
-    const Chain& chain = problem.chain;
-    __syncthreads();
+template <typename S, bool kUpper, bool kLower>
+struct BackwardBlock {
+  using T = arithmetic_t<S>;
+  static constexpr int kSums = (kUpper ? 1 : 0) + (kLower ? 1 : 0);  // products on the output: of scale 1.0, of the lower
+  static constexpr int kFactors = kSums;
+  static constexpr int kLowerPlace = kUpper ? 1 : 0;  // of the lower scale among sums and factors
+
+  const FuseScalesBackward<S>& problem;
+  const BackwardPlan& plan;
+  int64_t b;
+  int32_t first_class;
+  int32_t count;
+  int32_t chunk;
+
+  // ---- places ---------------------------------------------------------------------------------------------------------
+
+  HMSA_DEVICE const Chain& chain() const { return problem.chain; }
+  HMSA_DEVICE int unit() const { return kUpper ? 1 : 0; }
+  HMSA_DEVICE int below_unit() const { return unit() + 1; }
+  HMSA_DEVICE GradientWindows& windows() const { return *shared_at<GradientWindows>(plan.windows); }
+  HMSA_DEVICE int32_t memory_of(int32_t w) const { return plan.warps + w * plan.warp.bytes; }
+  HMSA_DEVICE int32_t memory() const { return memory_of(warp()); }
+  HMSA_DEVICE Ring ring(const Ring& of) const { return Ring{memory() + of.offset, of.pitch, of.mask}; }
+  HMSA_DEVICE int32_t line() const { return memory() + plan.warp.line; }
+  HMSA_DEVICE int32_t quad_offset() const { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
+  HMSA_DEVICE int32_t factor_at(int32_t band, int which, int32_t r) const {
+    return plan.factors + ((band % 3 * kFactors + which) * kBand + r) * kRowBytes<T> + quad_offset();
+  }
+  HMSA_DEVICE int32_t product_at(int32_t w, int which, int32_t r) const {
+    return memory_of(w) + plan.warp.products + (which * kBand + r) * kRowBytes<T> + quad_offset();
+  }
+  HMSA_DEVICE int32_t summed_at(int which, int32_t r) const {
+    return plan.summed + (which * kBand + r) * kRowBytes<T> + quad_offset();
+  }
+  HMSA_DEVICE int32_t grid_row_bytes() const { return plan.grid_quads * static_cast<int32_t>(sizeof(Quad<T>)); }
+  HMSA_DEVICE int32_t grid_product_at(int32_t w, int32_t slot) const {
+    return memory_of(w) + plan.warp.grid_products + slot * grid_row_bytes() + quad_offset();
+  }
+  HMSA_DEVICE int32_t grid_summed_at(int32_t slot) const {
+    return plan.grid_summed + slot * grid_row_bytes() + quad_offset();
+  }
+  HMSA_DEVICE bool on_grid() const { return lane() < plan.grid_quads; }
+  HMSA_DEVICE int32_t grid_quad() const { return smaller(lane(), plan.grid_quads - 1); }
+
+  HMSA_DEVICE static const Tap<T>& row_tap(const LinkTables& link, int32_t row) {
+    return shared_at<const Tap<T>>(link.rows)[row];
+  }
+  HMSA_DEVICE static const MoreTaps<T>* more_row_taps(const LinkTables& link, int32_t row) {
+    return shared_at<const MoreTaps<T>>(link.more_rows) + row;
+  }
+
+  // ---- once for a block -----------------------------------------------------------------------------------------------
+
+  // Ends with a barrier.
+  HMSA_DEVICE_PHASE void begin() const {
     if (thread() == 0) {
-      tiles().piece = index;
-      tiles().rows =
-          piece_ranges(chain, path, Axis::kRows, tiles().full_rows, layout.piece.height, index / layout.pieces.width);
-      tiles().columns = piece_ranges(chain, path, Axis::kColumns, tiles().full_columns, layout.piece.width,
-                                     index % layout.pieces.width);
-      if (has_grid_sums(path)) {
-        const Tile grid = level(path.steps - 1);
-        tiles().forward_rows = forward_ranges(chain, path.scale, Axis::kRows, grid.rows);
-        tiles().forward_columns = forward_ranges(chain, path.scale, Axis::kColumns, grid.columns);
+      const auto index = static_cast<int32_t>(blockIdx.x);
+      const BackwardTiles tiles =
+          backward_tiles(chain(), plan.parts, index / plan.parts.width, index % plan.parts.width);
+      GradientWindows& at = windows();
+      at.output_rows = tiles.output.rows;
+      at.output_columns = whole_quads(tiles.output.columns, chain().size.width);
+      if (kLower) {
+        at.grid_rows = tap_sources(chain().across[below_unit()].rows, Axis::kRows, at.output_rows);
+        at.grid_columns = tap_sources(chain().across[below_unit()].columns, Axis::kColumns, at.output_columns);
       }
-    }
-    __syncthreads();
-    for (int s = 0; s < path.steps; ++s) {
-      with_step(chain, path, s, Axis::kRows, [&](const auto& map) { row_table(s).fill_taps(map); });
-      with_step(chain, path, s, Axis::kColumns, [&](const auto& map) { column_table(s).fill_taps(map); });
-    }
-    if (has_grid_sums(path)) operands().fill_tables();
-    __syncthreads();
-    for (int s = 0; s < path.steps; ++s) {
-      const bool wide = path.composed && s + 1 == path.steps;
-      row_table(s).fill_reaches(wide);
-      column_table(s).fill_reaches(wide);
-    }
-    __syncthreads();
-  }
-
-  // ---- once per image
-
-  // The factors on all levels, visible to all when it ends.
-  HMSA_DEVICE_PHASE void make_factors() const {
-    const Chain& chain = problem.chain;
-    const int i = path.scale;
-    const int32_t scratch = layout.scratch;
-    bool first = true;
-    const auto multiply = [&](int s, int32_t y, int32_t x, T value) {
-      T& at = values(layout.factor[s])[(y - level(s).rows.lo) * factor_row(s) + (x - level(s).columns.lo)];
-      at = first ? value : at * value;
-    };
-    for (int j = larger(chain.unit, i) + 1; j < chain.count; ++j) {
-      resized_attention<T>(problem, b, j, level(0), scratch,
-                           [&](int32_t y, int32_t x, T attention) { multiply(0, y, x, T(1) - attention); });
-      first = false;
-    }
-    for (int s = 0; s < path.steps; ++s) {
-      const int j = s > 0 ? path.across[s - 1] : chain.is_lower(i) ? 0 : chain.unit;
-      if (j == 0) continue;  // the largest scale has no attention, and the output of a lower one just `kept`
-      if (s > 0) first = true;
-      grid_attention<T>(problem, b, j, level(s), scratch, [&](int32_t y, int32_t x, T attention) {
-        multiply(s, y, x, j == i ? attention : T(1) - attention);
-      });
-    }
-  }
-
-  // The attention's gradient on the grid before any channel: - R^T of the map, or zero. Ends with a barrier.
-  HMSA_DEVICE_PHASE void start_sums() const {
-    const Patch<T> sums = patch(layout.sums, path.steps - 1, 1);
-    if (problem.chain.is_lower(path.scale)) {
-      const RowSums<T> rows = sum_rows_of(map_lines(), Factor<T>{}, 0, Planes{1, 1}, all_rows(0));
-      __syncthreads();
-      sum_columns<1>(rows, column_table(0), Planes{1, 1},
-                     [&](int, int32_t y, int32_t x, int32_t, T value) { sums.at(0, y, x, 0) = -value; });
-    } else {
-      const Tile grid = level(path.steps - 1);
-      for_each(grid, [&](int32_t y, int32_t x) { sums.at(0, y - grid.rows.lo, x - grid.columns.lo, 0) = T(0); });
-    }
-    __syncthreads();
-  }
-
-  HMSA_DEVICE Range all_rows(int s) const { return Range{0, target(s).rows.size()}; }
-  // Of this image, the map of channel sums from level 0 on.
-  HMSA_DEVICE ApartLines<T> map_lines() const {
-    return {sums_map.at(b, level(0).rows.lo, level(0).columns.lo), 0, sums_map.row, 1};
-  }
-  template <typename From>
-  HMSA_DEVICE_PHASE RowSums<T> sum_rows_of(const From& from, const Factor<T>& factor, int s, Planes planes,
-                                           Range rows) const {
-    return sum_rows(from, factor, row_table(s).part(rows), level(s).columns.size(), planes, values(layout.rows));
-  }
-
-  // ---- once per group of channels
-
-  // Channels c .. c + planes.channels() - 1: the gradient of their logits, and their part of the attention's. Ends with
-  // a barrier.
-  HMSA_DEVICE_PHASE void walk(int32_t c, Planes planes) const {
-    if (makes_grid_sums()) operands().make(c, planes.channels());
-    for (int s = 0; s < path.steps; ++s) {
-      const bool last = s + 1 == path.steps;
-      if (last && makes_grid_sums()) add_to_sums(patch(layout.level, s, planes.inner), planes);
-      if (last && !tiles().makes_logits) {
-        __syncthreads();  // before other threads read the sums, and L is made of other channels
-        return;
-      }
-      // Level 1 is made in bands of rows. Later levels are made of the whole of the last one, in whose place they go.
-      const int32_t targets = target(s).rows.size();
-      const int32_t band = s == 0 && !last && planes.channels() > 1 ? layout.band : targets;
-      for (int32_t lo = 0; lo < targets; lo += band) {
-        const Range rows{lo, smaller(lo + band, targets)};
-        const RowSums<T> sums = s == 0 ? sum_grad_rows(c, planes, rows) : sum_level_rows(s, planes, rows);
-        __syncthreads();
-        if (last) {
-          write_head<4>(problem.grad_logits[path.scale], sums, c, planes);
+      for (int i = 0; i < chain().count; ++i) {
+        at.owned[i] = tiles.owned[i];
+        if (kUpper && i == 0) {
+          at.head_columns[i] = chain().composed_columns().sources(at.output_columns);
         } else {
-          make_level(s + 1, sums, lo, planes);
+          at.head_columns[i] =
+              tap_sources(chain().up[i].columns, Axis::kColumns,
+                          kLower && i == below_unit() ? at.grid_columns : at.output_columns);
         }
-        __syncthreads();  // the level can be read, and the next sums of rows go where these are
       }
     }
-  }
-
-  HMSA_DEVICE_PHASE RowSums<T> sum_grad_rows(int32_t c, Planes planes, Range rows) const {
-    const MapView<const G>& grad = problem.grad_output;
-    const G* first = grad.at(b, c, level(0).rows.lo, level(0).columns.lo);
-    if (planes.inner > 1) {
-      const TogetherLines<G> from{first, grad.row, static_cast<int32_t>(grad.column), layout.quads};
-      return sum_rows_of(from, factor(0), 0, planes, rows);
-    }
-    if (layout.quads && !layout.together) {
-      return sum_rows_of(AlignedLines<G>{first, grad.channel, grad.row}, factor(0), 0, planes, rows);
-    }
-    return sum_rows_of(ApartLines<G>{first, grad.channel, grad.row, grad.column}, factor(0), 0, planes, rows);
-  }
-
-  HMSA_DEVICE_PHASE RowSums<T> sum_level_rows(int s, Planes planes, Range rows) const {
-    const Patch<T> from = patch(layout.level, s, planes.inner);
-    return planes.inner == 1 ? sum_rows_of(from.aligned_lines(), factor(s), s, planes, rows)
-                             : sum_rows_of(from.together_lines(), factor(s), s, planes, rows);
-  }
-
-  // Columns of sums that are rows `first` and following of level s.
-  HMSA_DEVICE_PHASE void make_level(int s, const RowSums<T>& sums, int32_t first, Planes planes) const {
-    const Patch<T> to = patch(layout.level, s, planes.inner);
-    sum_columns<4>(sums, column_table(s - 1), planes,
-                   [&](int p, int32_t y, int32_t x, int32_t k, T value) { to.at(p, first + y, x, k) = value; });
-  }
-
-  // + value * L, or + value * (L - R P_before), channel by channel.
-  HMSA_DEVICE_PHASE void add_to_sums(const Patch<T>& value, Planes planes) const {
-    const Tile grid = level(path.steps - 1);
-    const Patch<T> sums = patch(layout.sums, path.steps - 1, 1);
-    const Stretched<T> logit = operands().logit();
-    const Stretched<T> before = operands().before();
-    const int32_t step = planes.inner == 1 ? value.plane : 1;  // from channel to channel
-    for_each(grid, [&](int32_t y, int32_t x) {
-      const int32_t row = y - grid.rows.lo;
-      const int32_t column = x - grid.columns.lo;
-      const T* from = &value.at(0, row, column, 0);
-      T sum = sums.at(0, row, column, 0);
-      for (int k = 0; k < planes.channels(); ++k) {
-        T factor = logit.at(k, y, x);
-        if (layout.forward.has_before) factor -= before.at(k, y, x);
-        sum += factor * from[k * step];
-      }
-      sums.at(0, row, column, 0) = sum;
-    });
-  }
-
-  // U^T of the sums, which are on the grid, or of the map, which is on the output, for scale 1.0.
-  HMSA_DEVICE_PHASE void attention_gradient() const {
-    const int s = path.steps - 1;
-    const Patch<T> sums = patch(layout.sums, s, 1);
-    const ApartLines<T> from = has_grid_sums(path) ? ApartLines<T>{sums.data, 0, sums.row, 1} : map_lines();
-    const RowSums<T> rows = sum_rows_of(from, Factor<T>{}, s, Planes{1, 1}, all_rows(s));
     __syncthreads();
-    write_head<1>(problem.grad_attention[path.scale], rows, 0, Planes{1, 1});
-    __syncthreads();  // the next sums of rows go where these are
+    const GradientWindows& at = windows();
+    const Resize& own = chain().up[unit()];
+    fill_row_taps<T>(plan.own.rows, 0, own.rows, at.output_rows, 0);
+    fill_column_taps<T>(plan.own.columns, 0, own.columns, at.output_columns, at.head_columns[unit()].lo, kLanes);
+    const auto owned_column = [&](int i) { return [&, i](int32_t t) { return at.owned[i].columns.lo + t; }; };
+    fill_gathers<T>(plan.gather_own, own.columns, at.output_columns, plan.most_own, owned_column(unit()));
+    if (kUpper) {
+      fill_row_taps<T>(plan.above.rows, plan.above.more_rows, chain().composed_rows(), at.output_rows, 0);
+      fill_column_taps<T>(plan.above.columns, plan.above.more_columns, chain().composed_columns(), at.output_columns,
+                          at.head_columns[0].lo, kLanes);
+      fill_gathers<T>(plan.gather_above, chain().composed_columns(), at.output_columns, plan.most_above,
+                      owned_column(0));
+    }
+    if (kLower) {
+      const int i = below_unit();
+      const Resize& across = chain().across[i];
+      const int32_t quads = plan.grid_quads;
+      fill_row_taps<T>(plan.across.rows, 0, across.rows, at.output_rows, 0);
+      fill_column_taps<T>(plan.across.columns, 0, across.columns, at.output_columns, at.grid_columns.lo, kLanes);
+      fill_gathers<T>(plan.gather_across, across.columns, at.output_columns, plan.most_across, [&](int32_t t) {
+        return at.grid_columns.lo + t % quads * kQuad + t / quads;
+      });
+      fill_row_taps<T>(plan.lower.rows, 0, chain().up[i].rows, at.grid_rows, 0);
+      fill_column_taps<T>(plan.lower.columns, 0, chain().up[i].columns, at.grid_columns, at.head_columns[i].lo, quads);
+      fill_gathers<T>(plan.gather_lower, chain().up[i].columns, at.grid_columns, plan.most_lower, owned_column(i));
+    }
+    __syncthreads();
   }
 
-  // The last half step, to global memory. Ends without a barrier.
-  template <int kPlanes>
-  HMSA_DEVICE_PHASE void write_head(const MapView<S>& map, const RowSums<T>& rows, int32_t c, Planes planes) const {
-    const Tile owned = target(path.steps - 1);
-    const int pieces = layout.piece_count();
-    const int piece = tiles().piece;
-    S* to = map.at(b, c, owned.rows.lo, owned.columns.lo);
-    sum_columns<kPlanes>(
-        rows, column_table(path.steps - 1), planes, [&](int p, int32_t y, int32_t x, int32_t k, T value) {
-          if (pieces > 1) {
-            T& total = values(layout.total)[((p + k) * owned.rows.size() + y) * owned.columns.size() + x];
-            total = piece > 0 ? total + value : value;
-            value = total;
-          }
-          if (piece + 1 == pieces) write(to + (p + k) * map.channel + y * map.row + x * map.column, value);
-        });
+  // ---- what a warp goes down a plane with -----------------------------------------------------------------------------
+
+  struct State {
+    RingStream<T, false> own;
+    RingStream<T, true> above;
+    RingStream<T, false> lower;
+    int32_t staged_own, staged_above, staged_lower;  // rows of the heads in the rings, up to here
+    RowSums<T, false> own_sums;
+    RowSums<T, true> above_sums;
+    RowSums<T, false> grid_sums;   // R^T
+    RowSums<T, false> lower_sums;  // U^T behind it
+    int32_t grid_start;            // the first row of the grid that the band finishes
+  };
+
+  HMSA_DEVICE_PHASE void start(State& state) const {
+    const GradientWindows& at = windows();
+    state.own.begin(plan.own, kLanes, lane(), ring(plan.warp.own));
+    state.staged_own = row_tap(plan.own, 0).first;
+    // Rows that nothing reads come before the first tap, or behind the last: their gradients are zero.
+    state.own_sums.begin(smaller(row_tap(plan.own, 0).first, at.owned[unit()].rows.lo));
+    if (kUpper) {
+      state.above.begin(plan.above, kLanes, lane(), ring(plan.warp.above));
+      state.staged_above = row_tap(plan.above, 0).first;
+      state.above_sums.begin(smaller(row_tap(plan.above, 0).first, at.owned[0].rows.lo));
+    }
+    if (kLower) {
+      state.grid_sums.begin(row_tap(plan.across, 0).first);
+      // Rows of the grid come from its first on.
+      const int32_t skipped = row_tap(plan.across, 0).first - at.grid_rows.lo;
+      state.lower.begin(plan.lower, plan.grid_quads, grid_quad(), ring(plan.warp.lower));
+      state.staged_lower = row_tap(plan.lower, skipped).first;
+      state.lower_sums.begin(smaller(row_tap(plan.lower, skipped).first, at.owned[below_unit()].rows.lo));
+    }
   }
 
-  // All of the block's channels, on the piece at hand.
-  HMSA_DEVICE_PHASE void run() const {
-    make_factors();
-    if (makes_grid_sums()) start_sums();
-    if (tiles().makes_logits || makes_grid_sums()) {
-      const Range channels = tiles().channels;
-      for (int32_t c = channels.lo; c < channels.hi; c += layout.planes.channels()) {
-        walk(c, planes_of(layout.together, smaller(channels.hi - c, layout.planes.channels())));
+  // Rows [staged, until) of a plane of a head, to its ring.
+  HMSA_DEVICE void stage(const MapView<const S>& map, int64_t channel, int i, const Ring& to, int32_t& staged,
+                         int32_t until) const {
+    const Extent head = chain().heads[i];
+    const Range columns = windows().head_columns[i];
+    const S* const plane = map.at(b, channel, 0, 0);
+    HMSA_ROLLED
+    for (; uniform(staged < until); ++staged) {
+      const S* const from = plane + element_of(staged, head.height) * map.row;
+      T* const row = shared_at<T>(to.at(staged));
+      HMSA_ROLLED
+      for (int32_t column = lane(); column < columns.size(); column += kLanes) {
+        row[column] = to_arithmetic(from[element_of(columns.lo + column, head.width) * map.column]);
       }
     }
-    if (tiles().makes_attention) attention_gradient();
   }
 
-  // What the block makes of which tile. With pieces, it is the gradient of one group of channels, or of the attention.
-  HMSA_DEVICE void start_block(const Tile& owned, int32_t tile, int32_t stripes, int role) const {
-    const Chain& chain = problem.chain;
-    BlockTiles& block = tiles();
-    block.full_rows = full_ranges(chain, path, Axis::kRows, part_of(owned.rows, layout.tile.height, tile / stripes));
-    block.full_columns =
-        full_ranges(chain, path, Axis::kColumns, part_of(owned.columns, layout.tile.width, tile % stripes));
-    const bool whole = layout.piece_count() == 1;
-    const auto classes = static_cast<int32_t>(problem.classes);
-    const bool for_attention = whole || role + 1 == layout.roles(classes);
-    block.channels = for_attention ? Range{0, classes} : part_of(Range{0, classes}, layout.planes.channels(), role);
-    block.makes_logits = problem.grad_logits[path.scale].data != nullptr && (whole || !for_attention);
-    block.makes_attention = problem.grad_attention[path.scale].data != nullptr && for_attention;
+  // All rows of the heads that a band reads. `attention`: of the attention, which has no plane above.
+  HMSA_DEVICE_PHASE void stage_heads(State& state, int32_t band, bool attention, int64_t channel) const {
+    const Range rows = band_rows(band);
+    if (uniform(rows.empty())) return;
+    const int32_t last = rows.hi - 1 - windows().output_rows.lo;
+    const MapView<const S>* maps = attention ? problem.attention : problem.logits;
+    if (!attention || kUpper) {
+      stage(maps[unit()], channel, unit(), ring(plan.warp.own), state.staged_own, row_tap(plan.own, last).second + 1);
+    }
+    if (kUpper && !attention) {
+      const MoreTaps<T>& more = *more_row_taps(plan.above, last);
+      const int32_t until = (more.count > 0 ? more.index[more.count - 1] : row_tap(plan.above, last).second) + 1;
+      stage(maps[0], channel, 0, ring(plan.warp.above), state.staged_above, until);
+    }
+    if (kLower) {
+      const int32_t grid_row = row_tap(plan.across, last).second;
+      stage(maps[below_unit()], channel, below_unit(), ring(plan.warp.lower), state.staged_lower,
+            row_tap(plan.lower, grid_row - windows().grid_rows.lo).second + 1);
+    }
+    __syncwarp();
+  }
+
+  HMSA_DEVICE int32_t bands() const { return larger(1, divide_up(windows().output_rows.size(), kBand)); }
+  HMSA_DEVICE Range band_rows(int32_t band) const {
+    const Range rows = windows().output_rows;
+    return Range{rows.lo + band * kBand, smaller(rows.lo + (band + 1) * kBand, rows.hi)};
+  }
+
+  // ---- rows of the heads' gradients -----------------------------------------------------------------------------------
+
+  // Columns of a finished row of a head's gradient, of the plane or, for the attention, of all planes so far.
+  HMSA_DEVICE void write_row(const MapView<S>& map, const GatherTable& table, int i, int64_t channel, bool attention,
+                             int32_t row, const Quad<T>& quad) const {
+    const Tile& owned = windows().owned[i];
+    if (map.data == nullptr || uniform(row < owned.rows.lo || row >= owned.rows.hi)) return;
+    put_quad(line() + quad_offset(), quad);
+    __syncwarp();
+    S* const to = map.at(b, channel, row, owned.columns.lo);
+    HMSA_ROLLED
+    for (int32_t t = lane(); t < owned.columns.size(); t += kLanes) {
+      T value = gathered<T>(table, line(), t);
+      if (attention && plan.chunks > 1) {
+        T& total = shared_at<T>(plan.totals[i])[(row - owned.rows.lo) * owned.columns.size() + t];
+        if (chunk > 0) value += total;
+        total = value;
+      }
+      if (!attention || chunk + 1 == plan.chunks) from_arithmetic(to + t * map.column, value);
+    }
+    __syncwarp();
+  }
+
+  HMSA_DEVICE const MapView<S>& gradient(int i, bool attention) const {
+    return attention ? problem.grad_attention[i] : problem.grad_logits[i];
+  }
+
+  // A finished row on the grid of the lower scale: of dLoss/d(A L), or of R^T of the products for the attention.
+  HMSA_DEVICE void grid_row(State& state, bool attention, int64_t channel, int32_t row, const Quad<T>& quad) const {
+    const int i = below_unit();
+    put_quad(line() + quad_offset(), quad);
+    __syncwarp();
+    Quad<T> grid{};
+    if (on_grid()) {
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) grid.of[j] = gathered<T>(plan.gather_across, line(), j * plan.grid_quads + lane());
+    }
+    __syncwarp();
+    const Tap<T> tap = row_tap(plan.lower, row - windows().grid_rows.lo);
+    const int32_t slot = row - state.grid_start;
+    if (attention) {
+      if (on_grid()) {
+        const Quad<T> products = quad_at<T>(grid_summed_at(slot));
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) grid.of[j] = products.of[j] - grid.of[j];
+      }
+    } else {
+      if (plan.sums) {
+        const Quad<T> logit = state.lower.next(tap, nullptr, ring(plan.warp.lower));
+        if (on_grid()) {
+          Quad<T> product;
+          HMSA_UNROLL
+          for (int j = 0; j < kQuad; ++j) product.of[j] = logit.of[j] * grid.of[j];
+          put_quad(grid_product_at(warp(), slot), product);
+        }
+      }
+      if (on_grid()) {
+        const Quad<T> a = quad_at<T>(plan.grid.at(row) + quad_offset());
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) grid.of[j] *= a.of[j];
+      }
+    }
+    state.lower_sums.finish_until(tap.first, [&](int32_t head_row, const Quad<T>& sums) {
+      write_row(gradient(i, attention), plan.gather_lower, i, channel, attention, head_row, sums);
+    });
+    state.lower_sums.add(tap, nullptr, grid);
+  }
+
+  // ---- bands ----------------------------------------------------------------------------------------------------------
+
+  // Asks for the rows of g of a band.
+  HMSA_DEVICE_PHASE void fetch(int32_t band, int64_t channel) const {
+    constexpr int kBytes = static_cast<int>(sizeof(S));
+    const Range rows = band_rows(band);
+    const int32_t column = windows().output_columns.lo + lane() * kQuad;
+    const int32_t columns = windows().output_columns.hi - column;
+    const MapView<const S>& grad = problem.grad_output;
+    if (columns > 0 && !rows.empty()) {
+      const S* from = grad.at(b, channel, rows.lo, column);
+      int32_t to = memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * kBytes;
+      HMSA_UNROLL
+      for (int r = 0; r < kBand; ++r, from += grad.row, to += kLanes * kQuad * kBytes) {
+        if (r >= rows.size()) break;
+        if (plan.quads) {
+          copy_async<kQuad * kBytes>(to, from);
+        } else {
+          HMSA_UNROLL
+          for (int j = 0; j < kQuad; ++j) {
+            if (j >= columns) break;
+            if constexpr (kBytes >= 4) {
+              copy_async<kBytes>(to + j * kBytes, from + j * grad.column);
+            } else {
+              *shared_at<S>(to + j * kBytes) = from[j * grad.column];
+            }
+          }
+        }
+      }
+    }
+    close_copies();
+  }
+
+  HMSA_DEVICE Quad<T> fetched(int32_t band, int32_t r) const {
+    const int32_t at = memory() + plan.warp.g +
+                       ((band % 2 * kBand + r) * kLanes + lane()) * kQuad * static_cast<int32_t>(sizeof(S));
+    return load_quad<S>(shared_at<const S>(at), 1, true, kQuad);
+  }
+
+  // Rows of g of a plane, or, for the attention, of its products summed over the planes.
+  template <bool kAttention>
+  HMSA_DEVICE_PHASE void go_down(State& state, int32_t band, int64_t channel) const {
+    const Range rows = band_rows(band);
+    const bool last = band + 1 == bands();
+    const Ring own_ring = ring(plan.warp.own);
+    const auto finish_own = [&](int32_t row, const Quad<T>& sums) {
+      write_row(gradient(unit(), kAttention), plan.gather_own, unit(), channel, kAttention, row, sums);
+    };
+    const auto finish_above = [&](int32_t row, const Quad<T>& sums) {
+      write_row(problem.grad_logits[0], plan.gather_above, 0, channel, false, row, sums);
+    };
+    const auto finish_grid = [&](int32_t row, const Quad<T>& sums) { grid_row(state, kAttention, channel, row, sums); };
+    if (kLower) state.grid_start = state.grid_sums.current;
+    HMSA_ROLLED
+    for (int32_t r = 0; uniform(r < rows.size()); ++r) {
+      const int32_t row = rows.lo + r - windows().output_rows.lo;
+      const Tap<T> own_tap = row_tap(plan.own, row);
+      Quad<T> own_part;   // what goes to the logits of scale 1.0, or to its attention
+      Quad<T> grid_part;  // to the lower grid
+      if constexpr (kAttention) {
+        if (kUpper) own_part = quad_at<T>(summed_at(0, r));
+        if (kUpper && kLower) times(own_part, quad_at<T>(factor_at(band, kLowerPlace, r)));
+        if (kLower) grid_part = quad_at<T>(summed_at(kLowerPlace, r));
+      } else {
+        const Quad<T> g = fetched(band, r);
+        own_part = g;
+        grid_part = g;
+        if (kLower) times(own_part, quad_at<T>(factor_at(band, kLowerPlace, r)));
+        Quad<T> before{};
+        if (plan.sums && kSums > 0) before = state.own.next(own_tap, nullptr, own_ring);
+        if constexpr (kUpper) {
+          const Quad<T> a = quad_at<T>(factor_at(band, 0, r));
+          const Tap<T> above_tap = row_tap(plan.above, row);
+          const MoreTaps<T>* more = more_row_taps(plan.above, row);
+          if (plan.sums) {
+            const Quad<T> logit = before;
+            before = state.above.next(above_tap, more, ring(plan.warp.above));
+            Quad<T> product;
+            HMSA_UNROLL
+            for (int j = 0; j < kQuad; ++j) {
+              product.of[j] = g.of[j] * (logit.of[j] - before.of[j]);
+              before.of[j] = a.of[j] * logit.of[j] + (T(1) - a.of[j]) * before.of[j];
+            }
+            put_quad(product_at(warp(), 0, r), product);
+          }
+          Quad<T> above_part;
+          HMSA_UNROLL
+          for (int j = 0; j < kQuad; ++j) {
+            above_part.of[j] = (T(1) - a.of[j]) * own_part.of[j];
+            own_part.of[j] *= a.of[j];
+          }
+          state.above_sums.finish_until(above_tap.first, finish_above);
+          state.above_sums.add(above_tap, more, above_part);
+        }
+        if (kLower && plan.sums) {
+          times(before, g);
+          put_quad(product_at(warp(), kLowerPlace, r), before);
+        }
+      }
+      if (!kAttention || kUpper) {
+        state.own_sums.finish_until(own_tap.first, finish_own);
+        state.own_sums.add(own_tap, nullptr, own_part);
+      }
+      if constexpr (kLower) {
+        const Tap<T> across_tap = row_tap(plan.across, row);
+        state.grid_sums.finish_until(across_tap.first, finish_grid);
+        state.grid_sums.add(across_tap, nullptr, grid_part);
+      }
+    }
+    if (!uniform(last)) return;
+    const GradientWindows& at = windows();
+    if (!kAttention || kUpper) {
+      state.own_sums.finish_all(at.owned[unit()].rows.hi, chain().heads[unit()].height, finish_own);
+    }
+    if (kUpper && !kAttention) state.above_sums.finish_all(at.owned[0].rows.hi, chain().heads[0].height, finish_above);
+    if constexpr (kLower) {
+      const int i = below_unit();
+      state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
+                                 finish_grid);
+      state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
+                                  [&](int32_t row, const Quad<T>& sums) {
+                                    write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention, row,
+                                              sums);
+                                  });
+    }
+  }
+
+  HMSA_DEVICE static void times(Quad<T>& quad, const Quad<T>& by) {
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) quad.of[j] *= by.of[j];
+  }
+
+  // The streams that make the factors of the rows that come next: A of scale 1.0, and 1 - R A of the lower one.
+  struct Factors {
+    RingStream<T, false> own;
+    RingStream<T, false> lower;
+    RingStream<T, false> keep;
+    int32_t staged_own, staged_lower;
+    int32_t grid_row;  // the next one of A on the lower grid
+  };
+
+  HMSA_DEVICE_PHASE void start(Factors& factors) const {
+    if (kUpper) {
+      factors.own.begin(plan.own, kLanes, lane(), ring(plan.warp.own));
+      factors.staged_own = row_tap(plan.own, 0).first;
+    }
+    if (kLower) {
+      factors.lower.begin(plan.lower, plan.grid_quads, grid_quad(), ring(plan.warp.lower));
+      factors.staged_lower = row_tap(plan.lower, 0).first;
+      factors.keep.begin(plan.across, kLanes, lane(), plan.grid);
+      factors.grid_row = windows().grid_rows.lo;
+    }
+  }
+
+  HMSA_DEVICE_PHASE void make_factors(Factors& factors, int32_t band) const {
+    const Range rows = band_rows(band);
+    if (uniform(rows.empty())) return;
+    const int64_t channel = chain().class_wise ? first_class : 0;
+    const int32_t first = windows().output_rows.lo;
+    const int32_t last = rows.hi - 1 - first;
+    if (kUpper) {
+      stage(problem.attention[unit()], channel, unit(), ring(plan.warp.own), factors.staged_own,
+            row_tap(plan.own, last).second + 1);
+    }
+    if constexpr (kLower) {
+      const int i = below_unit();
+      const int32_t until = row_tap(plan.across, last).second + 1;
+      const Range grid = windows().grid_rows;
+      stage(problem.attention[i], channel, i, ring(plan.warp.lower), factors.staged_lower,
+            row_tap(plan.lower, until - 1 - grid.lo).second + 1);
+      __syncwarp();
+      HMSA_ROLLED
+      for (; uniform(factors.grid_row < until); ++factors.grid_row) {
+        const Quad<T> a =
+            factors.lower.next(row_tap(plan.lower, factors.grid_row - grid.lo), nullptr, ring(plan.warp.lower));
+        if (on_grid()) put_quad(plan.grid.at(factors.grid_row) + quad_offset(), a);
+      }
+    }
+    __syncwarp();
+    HMSA_ROLLED
+    for (int32_t r = 0; uniform(r < rows.size()); ++r) {
+      const int32_t row = rows.lo + r - first;
+      if (kUpper) {
+        put_quad(factor_at(band, 0, r), factors.own.next(row_tap(plan.own, row), nullptr, ring(plan.warp.own)));
+      }
+      if constexpr (kLower) {
+        Quad<T> keep = factors.keep.next(row_tap(plan.across, row), nullptr, plan.grid);
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - keep.of[j];
+        put_quad(factor_at(band, kLowerPlace, r), keep);
+      }
+    }
+  }
+
+  // Products of a band summed over the planes: a row for each warp.
+  HMSA_DEVICE_PHASE void sum_products() const {
+    const int32_t slots = kLower ? plan.grid_slots : 0;
+    HMSA_ROLLED
+    for (int32_t n = warp(); uniform(n < kSums * kBand + slots); n += threads() / kLanes) {
+      const int32_t slot = n - kSums * kBand;
+      if (slot >= 0 && !on_grid()) continue;
+      const int32_t from = slot < 0 ? product_at(0, 0, n) : grid_product_at(0, slot);
+      Quad<T> sum{};
+      HMSA_ROLLED
+      for (int32_t k = 0; k < count; ++k) {
+        const Quad<T> product = quad_at<T>(from + k * plan.warp.bytes);
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) sum.of[j] += product.of[j];
+      }
+      put_quad(slot < 0 ? summed_at(0, n) : grid_summed_at(slot), sum);
+    }
+  }
+
+  // All of a chunk's planes, from the first row to the last.
+  HMSA_DEVICE void run() const {
+    const int32_t all = bands();
+    const bool attends = warp() == plan.planes;
+    const bool works = warp() < count;
+    const int64_t channel = first_class + warp();
+    const int64_t attention_channel = chain().class_wise ? first_class : 0;
+    State state;
+    Factors factors;
+    if (uniform(works || attends)) start(state);
+    if (kFactors > 0 && uniform(attends)) {
+      start(factors);
+      make_factors(factors, 0);
+    }
+    if (uniform(works)) fetch(0, channel);
+    __syncthreads();
+    HMSA_ROLLED
+    for (int32_t band = 0; uniform(band <= all); ++band) {
+      if (uniform(works && band < all)) {
+        fetch(band + 1, channel);
+        if (plan.sums && kSums > 0) stage_heads(state, band, false, channel);
+        await_copies();
+        go_down<false>(state, band, channel);
+      }
+      if (kFactors > 0 && uniform(attends)) {
+        if (plan.sums && uniform(band > 0)) go_down<true>(state, band - 1, attention_channel);
+        make_factors(factors, band + 1);
+      }
+      __syncthreads();
+      if (plan.sums && kSums > 0 && uniform(band < all)) {
+        sum_products();
+        __syncthreads();
+      }
+    }
   }
 };
 
-template <typename S, typename G, typename T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
-    fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S, G> problem, HMSA_PARAMETER Path path,
-                                HMSA_PARAMETER GradientLayout layout, HMSA_PARAMETER PlaneView<const T> sums_map,
-                                HMSA_PARAMETER Tile owned, int32_t stripes) {
-  const int roles = layout.roles(problem.classes);
-  if (thread() == 0) {
-    const GradientBlock<S, G, T> block{problem, path, layout, sums_map, 0};
-    block.start_block(owned, static_cast<int32_t>(blockIdx.x / roles), stripes, static_cast<int>(blockIdx.x % roles));
-  }
-  for (int32_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    const GradientBlock<S, G, T> block{problem, path, layout, sums_map, b};
-    for (int piece = 0; piece < layout.piece_count(); ++piece) {
-      if (layout.piece_count() > 1 || b == static_cast<int32_t>(blockIdx.y)) block.start_piece(piece);
+template <typename S, bool kUpper, bool kLower>
+__global__ void __launch_bounds__(kBackwardThreads, 2)
+    fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER BackwardPlan plan) {
+  BackwardBlock<S, kUpper, kLower> block{problem, plan, 0, 0, 0, 0};
+  block.begin();
+  const auto classes = static_cast<int32_t>(problem.classes);
+  for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
+    if (problem.chain.class_wise) {
+      block.count = 1;
+      for (block.first_class = blockIdx.z; block.first_class < classes; block.first_class += gridDim.z) block.run();
+      continue;
+    }
+    for (block.chunk = 0; block.chunk < plan.chunks; ++block.chunk) {
+      block.first_class = block.chunk * plan.planes;
+      block.count = smaller(plan.planes, classes - block.first_class);
       block.run();
     }
   }
 }
 
-// ---- host -----------------------------------------------------------------------------------------------------------
+// ---- the launch -----------------------------------------------------------------------------------------------------
 
-// Lines of the incoming gradient can be read four elements at a time, wherever a tile begins?
-template <typename S, typename G>
-bool has_quads(const FuseScalesBackward<S, G>& problem, const GradientLayout& layout, bool padded) {
-  const MapView<const G>& grad = problem.grad_output;
-  if (!aligned_for_quads(grad.data) || grad.batch % kQuad != 0 || grad.row % kQuad != 0) return false;
-  if (!layout.together) {
-    return grad.column == 1 && grad.channel % kQuad == 0 && (padded || problem.chain.size.width % kQuad == 0);
-  }
-  // Tiles begin at whole quads of columns. All channels of a row are one run of memory, or whole quads of channels are.
-  if (layout.planes.inner == problem.classes && grad.column == problem.classes) {
-    return problem.chain.size.width * problem.classes % kQuad == 0;
-  }
-  return grad.column % kQuad == 0 && problem.classes % kQuad == 0 && layout.planes.inner % kQuad == 0;
+int32_t power_of_two(int32_t least) {
+  int32_t power = 1;
+  while (power < least) power *= 2;
+  return power;
 }
 
-template <typename S, typename G>
-bool wants_gradient(const FuseScalesBackward<S, G>& problem, int i) {
-  return problem.grad_logits[i].data != nullptr || problem.grad_attention[i].data != nullptr;
+// Whether the kernel takes the chain at all.
+bool is_streamed(const Chain& chain) {
+  if (chain.unit > 1 || chain.count > chain.unit + 2 || chain.needs_final_resize) return false;
+  if (chain.unit == 0) return true;
+  const auto fits = [](const ComposedMap& map) { return map.inner.slope <= map.inner.den; };
+  return fits(chain.composed_rows()) && fits(chain.composed_columns());
 }
 
-// Class-wise attention has layouts of a single class.
-template <typename S, typename G>
-GradientPlan plan_gradients(const FuseScalesBackward<S, G>& problem, const Extent* owned, bool padded) {
-  GradientPlan plan{};
-  const FuseScalesBackward<S, G> planned = problem.chain.class_wise ? problem_of_class(problem, 0) : problem;
-  for (int i = 0; i < problem.chain.count; ++i) {
-    if (!wants_gradient(problem, i)) continue;
-    const bool together = channels_together(planned.grad_output, planned.classes);
-    plan.layouts[i] = choose_layout<arithmetic_t<S>>(planned.chain, make_path(planned.chain, i), owned[i],
-                                                     planned.batch, planned.classes, together, sizeof(G));
-    plan.layouts[i].quads = has_quads(planned, plan.layouts[i], padded);
+// The fewest divisions of the columns with which every window is at most a line wide; 0 if there is none.
+int32_t divide_columns(const Chain& chain) {
+  const int lower = chain.unit + 1;
+  const auto fits = [&](int32_t parts) {
+    for (int32_t k = 0; k < parts; ++k) {
+      const BackwardTiles tiles = backward_tiles(chain, Extent{1, parts}, 0, k);
+      const Range output = whole_quads(tiles.output.columns, chain.size.width);
+      if (output.size() > kLineColumns) return false;
+      if (lower < chain.count && tap_sources(chain.across[lower].columns, Axis::kColumns, output).size() > kLineColumns) return false;
+    }
+    return true;
+  };
+  int32_t coarsest = chain.heads[0].width;
+  for (int i = 1; i < chain.count; ++i) coarsest = smaller(coarsest, chain.heads[i].width);
+  for (int32_t parts = divide_up(chain.size.width, kLineColumns); parts <= coarsest; ++parts) {
+    if (fits(parts)) return parts;
   }
-  return plan;
-}
-
-template <typename S, typename G, typename T>
-void launch_scale(const FuseScalesBackward<S, G>& problem, int i, const GradientLayout& layout,
-                  const PlaneView<const T>& sums_map, const Tile& owned, cudaStream_t stream) {
-  const int32_t stripes = divide_up(owned.columns.size(), layout.tile.width);
-  const int32_t bands = divide_up(owned.rows.size(), layout.tile.height);
-  const int64_t tiles = static_cast<int64_t>(stripes) * bands * layout.roles(problem.classes);
-  if (tiles == 0) return;
-  const dim3 grid(static_cast<unsigned>(tiles), image_blocks(tiles, problem.batch));
-  HMSA_LAUNCH((fuse_scales_backward_kernel<S, G, T>), grid, dim3(kThreads), layout.bytes, stream, problem,
-              make_path(problem.chain, i), layout, sums_map, owned, stripes);
-}
-
-template <typename S, typename G>
-void launch_shared_attention(const FuseScalesBackward<S, G>& problem, const GradientPlan& plan,
-                             const GradientPart& part, arithmetic_t<S>* maps, cudaStream_t stream) {
-  using T = arithmetic_t<S>;
-  const int64_t width = part.output.columns.size();
-  const int64_t pixels = part.output.rows.size() * width;
-  ChannelSums<T> sums{};
-  sums.row = width;
-  sums.batch = pixels;
-  sums.output = part.output;
-  for (int i = 0; i < problem.chain.count; ++i) {
-    if (!wants_sums_map(problem, i)) continue;
-    sums.maps[i] = maps - (part.output.rows.lo * width + part.output.columns.lo);
-    maps += problem.batch * pixels;
-    sums.last = i;
-  }
-  if (sums.last > 0 && pixels > 0) launch_channel_sums(problem, sums, stream);
-  for (int i = 0; i < problem.chain.count; ++i) {
-    if (!wants_gradient(problem, i)) continue;
-    const PlaneView<const T> map{sums.maps[i], sums.batch, sums.row, 1};
-    launch_scale(problem, i, plan.layouts[i], map, part.owned[i], stream);
-  }
-}
-
-}  // namespace
-
-template <typename S, typename G>
-GradientPlan plan_gradient_parts(const FuseScalesBackward<S, G>& problem, const Extent* owned, bool padded) {
-  return plan_gradients(problem, owned, padded);
-}
-
-template <typename S, typename G>
-void launch_gradient_part(const FuseScalesBackward<S, G>& problem, const GradientPlan& plan, const GradientPart& part,
-                          arithmetic_t<S>* maps, StreamHandle stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
-  if (!problem.chain.class_wise) {
-    launch_shared_attention(problem, plan, part, maps, stream);
-    return;
-  }
-  for (int64_t c = 0; c < problem.classes; ++c) {
-    launch_shared_attention(problem_of_class(problem, c), plan, part, maps, stream);
-  }
+  return 0;
 }
 
 template <typename S>
+void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_columns, BackwardPlan& plan) {
+  using T = arithmetic_t<S>;
+  const Chain& chain = problem.chain;
+  const bool upper = chain.unit > 0;
+  const bool lower = chain.count > chain.unit + 1;
+  const int i = chain.unit + 1;
+  const int sums = (upper ? 1 : 0) + (lower ? 1 : 0);
+  const int32_t rows = rows_and_columns.height;
+  const int32_t columns = smaller(rows_and_columns.width, kLineColumns);
+  Arena arena;
+  plan.windows = arena.take_array<GradientWindows>(1);
+  const auto tables = [&](int32_t height, int32_t quads, bool composed) {
+    LinkTables link{};
+    link.rows = arena.take_array<Tap<T>>(height + kRun);
+    link.columns = arena.take_array<Tap<T>>(quads * kQuad);
+    if (composed) link.more_rows = arena.take_array<MoreTaps<T>>(height + kRun);
+    if (composed) link.more_columns = arena.take_array<MoreTaps<T>>(quads * kQuad);
+    return link;
+  };
+  const auto gathers = [&](int32_t targets, int32_t most) {
+    GatherTable table{0, 0, targets};
+    table.gathers = arena.take_array<Gather>(targets);
+    table.weights = arena.take_array<T>(static_cast<int64_t>(targets) * most);
+    return table;
+  };
+  const auto share_of = [&](int scale) { return divide_up(chain.heads[scale].width, plan.parts.width); };
+  const auto ring = [&](int32_t head_columns, int32_t most_rows) {
+    Ring ring{};
+    ring.pitch = round_up(head_columns, kQuad) * static_cast<int32_t>(sizeof(T));
+    ring.mask = power_of_two(most_rows + 4) - 1;
+    return ring;
+  };
+  const auto rows_of = [&](const Ring& of) { return static_cast<int64_t>(of.mask + 1) * of.pitch; };
+
+  const Resize& own = chain.up[chain.unit];
+  plan.own = tables(rows, kLanes, false);
+  plan.most_own = most_outputs(own.columns, 1);
+  plan.gather_own = gathers(share_of(chain.unit), plan.most_own);
+  plan.warp.own = ring(most_sources(own.columns, columns), most_sources(own.rows, kBand));
+  if (upper) {
+    plan.above = tables(rows, kLanes, true);
+    plan.most_above = most_outputs(chain.composed_columns(), 1);
+    plan.gather_above = gathers(share_of(0), plan.most_above);
+    plan.warp.above =
+        ring(most_sources(chain.composed_columns(), columns), most_sources(chain.composed_rows(), kBand));
+  }
+  if (lower) {
+    const Resize& across = chain.across[i];
+    const int32_t grid_rows = most_sources(across.rows, rows);
+    const int32_t grid_columns = smaller(most_sources(across.columns, columns), kLineColumns);
+    const int32_t band_rows = most_sources(across.rows, kBand);
+    plan.grid_quads = divide_up(grid_columns, kQuad);
+    plan.grid_slots = band_rows + 3;
+    plan.across = tables(rows, kLanes, false);
+    plan.most_across = most_outputs(across.columns, 1);
+    plan.gather_across = gathers(plan.grid_quads * kQuad, plan.most_across);
+    plan.lower = tables(grid_rows, plan.grid_quads, false);
+    plan.most_lower = most_outputs(chain.up[i].columns, 1);
+    plan.gather_lower = gathers(share_of(i), plan.most_lower);
+    plan.warp.lower = ring(most_sources(chain.up[i].columns, grid_columns),
+                           most_sources(chain.up[i].rows, plan.grid_slots + band_rows));
+    plan.grid = Ring{0, plan.grid_quads * static_cast<int32_t>(sizeof(Quad<T>)), kGridRing - 1};
+    plan.grid.offset = arena.take(rows_of(plan.grid));
+    plan.grid_summed = arena.take(static_cast<int64_t>(plan.grid_slots) * plan.grid.pitch);
+  }
+  plan.factors = arena.take(static_cast<int64_t>(3) * sums * kBand * kRowBytes<T>);
+  plan.summed = arena.take(static_cast<int64_t>(sums) * kBand * kRowBytes<T>);
+  if (plan.chunks > 1) {
+    for (int scale = 1; scale < chain.count; ++scale) {
+      const int32_t height = divide_up(chain.heads[scale].height, plan.parts.height);
+      plan.totals[scale] = arena.take_array<T>(static_cast<int64_t>(height) * share_of(scale));
+    }
+  }
+  Arena warp;
+  plan.warp.line = warp.take(kRowBytes<T>);
+  plan.warp.g = warp.take(static_cast<int64_t>(2) * kBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
+  plan.warp.products = warp.take(static_cast<int64_t>(sums) * kBand * kRowBytes<T>);
+  plan.warp.grid_products = warp.take(static_cast<int64_t>(plan.grid_slots) * plan.grid.pitch);
+  plan.warp.own.offset = warp.take(rows_of(plan.warp.own));
+  plan.warp.above.offset = warp.take(rows_of(plan.warp.above));
+  plan.warp.lower.offset = warp.take(rows_of(plan.warp.lower));
+  plan.warp.bytes = warp.bytes;
+  plan.warps = arena.take(static_cast<int64_t>(plan.planes + 1) * warp.bytes);
+  plan.bytes = arena.bytes;
+}
+
+// False if there is no plan.
+template <typename S>
+bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
+  const Chain& chain = problem.chain;
+  if (sizeof(arithmetic_t<S>) != sizeof(float) || !is_streamed(chain)) return false;
+  plan = BackwardPlan{};
+  plan.parts.width = divide_columns(chain);
+  if (plan.parts.width == 0) return false;
+  const auto classes = static_cast<int32_t>(problem.classes);
+  plan.chunks = chain.class_wise ? 1 : divide_up(classes, kMostPlanes);
+  plan.planes = chain.class_wise ? 1 : divide_up(classes, plan.chunks);
+  for (int i = 1; i < chain.count; ++i) plan.sums = plan.sums || problem.grad_attention[i].data != nullptr;
+  plan.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
+
+  int32_t coarsest = chain.heads[0].height;
+  int32_t rim = 0;
+  for (int i = 1; i < chain.count; ++i) coarsest = smaller(coarsest, chain.heads[i].height);
+  const auto rows_with = [&](int32_t parts) {
+    int32_t most = 0;
+    for (const int32_t k : {0, parts / 2, parts - 1}) {
+      most = larger(most, backward_tiles(chain, Extent{parts, 1}, k, 0).output.rows.size());
+    }
+    return most;
+  };
+  rim = rows_with(coarsest) - divide_up(chain.size.height, coarsest);
+  const int64_t slots = 2 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
+  const int64_t images = problem.batch * (chain.class_wise ? problem.classes : 1);
+  int64_t best = INT64_MAX;
+  for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
+    const int64_t blocks = images * plan.parts.width * parts;
+    const int64_t rows = divide_up(chain.size.height, parts) + rim + 8;  // as many as the set-up takes
+    if (rows > 1024 && parts < coarsest) continue;
+    const int64_t cost = (blocks + slots - 1) / slots * rows;
+    if (cost >= best) continue;
+    best = cost;
+    plan.parts.height = parts;
+  }
+  if (plan.parts.height == 0) return false;
+  int32_t rows = 0;
+  for (int32_t k = 0; k < plan.parts.height; ++k) {
+    rows = larger(rows, backward_tiles(chain, Extent{plan.parts.height, 1}, k, 0).output.rows.size());
+  }
+  place_backward(problem, Extent{rows, chain.size.width}, plan);
+  return plan.bytes <= shared_budget(1);
+}
+
+}  // namespace
+}  // namespace fuse
+
+template <typename S>
 int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem) {
-  return sums_map_count(problem) * problem.batch * problem.chain.size.height * problem.chain.size.width;
+  fuse::BackwardPlan plan;
+  return HMSA_DEV(S) && fuse::plan_backward(problem, plan) ? 0 : gathered_backward_workspace(problem);
 }
 
 template <typename S>
 void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream) {
-  const Extent size = problem.chain.size;
-  GradientPart all{};
-  all.output = Tile{{0, size.height}, {0, size.width}};
-  for (int i = 0; i < problem.chain.count; ++i) {
-    all.owned[i] = Tile{{0, problem.chain.heads[i].height}, {0, problem.chain.heads[i].width}};
+  fuse::BackwardPlan plan;
+  if constexpr (HMSA_DEV(S)) {
+    if (fuse::plan_backward(problem, plan)) {
+      const Chain& chain = problem.chain;
+      const auto at_most = [](int64_t n) { return static_cast<unsigned>(n < 65535 ? n : 65535); };
+      const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width), at_most(problem.batch),
+                      at_most(chain.class_wise ? problem.classes : 1));
+      const auto start = [&](auto kernel) {
+        HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes,
+                    static_cast<cudaStream_t>(stream), problem, plan);
+      };
+      const bool lower = chain.count > chain.unit + 1;
+      using fuse::fuse_scales_backward_kernel;
+      if (chain.unit > 0) {
+        return start(lower ? fuse_scales_backward_kernel<S, true, true> : fuse_scales_backward_kernel<S, true, false>);
+      }
+      return start(lower ? fuse_scales_backward_kernel<S, false, true> : fuse_scales_backward_kernel<S, false, false>);
+    }
   }
-  launch_gradient_part(problem, plan_gradients(problem, problem.chain.heads, false), all,
-                       static_cast<arithmetic_t<S>*>(workspace), stream);
+  launch_gathered_backward(problem, workspace, stream);
 }
 
 HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<float>&));
@@ -418,20 +812,6 @@ HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<float
 HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<double>&, void*, StreamHandle));
 HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<Half>&, void*, StreamHandle));
 HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<BFloat16>&, void*, StreamHandle));
-
-// For gradients that a loss made: they are of the arithmetic type.
-HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<float, float>&, const Extent*, bool));
-HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<double, double>&, const Extent*, bool));
-HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<Half, float>&, const Extent*, bool));
-HMSA_INSTANTIATE(GradientPlan plan_gradient_parts(const FuseScalesBackward<BFloat16, float>&, const Extent*, bool));
-HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<float, float>&, const GradientPlan&,
-                                           const GradientPart&, float*, StreamHandle));
-HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<double, double>&, const GradientPlan&,
-                                           const GradientPart&, double*, StreamHandle));
-HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<Half, float>&, const GradientPlan&,
-                                           const GradientPart&, float*, StreamHandle));
-HMSA_INSTANTIATE(void launch_gradient_part(const FuseScalesBackward<BFloat16, float>&, const GradientPlan&,
-                                           const GradientPart&, float*, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa

@@ -31,6 +31,13 @@ template <typename S, typename G>
 void launch_gradient_part(const FuseScalesBackward<S, G>& problem, const GradientPlan& plan, const GradientPart& part,
                           arithmetic_t<S>* maps, StreamHandle stream);
 
+// All of the gradients. Numbers of the arithmetic type that this needs as workspace: one for each pixel of the output and
+// each scale of 1 and below (but the largest) whose attention gets a gradient.
+template <typename S>
+int64_t gathered_backward_workspace(const FuseScalesBackward<S>& problem);
+template <typename S>
+void launch_gathered_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream);
+
 // Whether the gradient of the attention of scale i needs a map of channel sums (fuse_scales_channel_sums.h).
 template <typename S>
 bool wants_sums_map(const ChainInputs<S>& inputs, const ChainGradients<S>& gradients, int i) {
