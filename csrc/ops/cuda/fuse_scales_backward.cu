@@ -40,6 +40,7 @@ struct GradientWindows {
   Range grid_columns;
   Range head_columns[kMaxScales];  // for the forward direction
   Tile owned[kMaxScales];
+  int32_t grid_finished;  // rows of the grid that the band has finished
 };
 
 // Where a warp's memory lies, from its first byte.
@@ -160,13 +161,12 @@ struct BackwardBlock {
     fill_row_taps<T>(plan.own.rows, 0, own.rows, at.output_rows, 0);
     fill_column_taps<T>(plan.own.columns, 0, own.columns, at.output_columns, at.head_columns[unit()].lo, kLanes);
     const auto owned_column = [&](int i) { return [&, i](int32_t t) { return at.owned[i].columns.lo + t; }; };
-    fill_gathers<T>(plan.gather_own, own.columns, at.output_columns, plan.most_own, owned_column(unit()));
+    fill_gather(plan.gather_own, own.columns, plan.most_own, owned_column(unit()));
     if (kUpper) {
       fill_row_taps<T>(plan.above.rows, plan.above.more_rows, chain().composed_rows(), at.output_rows, 0);
       fill_column_taps<T>(plan.above.columns, plan.above.more_columns, chain().composed_columns(), at.output_columns,
                           at.head_columns[0].lo, kLanes);
-      fill_gathers<T>(plan.gather_above, chain().composed_columns(), at.output_columns, plan.most_above,
-                      owned_column(0));
+      fill_gather(plan.gather_above, chain().composed_columns(), plan.most_above, owned_column(0));
     }
     if (kLower) {
       const int i = below_unit();
@@ -174,14 +174,25 @@ struct BackwardBlock {
       const int32_t quads = plan.grid_quads;
       fill_row_taps<T>(plan.across.rows, 0, across.rows, at.output_rows, 0);
       fill_column_taps<T>(plan.across.columns, 0, across.columns, at.output_columns, at.grid_columns.lo, kLanes);
-      fill_gathers<T>(plan.gather_across, across.columns, at.output_columns, plan.most_across, [&](int32_t t) {
-        return at.grid_columns.lo + t % quads * kQuad + t / quads;
-      });
+      fill_gather(plan.gather_across, across.columns, plan.most_across,
+                  [&](int32_t t) { return at.grid_columns.lo + t % quads * kQuad + t / quads; });
       fill_row_taps<T>(plan.lower.rows, 0, chain().up[i].rows, at.grid_rows, 0);
       fill_column_taps<T>(plan.lower.columns, 0, chain().up[i].columns, at.grid_columns, at.head_columns[i].lo, quads);
       fill_gathers<T>(plan.gather_lower, chain().up[i].columns, at.grid_columns, plan.most_lower, owned_column(i));
     }
     __syncthreads();
+  }
+
+  // From the columns of the output.
+  template <typename AnyMap, typename ColumnOf>
+  HMSA_DEVICE void fill_gather(const GatherTable& table, const AnyMap& map, int32_t most,
+                               const ColumnOf& column_of) const {
+    const Range sources = windows().output_columns;
+    if (table.kind == GatherKind::kLine) {
+      fill_gathers<T>(table, map, sources, most, column_of);
+    } else {
+      fill_lane_weights<T>(table, map, sources, sources.lo / (table.kind == GatherKind::kTwo ? 2 : 4));
+    }
   }
 
   // ---- what a warp goes down a plane with -----------------------------------------------------------------------------
@@ -271,20 +282,34 @@ struct BackwardBlock {
                              int32_t row, const Quad<T>& quad) const {
     const Tile& owned = windows().owned[i];
     if (map.data == nullptr || uniform(row < owned.rows.lo || row >= owned.rows.hi)) return;
-    put_quad(line() + quad_offset(), quad);
-    __syncwarp();
+    const int32_t columns = owned.columns.size();
     S* const to = map.at(b, channel, row, owned.columns.lo);
-    HMSA_ROLLED
-    for (int32_t t = lane(); t < owned.columns.size(); t += kLanes) {
-      T value = gathered<T>(table, line(), t);
+    const auto write = [&](int32_t t, T value) {
+      if (t < 0 || t >= columns) return;
       if (attention && plan.chunks > 1) {
-        T& total = shared_at<T>(plan.totals[i])[(row - owned.rows.lo) * owned.columns.size() + t];
+        T& total = shared_at<T>(plan.totals[i])[(row - owned.rows.lo) * columns + t];
         if (chunk > 0) value += total;
         total = value;
       }
       if (!attention || chunk + 1 == plan.chunks) from_arithmetic(to + t * map.column, value);
+    };
+    if (table.kind == GatherKind::kOne) {
+      write(windows().output_columns.lo / 4 + lane() - owned.columns.lo, gathered_one(table, quad));
+    } else if (table.kind == GatherKind::kTwo) {
+      T targets[2];
+      gathered_two(table, quad, targets);
+      const int32_t t = windows().output_columns.lo / 2 + 2 * lane() - owned.columns.lo;
+      write(t, targets[0]);
+      write(t + 1, targets[1]);
+    } else {
+      put_quad(line() + quad_offset(), quad);
+      __syncwarp();
+      HMSA_ROLLED
+      for (int32_t t = lane(); uniform(t < columns); t += kLanes) {
+        if (t < columns) write(t, gathered<T>(table, line(), t));
+      }
+      __syncwarp();
     }
-    __syncwarp();
   }
 
   HMSA_DEVICE const MapView<S>& gradient(int i, bool attention) const {
@@ -294,14 +319,28 @@ struct BackwardBlock {
   // A finished row on the grid of the lower scale: of dLoss/d(A L), or of R^T of the products for the attention.
   HMSA_DEVICE void grid_row(State& state, bool attention, int64_t channel, int32_t row, const Quad<T>& quad) const {
     const int i = below_unit();
-    put_quad(line() + quad_offset(), quad);
-    __syncwarp();
     Quad<T> grid{};
-    if (on_grid()) {
-      HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) grid.of[j] = gathered<T>(plan.gather_across, line(), j * plan.grid_quads + lane());
+    if (plan.gather_across.kind == GatherKind::kTwo) {
+      // Column 0 of the window is the second target of the lane before lane 0.
+      T targets[2];
+      gathered_two(plan.gather_across, quad, targets);
+      const int l = 2 * lane();
+      const T before = __shfl_sync(0xffffffffu, targets[1], l - 1);
+      grid.of[0] = l == 0 ? T(0) : before;
+      grid.of[1] = __shfl_sync(0xffffffffu, targets[0], l);
+      grid.of[2] = __shfl_sync(0xffffffffu, targets[1], l);
+      grid.of[3] = __shfl_sync(0xffffffffu, targets[0], l + 1);
+    } else {
+      put_quad(line() + quad_offset(), quad);
+      __syncwarp();
+      if (on_grid()) {
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) {
+          grid.of[j] = gathered<T>(plan.gather_across, line(), j * plan.grid_quads + lane());
+        }
+      }
+      __syncwarp();
     }
-    __syncwarp();
     const Tap<T> tap = row_tap(plan.lower, row - windows().grid_rows.lo);
     const int32_t slot = row - state.grid_start;
     if (attention) {
@@ -312,7 +351,7 @@ struct BackwardBlock {
       }
     } else {
       if (plan.sums) {
-        const Quad<T> logit = state.lower.next(tap, nullptr, ring(plan.warp.lower));
+        const Quad<T> logit = state.lower.next(tap, nullptr, plan.lower, plan.grid_quads, grid_quad(), ring(plan.warp.lower));
         if (on_grid()) {
           Quad<T> product;
           HMSA_UNROLL
@@ -334,22 +373,33 @@ struct BackwardBlock {
 
   // ---- bands ----------------------------------------------------------------------------------------------------------
 
-  // Asks for the rows of g of a band.
-  HMSA_DEVICE_PHASE void fetch(int32_t band, int64_t channel) const {
+  // Columns of the line that the output does not have hold zeros.
+  HMSA_DEVICE_PHASE void clear_line() const {
+    const int32_t columns = windows().output_columns.size() - lane() * kQuad;
+    if (columns >= kQuad) return;
+    for (int32_t r = 0; r < 2 * kBand; ++r) {
+      for (int32_t j = larger(columns, 0); j < kQuad; ++j) {
+        from_arithmetic(shared_at<S>(memory() + plan.warp.g) + (r * kLanes + lane()) * kQuad + j, T(0));
+      }
+    }
+  }
+
+  // Asks for the rows of g of a band; `from` is the lane's quad in the first of them.
+  HMSA_DEVICE void fetch(int32_t band, const S* from) const {
     constexpr int kBytes = static_cast<int>(sizeof(S));
-    const Range rows = band_rows(band);
-    const int32_t column = windows().output_columns.lo + lane() * kQuad;
-    const int32_t columns = windows().output_columns.hi - column;
-    const MapView<const S>& grad = problem.grad_output;
-    if (columns > 0 && !rows.empty()) {
-      const S* from = grad.at(b, channel, rows.lo, column);
+    const int32_t rows = windows().output_rows.size() - band * kBand;
+    const int32_t columns = windows().output_columns.size() - lane() * kQuad;
+    if (columns > 0) {
+      const MapView<const S>& grad = problem.grad_output;
       int32_t to = memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * kBytes;
-      HMSA_UNROLL
-      for (int r = 0; r < kBand; ++r, from += grad.row, to += kLanes * kQuad * kBytes) {
-        if (r >= rows.size()) break;
-        if (plan.quads) {
-          copy_async<kQuad * kBytes>(to, from);
-        } else {
+      if (plan.quads) {
+        HMSA_UNROLL
+        for (int r = 0; r < kBand; ++r, from += grad.row) {
+          if (r < rows) copy_async<kQuad * kBytes>(to + r * kLanes * kQuad * kBytes, from);
+        }
+      } else {
+        HMSA_ROLLED
+        for (int r = 0; r < smaller(rows, kBand); ++r, from += grad.row, to += kLanes * kQuad * kBytes) {
           HMSA_UNROLL
           for (int j = 0; j < kQuad; ++j) {
             if (j >= columns) break;
@@ -365,17 +415,10 @@ struct BackwardBlock {
     close_copies();
   }
 
-  HMSA_DEVICE Quad<T> fetched(int32_t band, int32_t r) const {
-    const int32_t at = memory() + plan.warp.g +
-                       ((band % 2 * kBand + r) * kLanes + lane()) * kQuad * static_cast<int32_t>(sizeof(S));
-    return load_quad<S>(shared_at<const S>(at), 1, true, kQuad);
-  }
-
   // Rows of g of a plane, or, for the attention, of its products summed over the planes.
   template <bool kAttention>
   HMSA_DEVICE_PHASE void go_down(State& state, int32_t band, int64_t channel) const {
     const Range rows = band_rows(band);
-    const bool last = band + 1 == bands();
     const Ring own_ring = ring(plan.warp.own);
     const auto finish_own = [&](int32_t row, const Quad<T>& sums) {
       write_row(gradient(unit(), kAttention), plan.gather_own, unit(), channel, kAttention, row, sums);
@@ -385,37 +428,44 @@ struct BackwardBlock {
     };
     const auto finish_grid = [&](int32_t row, const Quad<T>& sums) { grid_row(state, kAttention, channel, row, sums); };
     if (kLower) state.grid_start = state.grid_sums.current;
+    constexpr int32_t kTapBytes = static_cast<int32_t>(sizeof(Tap<T>));
+    int32_t taps = (rows.lo - windows().output_rows.lo) * kTapBytes;
+    int32_t g_at = memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * static_cast<int32_t>(sizeof(S));
+    const int32_t factors = factor_at(band, 0, 0);
+    const int32_t products = kAttention ? summed_at(0, 0) : product_at(warp(), 0, 0);
+    constexpr int32_t kPlace = kBand * kRowBytes<T>;  // from factor to factor, and from product to product
     HMSA_ROLLED
-    for (int32_t r = 0; uniform(r < rows.size()); ++r) {
-      const int32_t row = rows.lo + r - windows().output_rows.lo;
-      const Tap<T> own_tap = row_tap(plan.own, row);
-      Quad<T> own_part;   // what goes to the logits of scale 1.0, or to its attention
-      Quad<T> grid_part;  // to the lower grid
+    for (int32_t at = 0; uniform(at < rows.size() * kRowBytes<T>); at += kRowBytes<T>, taps += kTapBytes) {
+      const Tap<T> own_tap = *shared_at<const Tap<T>>(plan.own.rows + taps);
+      Quad<T> own_part{};   // what goes to the logits of scale 1.0, or to its attention
+      Quad<T> grid_part{};  // to the lower grid
       if constexpr (kAttention) {
-        if (kUpper) own_part = quad_at<T>(summed_at(0, r));
-        if (kUpper && kLower) times(own_part, quad_at<T>(factor_at(band, kLowerPlace, r)));
-        if (kLower) grid_part = quad_at<T>(summed_at(kLowerPlace, r));
+        if (kUpper) own_part = quad_at<T>(products + at);
+        if (kUpper && kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
+        if (kLower) grid_part = quad_at<T>(products + at + kLowerPlace * kPlace);
       } else {
-        const Quad<T> g = fetched(band, r);
+        const Quad<T> g = load_quad<S>(shared_at<const S>(g_at), 1, true, kQuad);
+        g_at += kLanes * kQuad * static_cast<int32_t>(sizeof(S));
         own_part = g;
         grid_part = g;
-        if (kLower) times(own_part, quad_at<T>(factor_at(band, kLowerPlace, r)));
+        if (kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
         Quad<T> before{};
-        if (plan.sums && kSums > 0) before = state.own.next(own_tap, nullptr, own_ring);
+        if (plan.sums && kSums > 0) before = state.own.next(own_tap, nullptr, plan.own, kLanes, lane(), own_ring);
         if constexpr (kUpper) {
-          const Quad<T> a = quad_at<T>(factor_at(band, 0, r));
-          const Tap<T> above_tap = row_tap(plan.above, row);
-          const MoreTaps<T>* more = more_row_taps(plan.above, row);
+          const Quad<T> a = quad_at<T>(factors + at);
+          const Tap<T> above_tap = *shared_at<const Tap<T>>(plan.above.rows + taps);
+          const MoreTaps<T>* more =
+              shared_at<const MoreTaps<T>>(plan.above.more_rows + taps / kTapBytes * static_cast<int32_t>(sizeof(MoreTaps<T>)));
           if (plan.sums) {
             const Quad<T> logit = before;
-            before = state.above.next(above_tap, more, ring(plan.warp.above));
+            before = state.above.next(above_tap, more, plan.above, kLanes, lane(), ring(plan.warp.above));
             Quad<T> product;
             HMSA_UNROLL
             for (int j = 0; j < kQuad; ++j) {
               product.of[j] = g.of[j] * (logit.of[j] - before.of[j]);
               before.of[j] = a.of[j] * logit.of[j] + (T(1) - a.of[j]) * before.of[j];
             }
-            put_quad(product_at(warp(), 0, r), product);
+            put_quad(products + at, product);
           }
           Quad<T> above_part;
           HMSA_UNROLL
@@ -428,7 +478,7 @@ struct BackwardBlock {
         }
         if (kLower && plan.sums) {
           times(before, g);
-          put_quad(product_at(warp(), kLowerPlace, r), before);
+          put_quad(products + at + kLowerPlace * kPlace, before);
         }
       }
       if (!kAttention || kUpper) {
@@ -436,27 +486,31 @@ struct BackwardBlock {
         state.own_sums.add(own_tap, nullptr, own_part);
       }
       if constexpr (kLower) {
-        const Tap<T> across_tap = row_tap(plan.across, row);
+        const Tap<T> across_tap = *shared_at<const Tap<T>>(plan.across.rows + taps);
         state.grid_sums.finish_until(across_tap.first, finish_grid);
         state.grid_sums.add(across_tap, nullptr, grid_part);
       }
     }
-    if (!uniform(last)) return;
-    const GradientWindows& at = windows();
-    if (!kAttention || kUpper) {
-      state.own_sums.finish_all(at.owned[unit()].rows.hi, chain().heads[unit()].height, finish_own);
+    if (uniform(band + 1 == bands())) {
+      const GradientWindows& at = windows();
+      if (!kAttention || kUpper) {
+        state.own_sums.finish_all(at.owned[unit()].rows.hi, chain().heads[unit()].height, finish_own);
+      }
+      if (kUpper && !kAttention) {
+        state.above_sums.finish_all(at.owned[0].rows.hi, chain().heads[0].height, finish_above);
+      }
+      if constexpr (kLower) {
+        const int i = below_unit();
+        state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
+                                   finish_grid);
+        state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
+                                    [&](int32_t row, const Quad<T>& sums) {
+                                      write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention,
+                                                row, sums);
+                                    });
+      }
     }
-    if (kUpper && !kAttention) state.above_sums.finish_all(at.owned[0].rows.hi, chain().heads[0].height, finish_above);
-    if constexpr (kLower) {
-      const int i = below_unit();
-      state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
-                                 finish_grid);
-      state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
-                                  [&](int32_t row, const Quad<T>& sums) {
-                                    write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention, row,
-                                              sums);
-                                  });
-    }
+    if (kLower && !kAttention && thread() == 0) windows().grid_finished = state.grid_sums.current - state.grid_start;
   }
 
   HMSA_DEVICE static void times(Quad<T>& quad, const Quad<T>& by) {
@@ -506,7 +560,8 @@ struct BackwardBlock {
       HMSA_ROLLED
       for (; uniform(factors.grid_row < until); ++factors.grid_row) {
         const Quad<T> a =
-            factors.lower.next(row_tap(plan.lower, factors.grid_row - grid.lo), nullptr, ring(plan.warp.lower));
+            factors.lower.next(row_tap(plan.lower, factors.grid_row - grid.lo), nullptr, plan.lower,
+                                              plan.grid_quads, grid_quad(), ring(plan.warp.lower));
         if (on_grid()) put_quad(plan.grid.at(factors.grid_row) + quad_offset(), a);
       }
     }
@@ -515,10 +570,11 @@ struct BackwardBlock {
     for (int32_t r = 0; uniform(r < rows.size()); ++r) {
       const int32_t row = rows.lo + r - first;
       if (kUpper) {
-        put_quad(factor_at(band, 0, r), factors.own.next(row_tap(plan.own, row), nullptr, ring(plan.warp.own)));
+        put_quad(factor_at(band, 0, r), factors.own.next(row_tap(plan.own, row), nullptr, plan.own, kLanes, lane(),
+                                                          ring(plan.warp.own)));
       }
       if constexpr (kLower) {
-        Quad<T> keep = factors.keep.next(row_tap(plan.across, row), nullptr, plan.grid);
+        Quad<T> keep = factors.keep.next(row_tap(plan.across, row), nullptr, plan.across, kLanes, lane(), plan.grid);
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - keep.of[j];
         put_quad(factor_at(band, kLowerPlace, r), keep);
@@ -528,7 +584,7 @@ struct BackwardBlock {
 
   // Products of a band summed over the planes: a row for each warp.
   HMSA_DEVICE_PHASE void sum_products() const {
-    const int32_t slots = kLower ? plan.grid_slots : 0;
+    const int32_t slots = kLower ? windows().grid_finished : 0;
     HMSA_ROLLED
     for (int32_t n = warp(); uniform(n < kSums * kBand + slots); n += threads() / kLanes) {
       const int32_t slot = n - kSums * kBand;
@@ -545,41 +601,72 @@ struct BackwardBlock {
     }
   }
 
-  // All of a chunk's planes, from the first row to the last.
+  // All of a chunk's planes, from the first row to the last. The warps of the planes and that of the attention meet at the
+  // same barriers.
   HMSA_DEVICE void run() const {
-    const int32_t all = bands();
-    const bool attends = warp() == plan.planes;
-    const bool works = warp() < count;
-    const int64_t channel = first_class + warp();
-    const int64_t attention_channel = chain().class_wise ? first_class : 0;
-    State state;
-    Factors factors;
-    if (uniform(works || attends)) start(state);
-    if (kFactors > 0 && uniform(attends)) {
-      start(factors);
-      make_factors(factors, 0);
+    if (uniform(warp() < plan.planes)) {
+      run_plane();
+    } else {
+      run_attention();
     }
-    if (uniform(works)) fetch(0, channel);
-    __syncthreads();
+  }
+
+  HMSA_DEVICE_PHASE void run_plane() const {
+    const int32_t all = bands();
+    const bool works = uniform(warp() < count);
+    const int64_t channel = first_class + warp();
+    const GradientWindows& at = windows();
+    const S* from = problem.grad_output.at(b, channel, at.output_rows.lo, at.output_columns.lo + lane() * kQuad);
+    State state;
+    if (works) {
+      start(state);
+      clear_line();
+      fetch(0, from);
+    }
+    meet();
     HMSA_ROLLED
     for (int32_t band = 0; uniform(band <= all); ++band) {
-      if (uniform(works && band < all)) {
-        fetch(band + 1, channel);
+      if (works && uniform(band < all)) {
+        from += kBand * problem.grad_output.row;
+        fetch(band + 1, from);
         if (plan.sums && kSums > 0) stage_heads(state, band, false, channel);
         await_copies();
         go_down<false>(state, band, channel);
       }
-      if (kFactors > 0 && uniform(attends)) {
-        if (plan.sums && uniform(band > 0)) go_down<true>(state, band - 1, attention_channel);
-        make_factors(factors, band + 1);
-      }
-      __syncthreads();
-      if (plan.sums && kSums > 0 && uniform(band < all)) {
-        sum_products();
-        __syncthreads();
-      }
+      finish_band(band < all);
     }
   }
+
+  HMSA_DEVICE_PHASE void run_attention() const {
+    const int32_t all = bands();
+    const int64_t channel = chain().class_wise ? first_class : 0;
+    State state;
+    Factors factors;
+    if (kFactors > 0) {
+      start(state);
+      start(factors);
+      make_factors(factors, 0);
+    }
+    meet();
+    HMSA_ROLLED
+    for (int32_t band = 0; uniform(band <= all); ++band) {
+      if (kFactors > 0) {
+        if (plan.sums && uniform(band > 0)) go_down<true>(state, band - 1, channel);
+        make_factors(factors, band + 1);
+      }
+      finish_band(band < all);
+    }
+  }
+
+  HMSA_DEVICE void finish_band(bool has_products) const {
+    meet();
+    if (plan.sums && kSums > 0 && uniform(has_products)) {
+      sum_products();
+      meet();
+    }
+  }
+
+  HMSA_DEVICE static void meet() { __syncthreads(); }
 };
 
 template <typename S, bool kUpper, bool kLower>
@@ -658,17 +745,21 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
     if (composed) link.more_columns = arena.take_array<MoreTaps<T>>(quads * kQuad);
     return link;
   };
-  const auto gathers = [&](int32_t targets, int32_t most) {
-    GatherTable table{0, 0, targets};
-    table.gathers = arena.take_array<Gather>(targets);
-    table.weights = arena.take_array<T>(static_cast<int64_t>(targets) * most);
+  const auto gathers = [&](GatherKind kind, int32_t targets, int32_t most) {
+    GatherTable table{kind, 0, 0, targets};
+    if (kind == GatherKind::kLine) {
+      table.gathers = arena.take_array<Gather>(targets);
+      table.weights = arena.take_array<T>(static_cast<int64_t>(targets) * most);
+    } else {
+      table.weights = arena.take_array<T>(2 * kLineColumns);
+    }
     return table;
   };
   const auto share_of = [&](int scale) { return divide_up(chain.heads[scale].width, plan.parts.width); };
   const auto ring = [&](int32_t head_columns, int32_t most_rows) {
     Ring ring{};
     ring.pitch = round_up(head_columns, kQuad) * static_cast<int32_t>(sizeof(T));
-    ring.mask = power_of_two(most_rows + 4) - 1;
+    ring.mask = power_of_two(most_rows) - 1;
     return ring;
   };
   const auto rows_of = [&](const Ring& of) { return static_cast<int64_t>(of.mask + 1) * of.pitch; };
@@ -676,14 +767,14 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   const Resize& own = chain.up[chain.unit];
   plan.own = tables(rows, kLanes, false);
   plan.most_own = most_outputs(own.columns, 1);
-  plan.gather_own = gathers(share_of(chain.unit), plan.most_own);
+  plan.gather_own = gathers(gather_kind(own.columns), share_of(chain.unit), plan.most_own);
   plan.warp.own = ring(most_sources(own.columns, columns), most_sources(own.rows, kBand));
   if (upper) {
     plan.above = tables(rows, kLanes, true);
     plan.most_above = most_outputs(chain.composed_columns(), 1);
-    plan.gather_above = gathers(share_of(0), plan.most_above);
+    plan.gather_above = gathers(gather_kind(chain.composed_columns()), share_of(0), plan.most_above);
     plan.warp.above =
-        ring(most_sources(chain.composed_columns(), columns), most_sources(chain.composed_rows(), kBand));
+        ring(most_sources(chain.composed_columns(), columns), most_sources(chain.composed_rows(), kBand) + 2);
   }
   if (lower) {
     const Resize& across = chain.across[i];
@@ -691,13 +782,14 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
     const int32_t grid_columns = smaller(most_sources(across.columns, columns), kLineColumns);
     const int32_t band_rows = most_sources(across.rows, kBand);
     plan.grid_quads = divide_up(grid_columns, kQuad);
-    plan.grid_slots = band_rows + 3;
+    // Those whose outputs end in the band, and at the end of the window two more.
+    plan.grid_slots = smaller(band_rows, kBand) + 3;
     plan.across = tables(rows, kLanes, false);
     plan.most_across = most_outputs(across.columns, 1);
-    plan.gather_across = gathers(plan.grid_quads * kQuad, plan.most_across);
+    plan.gather_across = gathers(gather_kind(across.columns), plan.grid_quads * kQuad, plan.most_across);
     plan.lower = tables(grid_rows, plan.grid_quads, false);
     plan.most_lower = most_outputs(chain.up[i].columns, 1);
-    plan.gather_lower = gathers(share_of(i), plan.most_lower);
+    plan.gather_lower = gathers(GatherKind::kLine, share_of(i), plan.most_lower);
     plan.warp.lower = ring(most_sources(chain.up[i].columns, grid_columns),
                            most_sources(chain.up[i].rows, plan.grid_slots + band_rows));
     plan.grid = Ring{0, plan.grid_quads * static_cast<int32_t>(sizeof(Quad<T>)), kGridRing - 1};
@@ -714,14 +806,15 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   }
   Arena warp;
   plan.warp.line = warp.take(kRowBytes<T>);
+  plan.warp.own.offset = warp.take(rows_of(plan.warp.own));
+  plan.warp.lower.offset = warp.take(rows_of(plan.warp.lower));
+  const int32_t of_attention = warp.bytes;
+  plan.warp.above.offset = warp.take(rows_of(plan.warp.above));
   plan.warp.g = warp.take(static_cast<int64_t>(2) * kBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
   plan.warp.products = warp.take(static_cast<int64_t>(sums) * kBand * kRowBytes<T>);
   plan.warp.grid_products = warp.take(static_cast<int64_t>(plan.grid_slots) * plan.grid.pitch);
-  plan.warp.own.offset = warp.take(rows_of(plan.warp.own));
-  plan.warp.above.offset = warp.take(rows_of(plan.warp.above));
-  plan.warp.lower.offset = warp.take(rows_of(plan.warp.lower));
   plan.warp.bytes = warp.bytes;
-  plan.warps = arena.take(static_cast<int64_t>(plan.planes + 1) * warp.bytes);
+  plan.warps = arena.take(static_cast<int64_t>(plan.planes) * warp.bytes + of_attention);
   plan.bytes = arena.bytes;
 }
 

@@ -59,38 +59,86 @@ struct Ring {
   HMSA_HOST_DEVICE int32_t at(int32_t row) const { return offset + (row & mask) * pitch; }
 };
 
-// The rows of a source in a ring at the columns of its outputs: RowStream without a plane of its own.
+// The rows of a source in a ring, stretched along columns, as a lane goes down the rows of a resize: RowStream for a warp.
 template <typename T, bool kComposed>
 struct RingStream {
-  RowStream<T, kComposed> rows;
+  T second_weight[kQuad];
+  T first_weight[kComposed ? kQuad : 1];  // 1 - second_weight where taps are two
+  Quad<T> a, b;                           // stretched rows: `lower` is that of b, a is the one above
+  int32_t upper, lower;
   int32_t origin;  // of the first tap, in bytes from the start of a row
+  QuadKind kind;
 
   HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, const Ring& ring) {
+    RowStream<T, kComposed> rows;
     rows.begin(link, quads, q, Map{ring.offset, 0, ring.pitch}, 0, 0);
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) second_weight[j] = rows.second_weight[j];
+    HMSA_UNROLL
+    for (int j = 0; kComposed && j < kQuad; ++j) first_weight[j] = rows.first_weight[j];
+    lower = rows.lower;
+    upper = rows.upper;
+    kind = rows.kind;
     origin = shared_at<const Tap<T>>(link.columns)[q].first;
   }
 
-  HMSA_DEVICE Quad<T> next(const Tap<T>& tap, const MoreTaps<T>* more, const Ring& ring) {
-    if (uniform(tap.second != rows.lower || (kComposed && tap.first != rows.upper))) {
-      HMSA_ROLLED
-      while (uniform(rows.lower < tap.second)) {
-        ++rows.lower;
-        rows.a = rows.b;
-        rows.stretch(shared_at<const T>(ring.at(rows.lower) + origin), rows.b);
+  HMSA_DEVICE T first_of(int j) const { return kComposed ? first_weight[kComposed ? j : 0] : T(1) - second_weight[j]; }
+
+  HMSA_DEVICE void stretch(int32_t row, const LinkTables& link, int32_t quads, int32_t q, Quad<T>& to) const {
+    const T* const from = shared_at<const T>(row + origin);
+    const auto set = [&](int j, T first, T second) { to.of[j] = first_of(j) * first + second_weight[j] * second; };
+    if (kind == QuadKind::kPairs0011) {
+      const T x0 = from[0];
+      const T x1 = from[1];
+      const T x2 = from[2];
+      set(0, x0, x1);
+      set(1, x0, x1);
+      set(2, x1, x2);
+      set(3, x1, x2);
+    } else if (kind == QuadKind::kPairs0112) {
+      const T x1 = from[1];
+      const T x2 = from[2];
+      set(0, from[0], x1);
+      set(1, x1, x2);
+      set(2, x1, x2);
+      set(3, x2, from[3]);
+    } else {
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        const Tap<T> tap = shared_at<const Tap<T>>(link.columns)[j * quads + q];
+        set(j, *below(from, tap.first - origin), *below(from, tap.second - origin));
       }
-      if (uniform(tap.first == tap.second)) rows.a = rows.b;
-      rows.upper = tap.first;
+      if (kComposed) {
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) {
+          const MoreTaps<T>& more = shared_at<const MoreTaps<T>>(link.more_columns)[j * quads + q];
+          HMSA_ROLLED
+          for (int t = 0; t < more.count; ++t) to.of[j] += more.weight[t] * *below(from, more.index[t] - origin);
+        }
+      }
+    }
+  }
+
+  HMSA_DEVICE Quad<T> next(const Tap<T>& tap, const MoreTaps<T>* more, const LinkTables& link, int32_t quads, int32_t q,
+                           const Ring& ring) {
+    if (uniform(tap.second != lower || (kComposed && tap.first != upper))) {
+      HMSA_ROLLED
+      while (uniform(lower < tap.second)) {
+        ++lower;
+        a = b;
+        stretch(ring.at(lower), link, quads, q, b);
+      }
+      if (uniform(tap.first == tap.second)) a = b;
+      upper = tap.first;
     }
     Quad<T> value;
     HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) {
-      value.of[j] = tap.first_weight * rows.a.of[j] + tap.second_weight * rows.b.of[j];
-    }
+    for (int j = 0; j < kQuad; ++j) value.of[j] = tap.first_weight * a.of[j] + tap.second_weight * b.of[j];
     if (kComposed && more != nullptr) {
       HMSA_ROLLED
       for (int t = 0; uniform(t < more->count); ++t) {
         Quad<T> other;
-        rows.stretch(shared_at<const T>(ring.at(more->index[t]) + origin), other);
+        stretch(ring.at(more->index[t]), link, quads, q, other);
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) value.of[j] += more->weight[t] * other.of[j];
       }
@@ -170,9 +218,18 @@ struct RowSums {
 
 // ---- columns --------------------------------------------------------------------------------------------------------
 
-// Of each target column the source columns that read it: [first, first + count) of the line, with their weights, which
-// lie by number in that range, then by target.
+// How target columns are gathered from the quads of a line. Where a resize enlarges by two or four, a lane has the target
+// columns that lie under its quad, and what reaches them is there or in the lanes beside it; else through shared memory.
+enum class GatherKind : int32_t {
+  kLine,  // any
+  kTwo,   // lane l has targets 2 l and 2 l + 1, read by sources 4 l - 1 to 4 l + 2 and 4 l + 1 to 4 l + 4
+  kOne,   // lane l has target l, read by sources 4 l - 2 to 4 l + 5
+};
+
+// kLine: of each target column the sources [first, first + count) with their weights, by number in that range, then by
+// target. kTwo and kOne: of each lane eight weights, as two quads.
 struct GatherTable {
+  GatherKind kind;
   int32_t gathers;  // offsets in bytes
   int32_t weights;
   int32_t targets;
@@ -182,8 +239,6 @@ struct Gather {
   int32_t first;
   int32_t count;
 };
-
-HMSA_DEVICE int32_t gathered_first(const AxisMap& map, int32_t i) { return map.outputs(i).lo; }
 
 template <typename T>
 HMSA_DEVICE T weight_of(const AxisMap& map, int32_t o, int32_t i) {
@@ -216,6 +271,20 @@ HMSA_DEVICE_PHASE void fill_gathers(const GatherTable& table, const AnyMap& map,
   }
 }
 
+// For kTwo and kOne: `first` is the target that lies under source column sources.lo.
+template <typename T, typename AnyMap>
+HMSA_DEVICE_PHASE void fill_lane_weights(const GatherTable& table, const AnyMap& map, Range sources, int32_t first) {
+  const bool two = table.kind == GatherKind::kTwo;
+  for (int32_t k = thread(); k < 2 * kLineColumns; k += threads()) {
+    const int32_t n = k / kLineColumns * kQuad + k % kQuad;
+    const int32_t l = k % kLineColumns / kQuad;
+    const int32_t target = first + (two ? 2 * l + n / kQuad : l);
+    const int32_t o = sources.lo + kQuad * l + (two ? n - 1 - n / kQuad * 2 : n - 2);
+    const bool exists = target >= 0 && target < inputs_of(map) && o >= sources.lo && o < sources.hi;
+    shared_at<T>(table.weights)[k] = exists ? weight_of<T>(map, o, target) : T(0);
+  }
+}
+
 template <typename T>
 HMSA_DEVICE T gathered(const GatherTable& table, int32_t line, int32_t t) {
   const Gather gather = shared_at<const Gather>(table.gathers)[t];
@@ -225,6 +294,56 @@ HMSA_DEVICE T gathered(const GatherTable& table, int32_t line, int32_t t) {
   HMSA_ROLLED
   for (int32_t n = 0; n < gather.count; ++n, weight += table.targets) sum += *weight * from[n];
   return sum;
+}
+
+// The values of the lane before, or behind; zero where there is none.
+template <typename T>
+HMSA_DEVICE T of_lane_before(T value) {
+  const T other = __shfl_up_sync(0xffffffffu, value, 1);
+  return lane() == 0 ? T(0) : other;
+}
+template <typename T>
+HMSA_DEVICE T of_lane_behind(T value) {
+  const T other = __shfl_down_sync(0xffffffffu, value, 1);
+  return lane() == kLanes - 1 ? T(0) : other;
+}
+
+template <typename T>
+HMSA_DEVICE T weighted(const Quad<T>& weight, T a, T b, T c, T d) {
+  return weight.of[0] * a + weight.of[1] * b + weight.of[2] * c + weight.of[3] * d;
+}
+
+// The two targets of a lane, and its one.
+template <typename T>
+HMSA_DEVICE void gathered_two(const GatherTable& table, const Quad<T>& quad, T (&targets)[2]) {
+  const int32_t at = table.weights + lane() * static_cast<int32_t>(sizeof(Quad<T>));
+  const T before = of_lane_before(quad.of[3]);
+  const T behind = of_lane_behind(quad.of[0]);
+  targets[0] = weighted(quad_at<T>(at), before, quad.of[0], quad.of[1], quad.of[2]);
+  targets[1] = weighted(quad_at<T>(at + kLanes * static_cast<int32_t>(sizeof(Quad<T>))), quad.of[1], quad.of[2],
+                        quad.of[3], behind);
+}
+
+template <typename T>
+HMSA_DEVICE T gathered_one(const GatherTable& table, const Quad<T>& quad) {
+  const int32_t at = table.weights + lane() * static_cast<int32_t>(sizeof(Quad<T>));
+  const T low = weighted(quad_at<T>(at), of_lane_before(quad.of[2]), of_lane_before(quad.of[3]), quad.of[0], quad.of[1]);
+  return low + weighted(quad_at<T>(at + kLanes * static_cast<int32_t>(sizeof(Quad<T>))), quad.of[2], quad.of[3],
+                        of_lane_behind(quad.of[0]), of_lane_behind(quad.of[1]));
+}
+
+// ---- for the host ---------------------------------------------------------------------------------------------------
+
+// An inner element is read by the outputs that lie nearest to it: periodic, so that one of them speaks for all.
+template <typename AnyMap>
+GatherKind gather_kind(const AnyMap& map) {
+  const int32_t in = inputs_of(map);
+  const int32_t out = outputs_of(map);
+  const int32_t i = in / 2;
+  const Range readers = map.outputs(Range{i, i + 1});
+  if (out == 2 * in && readers.lo >= 2 * i - 1 && readers.hi <= 2 * i + 3) return GatherKind::kTwo;
+  if (out == 4 * in && readers.lo >= 4 * i - 2 && readers.hi <= 4 * i + 6) return GatherKind::kOne;
+  return GatherKind::kLine;
 }
 
 }  // namespace fuse
