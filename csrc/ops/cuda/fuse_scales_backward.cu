@@ -46,10 +46,9 @@ struct GradientWindows {
 // Where a warp's memory lies, from its first byte.
 struct WarpLayout {
   int32_t g;         // [2][kBand] rows of the incoming gradient, as they are stored
-  int32_t products;  // [sums][kBand] rows
+  int32_t products;  // [sums][kBand] rows; the first of them in the place of g where it is stored in as many bytes
   int32_t grid_products;
   int32_t line;
-  Ring own, above, lower;  // heads; of the attention warp those of attention
   int32_t bytes;
 };
 
@@ -59,6 +58,7 @@ struct BackwardPlan {
   int32_t chunks;  // of the classes, one after the other
   bool quads;      // a quad of g is one load
   bool sums;       // a gradient of attention is wanted
+  bool single_own, single_across, single_lower;  // taps of rows are the same row
   int32_t windows;
   LinkTables own, above, across, lower;  // U of scale 1.0, R U of the scale above, R and U of the one below
   GatherTable gather_own, gather_above, gather_across, gather_lower;
@@ -100,14 +100,17 @@ struct BackwardBlock {
   HMSA_DEVICE GradientWindows& windows() const { return *shared_at<GradientWindows>(plan.windows); }
   HMSA_DEVICE int32_t memory_of(int32_t w) const { return plan.warps + w * plan.warp.bytes; }
   HMSA_DEVICE int32_t memory() const { return memory_of(warp()); }
-  HMSA_DEVICE Ring ring(const Ring& of) const { return Ring{memory() + of.offset, of.pitch, of.mask}; }
   HMSA_DEVICE int32_t line() const { return memory() + plan.warp.line; }
   HMSA_DEVICE int32_t quad_offset() const { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
   HMSA_DEVICE int32_t factor_at(int32_t band, int which, int32_t r) const {
     return plan.factors + ((band % 3 * kFactors + which) * kBand + r) * kRowBytes<T> + quad_offset();
   }
-  HMSA_DEVICE int32_t product_at(int32_t w, int which, int32_t r) const {
-    return memory_of(w) + plan.warp.products + (which * kBand + r) * kRowBytes<T> + quad_offset();
+  // Products take the place of the rows of g that they are made of, if these have as many bytes.
+  static constexpr bool kInPlace = sizeof(S) == sizeof(T);
+  HMSA_DEVICE int32_t product_at(int32_t w, int which, int32_t band) const {
+    const int32_t place = kInPlace && which == 0 ? plan.warp.g + band % 2 * kBand * kRowBytes<T>
+                                                 : plan.warp.products + (which - (kInPlace ? 1 : 0)) * kBand * kRowBytes<T>;
+    return memory_of(w) + place + quad_offset();
   }
   HMSA_DEVICE int32_t summed_at(int which, int32_t r) const {
     return plan.summed + (which * kBand + r) * kRowBytes<T> + quad_offset();
@@ -197,11 +200,12 @@ struct BackwardBlock {
 
   // ---- what a warp goes down a plane with -----------------------------------------------------------------------------
 
+  using OwnStream = LaneStream<T, false, HeadSource<S>>;
+
   struct State {
-    RingStream<T, false> own;
-    RingStream<T, true> above;
-    RingStream<T, false> lower;
-    int32_t staged_own, staged_above, staged_lower;  // rows of the heads in the rings, up to here
+    OwnStream own;
+    LaneStream<T, true, HeadSource<S>> above;
+    OwnStream lower;
     RowSums<T, false> own_sums;
     RowSums<T, true> above_sums;
     RowSums<T, false> grid_sums;   // R^T
@@ -209,64 +213,41 @@ struct BackwardBlock {
     int32_t grid_start;            // the first row of the grid that the band finishes
   };
 
-  HMSA_DEVICE_PHASE void start(State& state) const {
+  HMSA_DEVICE HeadSource<S> source(const MapView<const S>& map, int64_t channel, int i) const {
+    return {map.at(b, channel, 0, 0), map.row, map.column, chain().heads[i].height, 0};
+  }
+  // What column taps count from, and where the map ends.
+  HMSA_DEVICE Range columns_of(int i) const { return Range{windows().head_columns[i].lo, chain().heads[i].width}; }
+
+  HMSA_DEVICE Quad<T> next_own(OwnStream& stream, const Tap<T>& tap) const {
+    return stream.next(tap, nullptr, plan.own, kLanes, lane(), columns_of(unit()));
+  }
+  HMSA_DEVICE Quad<T> next_lower(OwnStream& stream, const Tap<T>& tap) const {
+    return stream.next(tap, nullptr, plan.lower, plan.grid_quads, grid_quad(), columns_of(below_unit()));
+  }
+
+  HMSA_DEVICE_PHASE void start(State& state, bool attention, int64_t channel) const {
     const GradientWindows& at = windows();
-    state.own.begin(plan.own, kLanes, lane(), ring(plan.warp.own));
-    state.staged_own = row_tap(plan.own, 0).first;
     // Rows that nothing reads come before the first tap, or behind the last: their gradients are zero.
     state.own_sums.begin(smaller(row_tap(plan.own, 0).first, at.owned[unit()].rows.lo));
+    if (!attention) {
+      state.own.begin(plan.own, kLanes, lane(), columns_of(unit()), source(problem.logits[unit()], channel, unit()));
+    }
     if (kUpper) {
-      state.above.begin(plan.above, kLanes, lane(), ring(plan.warp.above));
-      state.staged_above = row_tap(plan.above, 0).first;
       state.above_sums.begin(smaller(row_tap(plan.above, 0).first, at.owned[0].rows.lo));
-    }
-    if (kLower) {
-      state.grid_sums.begin(row_tap(plan.across, 0).first);
-      // Rows of the grid come from its first on.
-      const int32_t skipped = row_tap(plan.across, 0).first - at.grid_rows.lo;
-      state.lower.begin(plan.lower, plan.grid_quads, grid_quad(), ring(plan.warp.lower));
-      state.staged_lower = row_tap(plan.lower, skipped).first;
-      state.lower_sums.begin(smaller(row_tap(plan.lower, skipped).first, at.owned[below_unit()].rows.lo));
-    }
-  }
-
-  // Rows [staged, until) of a plane of a head, to its ring.
-  HMSA_DEVICE void stage(const MapView<const S>& map, int64_t channel, int i, const Ring& to, int32_t& staged,
-                         int32_t until) const {
-    const Extent head = chain().heads[i];
-    const Range columns = windows().head_columns[i];
-    const S* const plane = map.at(b, channel, 0, 0);
-    HMSA_ROLLED
-    for (; uniform(staged < until); ++staged) {
-      const S* const from = plane + element_of(staged, head.height) * map.row;
-      T* const row = shared_at<T>(to.at(staged));
-      HMSA_ROLLED
-      for (int32_t column = lane(); column < columns.size(); column += kLanes) {
-        row[column] = to_arithmetic(from[element_of(columns.lo + column, head.width) * map.column]);
+      if (!attention) {
+        state.above.begin(plan.above, kLanes, lane(), columns_of(0), source(problem.logits[0], channel, 0));
       }
     }
-  }
-
-  // All rows of the heads that a band reads. `attention`: of the attention, which has no plane above.
-  HMSA_DEVICE_PHASE void stage_heads(State& state, int32_t band, bool attention, int64_t channel) const {
-    const Range rows = band_rows(band);
-    if (uniform(rows.empty())) return;
-    const int32_t last = rows.hi - 1 - windows().output_rows.lo;
-    const MapView<const S>* maps = attention ? problem.attention : problem.logits;
-    if (!attention || kUpper) {
-      stage(maps[unit()], channel, unit(), ring(plan.warp.own), state.staged_own, row_tap(plan.own, last).second + 1);
-    }
-    if (kUpper && !attention) {
-      const MoreTaps<T>& more = *more_row_taps(plan.above, last);
-      const int32_t until = (more.count > 0 ? more.index[more.count - 1] : row_tap(plan.above, last).second) + 1;
-      stage(maps[0], channel, 0, ring(plan.warp.above), state.staged_above, until);
-    }
     if (kLower) {
-      const int32_t grid_row = row_tap(plan.across, last).second;
-      stage(maps[below_unit()], channel, below_unit(), ring(plan.warp.lower), state.staged_lower,
-            row_tap(plan.lower, grid_row - windows().grid_rows.lo).second + 1);
+      const int i = below_unit();
+      const int32_t first = row_tap(plan.lower, row_tap(plan.across, 0).first - at.grid_rows.lo).first;
+      state.grid_sums.begin(row_tap(plan.across, 0).first);
+      state.lower_sums.begin(smaller(first, at.owned[i].rows.lo));
+      if (!attention) {
+        state.lower.begin(plan.lower, plan.grid_quads, grid_quad(), columns_of(i), source(problem.logits[i], channel, i));
+      }
     }
-    __syncwarp();
   }
 
   HMSA_DEVICE int32_t bands() const { return larger(1, divide_up(windows().output_rows.size(), kBand)); }
@@ -351,7 +332,7 @@ struct BackwardBlock {
       }
     } else {
       if (plan.sums) {
-        const Quad<T> logit = state.lower.next(tap, nullptr, plan.lower, plan.grid_quads, grid_quad(), ring(plan.warp.lower));
+        const Quad<T> logit = next_lower(state.lower, tap);
         if (on_grid()) {
           Quad<T> product;
           HMSA_UNROLL
@@ -368,7 +349,7 @@ struct BackwardBlock {
     state.lower_sums.finish_until(tap.first, [&](int32_t head_row, const Quad<T>& sums) {
       write_row(gradient(i, attention), plan.gather_lower, i, channel, attention, head_row, sums);
     });
-    state.lower_sums.add(tap, nullptr, grid);
+    state.lower_sums.add(tap, nullptr, plan.single_lower, grid);
   }
 
   // ---- bands ----------------------------------------------------------------------------------------------------------
@@ -419,7 +400,6 @@ struct BackwardBlock {
   template <bool kAttention>
   HMSA_DEVICE_PHASE void go_down(State& state, int32_t band, int64_t channel) const {
     const Range rows = band_rows(band);
-    const Ring own_ring = ring(plan.warp.own);
     const auto finish_own = [&](int32_t row, const Quad<T>& sums) {
       write_row(gradient(unit(), kAttention), plan.gather_own, unit(), channel, kAttention, row, sums);
     };
@@ -432,7 +412,8 @@ struct BackwardBlock {
     int32_t taps = (rows.lo - windows().output_rows.lo) * kTapBytes;
     int32_t g_at = memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * static_cast<int32_t>(sizeof(S));
     const int32_t factors = factor_at(band, 0, 0);
-    const int32_t products = kAttention ? summed_at(0, 0) : product_at(warp(), 0, 0);
+    const int32_t products = kAttention ? summed_at(0, 0) : product_at(warp(), 0, band);
+    const int32_t last_products = kAttention ? summed_at(kSums - 1, 0) : product_at(warp(), kSums - 1, band);
     constexpr int32_t kPlace = kBand * kRowBytes<T>;  // from factor to factor, and from product to product
     HMSA_ROLLED
     for (int32_t at = 0; uniform(at < rows.size() * kRowBytes<T>); at += kRowBytes<T>, taps += kTapBytes) {
@@ -442,7 +423,7 @@ struct BackwardBlock {
       if constexpr (kAttention) {
         if (kUpper) own_part = quad_at<T>(products + at);
         if (kUpper && kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
-        if (kLower) grid_part = quad_at<T>(products + at + kLowerPlace * kPlace);
+        if (kLower) grid_part = quad_at<T>(last_products + at);
       } else {
         const Quad<T> g = load_quad<S>(shared_at<const S>(g_at), 1, true, kQuad);
         g_at += kLanes * kQuad * static_cast<int32_t>(sizeof(S));
@@ -450,7 +431,7 @@ struct BackwardBlock {
         grid_part = g;
         if (kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
         Quad<T> before{};
-        if (plan.sums && kSums > 0) before = state.own.next(own_tap, nullptr, plan.own, kLanes, lane(), own_ring);
+        if (plan.sums && kSums > 0) before = next_own(state.own, own_tap);
         if constexpr (kUpper) {
           const Quad<T> a = quad_at<T>(factors + at);
           const Tap<T> above_tap = *shared_at<const Tap<T>>(plan.above.rows + taps);
@@ -458,7 +439,7 @@ struct BackwardBlock {
               shared_at<const MoreTaps<T>>(plan.above.more_rows + taps / kTapBytes * static_cast<int32_t>(sizeof(MoreTaps<T>)));
           if (plan.sums) {
             const Quad<T> logit = before;
-            before = state.above.next(above_tap, more, plan.above, kLanes, lane(), ring(plan.warp.above));
+            before = state.above.next(above_tap, more, plan.above, kLanes, lane(), columns_of(0));
             Quad<T> product;
             HMSA_UNROLL
             for (int j = 0; j < kQuad; ++j) {
@@ -474,21 +455,21 @@ struct BackwardBlock {
             own_part.of[j] *= a.of[j];
           }
           state.above_sums.finish_until(above_tap.first, finish_above);
-          state.above_sums.add(above_tap, more, above_part);
+          state.above_sums.add(above_tap, more, true, above_part);
         }
         if (kLower && plan.sums) {
           times(before, g);
-          put_quad(products + at + kLowerPlace * kPlace, before);
+          put_quad(last_products + at, before);
         }
       }
       if (!kAttention || kUpper) {
         state.own_sums.finish_until(own_tap.first, finish_own);
-        state.own_sums.add(own_tap, nullptr, own_part);
+        state.own_sums.add(own_tap, nullptr, plan.single_own, own_part);
       }
       if constexpr (kLower) {
         const Tap<T> across_tap = *shared_at<const Tap<T>>(plan.across.rows + taps);
         state.grid_sums.finish_until(across_tap.first, finish_grid);
-        state.grid_sums.add(across_tap, nullptr, grid_part);
+        state.grid_sums.add(across_tap, nullptr, plan.single_across, grid_part);
       }
     }
     if (uniform(band + 1 == bands())) {
@@ -520,22 +501,23 @@ struct BackwardBlock {
 
   // The streams that make the factors of the rows that come next: A of scale 1.0, and 1 - R A of the lower one.
   struct Factors {
-    RingStream<T, false> own;
-    RingStream<T, false> lower;
-    RingStream<T, false> keep;
-    int32_t staged_own, staged_lower;
+    OwnStream own;
+    OwnStream lower;
+    LaneStream<T, false, RingSource<T>> keep;
     int32_t grid_row;  // the next one of A on the lower grid
   };
 
-  HMSA_DEVICE_PHASE void start(Factors& factors) const {
+  HMSA_DEVICE_PHASE void start(Factors& factors, int64_t channel) const {
     if (kUpper) {
-      factors.own.begin(plan.own, kLanes, lane(), ring(plan.warp.own));
-      factors.staged_own = row_tap(plan.own, 0).first;
+      factors.own.begin(plan.own, kLanes, lane(), columns_of(unit()), source(problem.attention[unit()], channel, unit()));
     }
     if (kLower) {
-      factors.lower.begin(plan.lower, plan.grid_quads, grid_quad(), ring(plan.warp.lower));
-      factors.staged_lower = row_tap(plan.lower, 0).first;
-      factors.keep.begin(plan.across, kLanes, lane(), plan.grid);
+      const int i = below_unit();
+      factors.lower.begin(plan.lower, plan.grid_quads, grid_quad(), columns_of(i),
+                          source(problem.attention[i], channel, i));
+      // Every column of the grid is there, so that all of them count as inside.
+      const Range columns{0, INT32_MAX};
+      factors.keep.begin(plan.across, kLanes, lane(), columns, RingSource<T>{plan.grid, 0, 0});
       factors.grid_row = windows().grid_rows.lo;
     }
   }
@@ -543,38 +525,25 @@ struct BackwardBlock {
   HMSA_DEVICE_PHASE void make_factors(Factors& factors, int32_t band) const {
     const Range rows = band_rows(band);
     if (uniform(rows.empty())) return;
-    const int64_t channel = chain().class_wise ? first_class : 0;
     const int32_t first = windows().output_rows.lo;
     const int32_t last = rows.hi - 1 - first;
-    if (kUpper) {
-      stage(problem.attention[unit()], channel, unit(), ring(plan.warp.own), factors.staged_own,
-            row_tap(plan.own, last).second + 1);
-    }
     if constexpr (kLower) {
-      const int i = below_unit();
       const int32_t until = row_tap(plan.across, last).second + 1;
-      const Range grid = windows().grid_rows;
-      stage(problem.attention[i], channel, i, ring(plan.warp.lower), factors.staged_lower,
-            row_tap(plan.lower, until - 1 - grid.lo).second + 1);
-      __syncwarp();
+      const int32_t grid_first = windows().grid_rows.lo;
       HMSA_ROLLED
       for (; uniform(factors.grid_row < until); ++factors.grid_row) {
-        const Quad<T> a =
-            factors.lower.next(row_tap(plan.lower, factors.grid_row - grid.lo), nullptr, plan.lower,
-                                              plan.grid_quads, grid_quad(), ring(plan.warp.lower));
+        const Quad<T> a = next_lower(factors.lower, row_tap(plan.lower, factors.grid_row - grid_first));
         if (on_grid()) put_quad(plan.grid.at(factors.grid_row) + quad_offset(), a);
       }
+      __syncwarp();
     }
-    __syncwarp();
     HMSA_ROLLED
     for (int32_t r = 0; uniform(r < rows.size()); ++r) {
       const int32_t row = rows.lo + r - first;
-      if (kUpper) {
-        put_quad(factor_at(band, 0, r), factors.own.next(row_tap(plan.own, row), nullptr, plan.own, kLanes, lane(),
-                                                          ring(plan.warp.own)));
-      }
+      if (kUpper) put_quad(factor_at(band, 0, r), next_own(factors.own, row_tap(plan.own, row)));
       if constexpr (kLower) {
-        Quad<T> keep = factors.keep.next(row_tap(plan.across, row), nullptr, plan.across, kLanes, lane(), plan.grid);
+        Quad<T> keep = factors.keep.next(row_tap(plan.across, row), nullptr, plan.across, kLanes, lane(),
+                                         Range{0, INT32_MAX});
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - keep.of[j];
         put_quad(factor_at(band, kLowerPlace, r), keep);
@@ -583,17 +552,19 @@ struct BackwardBlock {
   }
 
   // Products of a band summed over the planes: a row for each warp.
-  HMSA_DEVICE_PHASE void sum_products() const {
+  HMSA_DEVICE_PHASE void sum_products(int32_t band) const {
     const int32_t slots = kLower ? windows().grid_finished : 0;
     HMSA_ROLLED
     for (int32_t n = warp(); uniform(n < kSums * kBand + slots); n += threads() / kLanes) {
       const int32_t slot = n - kSums * kBand;
       if (slot >= 0 && !on_grid()) continue;
-      const int32_t from = slot < 0 ? product_at(0, 0, n) : grid_product_at(0, slot);
+      const int which = kSums > 1 && n >= kBand ? 1 : 0;
+      int32_t from = slot < 0 ? product_at(0, which, band) + (n - which * kBand) * kRowBytes<T> : grid_product_at(0, slot);
+      const int32_t end = from + count * plan.warp.bytes;
       Quad<T> sum{};
-      HMSA_ROLLED
-      for (int32_t k = 0; k < count; ++k) {
-        const Quad<T> product = quad_at<T>(from + k * plan.warp.bytes);
+      HMSA_UNROLL_BY(4)
+      for (; from < end; from += plan.warp.bytes) {
+        const Quad<T> product = quad_at<T>(from);
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) sum.of[j] += product.of[j];
       }
@@ -619,7 +590,7 @@ struct BackwardBlock {
     const S* from = problem.grad_output.at(b, channel, at.output_rows.lo, at.output_columns.lo + lane() * kQuad);
     State state;
     if (works) {
-      start(state);
+      start(state, false, channel);
       clear_line();
       fetch(0, from);
     }
@@ -629,11 +600,10 @@ struct BackwardBlock {
       if (works && uniform(band < all)) {
         from += kBand * problem.grad_output.row;
         fetch(band + 1, from);
-        if (plan.sums && kSums > 0) stage_heads(state, band, false, channel);
         await_copies();
         go_down<false>(state, band, channel);
       }
-      finish_band(band < all);
+      finish_band(band, band < all);
     }
   }
 
@@ -643,8 +613,8 @@ struct BackwardBlock {
     State state;
     Factors factors;
     if (kFactors > 0) {
-      start(state);
-      start(factors);
+      start(state, true, channel);
+      start(factors, channel);
       make_factors(factors, 0);
     }
     meet();
@@ -654,14 +624,14 @@ struct BackwardBlock {
         if (plan.sums && uniform(band > 0)) go_down<true>(state, band - 1, channel);
         make_factors(factors, band + 1);
       }
-      finish_band(band < all);
+      finish_band(band, band < all);
     }
   }
 
-  HMSA_DEVICE void finish_band(bool has_products) const {
+  HMSA_DEVICE void finish_band(int32_t band, bool has_products) const {
     meet();
     if (plan.sums && kSums > 0 && uniform(has_products)) {
-      sum_products();
+      sum_products(band);
       meet();
     }
   }
@@ -756,25 +726,17 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
     return table;
   };
   const auto share_of = [&](int scale) { return divide_up(chain.heads[scale].width, plan.parts.width); };
-  const auto ring = [&](int32_t head_columns, int32_t most_rows) {
-    Ring ring{};
-    ring.pitch = round_up(head_columns, kQuad) * static_cast<int32_t>(sizeof(T));
-    ring.mask = power_of_two(most_rows) - 1;
-    return ring;
-  };
   const auto rows_of = [&](const Ring& of) { return static_cast<int64_t>(of.mask + 1) * of.pitch; };
 
   const Resize& own = chain.up[chain.unit];
   plan.own = tables(rows, kLanes, false);
   plan.most_own = most_outputs(own.columns, 1);
   plan.gather_own = gathers(gather_kind(own.columns), share_of(chain.unit), plan.most_own);
-  plan.warp.own = ring(most_sources(own.columns, columns), most_sources(own.rows, kBand));
+  plan.single_own = own.rows.identity();
   if (upper) {
     plan.above = tables(rows, kLanes, true);
     plan.most_above = most_outputs(chain.composed_columns(), 1);
     plan.gather_above = gathers(gather_kind(chain.composed_columns()), share_of(0), plan.most_above);
-    plan.warp.above =
-        ring(most_sources(chain.composed_columns(), columns), most_sources(chain.composed_rows(), kBand) + 2);
   }
   if (lower) {
     const Resize& across = chain.across[i];
@@ -783,15 +745,15 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
     const int32_t band_rows = most_sources(across.rows, kBand);
     plan.grid_quads = divide_up(grid_columns, kQuad);
     // Those whose outputs end in the band, and at the end of the window two more.
-    plan.grid_slots = smaller(band_rows, kBand) + 3;
+    plan.grid_slots = smaller(band_rows - 1, kBand) + 2;
     plan.across = tables(rows, kLanes, false);
     plan.most_across = most_outputs(across.columns, 1);
     plan.gather_across = gathers(gather_kind(across.columns), plan.grid_quads * kQuad, plan.most_across);
     plan.lower = tables(grid_rows, plan.grid_quads, false);
     plan.most_lower = most_outputs(chain.up[i].columns, 1);
     plan.gather_lower = gathers(GatherKind::kLine, share_of(i), plan.most_lower);
-    plan.warp.lower = ring(most_sources(chain.up[i].columns, grid_columns),
-                           most_sources(chain.up[i].rows, plan.grid_slots + band_rows));
+    plan.single_across = across.rows.identity();
+    plan.single_lower = chain.up[i].rows.identity();
     plan.grid = Ring{0, plan.grid_quads * static_cast<int32_t>(sizeof(Quad<T>)), kGridRing - 1};
     plan.grid.offset = arena.take(rows_of(plan.grid));
     plan.grid_summed = arena.take(static_cast<int64_t>(plan.grid_slots) * plan.grid.pitch);
@@ -806,12 +768,10 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   }
   Arena warp;
   plan.warp.line = warp.take(kRowBytes<T>);
-  plan.warp.own.offset = warp.take(rows_of(plan.warp.own));
-  plan.warp.lower.offset = warp.take(rows_of(plan.warp.lower));
   const int32_t of_attention = warp.bytes;
-  plan.warp.above.offset = warp.take(rows_of(plan.warp.above));
   plan.warp.g = warp.take(static_cast<int64_t>(2) * kBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
-  plan.warp.products = warp.take(static_cast<int64_t>(sums) * kBand * kRowBytes<T>);
+  const int separate = sums - (sizeof(S) == sizeof(T) ? 1 : 0);
+  plan.warp.products = warp.take(static_cast<int64_t>(separate > 0 ? separate : 0) * kBand * kRowBytes<T>);
   plan.warp.grid_products = warp.take(static_cast<int64_t>(plan.grid_slots) * plan.grid.pitch);
   plan.warp.bytes = warp.bytes;
   plan.warps = arena.take(static_cast<int64_t>(plan.planes) * warp.bytes + of_attention);

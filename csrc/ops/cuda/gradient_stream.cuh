@@ -59,74 +59,87 @@ struct Ring {
   HMSA_HOST_DEVICE int32_t at(int32_t row) const { return offset + (row & mask) * pitch; }
 };
 
-// The rows of a source in a ring, stretched along columns, as a lane goes down the rows of a resize: RowStream for a warp.
-template <typename T, bool kComposed>
-struct RingStream {
+// The rows of a source, stretched along columns, as a lane goes down the rows of a resize: RowStream for a warp. A source
+// has a member row(r), which gives its row r as a function of the column, counted from the lane's first tap; rows and
+// columns that the map does not have are those that taps_of speaks of.
+template <typename T, bool kComposed, typename Source>
+struct LaneStream {
+  Source source;
   T second_weight[kQuad];
   T first_weight[kComposed ? kQuad : 1];  // 1 - second_weight where taps are two
   Quad<T> a, b;                           // stretched rows: `lower` is that of b, a is the one above
   int32_t upper, lower;
-  int32_t origin;  // of the first tap, in bytes from the start of a row
   QuadKind kind;
 
-  HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, const Ring& ring) {
+  // `columns` says what taps count from and how many columns the source has, with those that stand for others.
+  HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, Range columns, const Source& from) {
+    constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
+    source = from;
     RowStream<T, kComposed> rows;
-    rows.begin(link, quads, q, Map{ring.offset, 0, ring.pitch}, 0, 0);
+    rows.begin(link, quads, q, Map{}, 0, 0);
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) second_weight[j] = rows.second_weight[j];
     HMSA_UNROLL
     for (int j = 0; kComposed && j < kQuad; ++j) first_weight[j] = rows.first_weight[j];
     lower = rows.lower;
     upper = rows.upper;
-    kind = rows.kind;
-    origin = shared_at<const Tap<T>>(link.columns)[q].first;
+    const int32_t first = columns.lo + shared_at<const Tap<T>>(link.columns)[q].first / kBytes;
+    const int32_t last = columns.lo + shared_at<const Tap<T>>(link.columns)[3 * quads + q].second / kBytes;
+    const bool inside = first >= 0 && last < columns.hi;
+    kind = inside ? rows.kind : QuadKind::kAny;
+    source.begin(inside ? first : 0);
   }
 
   HMSA_DEVICE T first_of(int j) const { return kComposed ? first_weight[kComposed ? j : 0] : T(1) - second_weight[j]; }
 
-  HMSA_DEVICE void stretch(int32_t row, const LinkTables& link, int32_t quads, int32_t q, Quad<T>& to) const {
-    const T* const from = shared_at<const T>(row + origin);
+  HMSA_DEVICE void stretch(int32_t row, const LinkTables& link, int32_t quads, int32_t q, Range columns,
+                           Quad<T>& to) const {
+    const auto from = source.row(row);
     const auto set = [&](int j, T first, T second) { to.of[j] = first_of(j) * first + second_weight[j] * second; };
     if (kind == QuadKind::kPairs0011) {
-      const T x0 = from[0];
-      const T x1 = from[1];
-      const T x2 = from[2];
+      const T x0 = from(0);
+      const T x1 = from(1);
+      const T x2 = from(2);
       set(0, x0, x1);
       set(1, x0, x1);
       set(2, x1, x2);
       set(3, x1, x2);
     } else if (kind == QuadKind::kPairs0112) {
-      const T x1 = from[1];
-      const T x2 = from[2];
-      set(0, from[0], x1);
+      const T x1 = from(1);
+      const T x2 = from(2);
+      set(0, from(0), x1);
       set(1, x1, x2);
       set(2, x1, x2);
-      set(3, x2, from[3]);
+      set(3, x2, from(3));
     } else {
+      // At the borders, and where no whole number is the ratio. Columns count from where the source begins.
+      constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
+      const int32_t origin = source.first();
+      const auto column = [&](int32_t tap) { return element_of(columns.lo + tap / kBytes, columns.hi) - origin; };
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
         const Tap<T> tap = shared_at<const Tap<T>>(link.columns)[j * quads + q];
-        set(j, *below(from, tap.first - origin), *below(from, tap.second - origin));
+        set(j, from(column(tap.first)), from(column(tap.second)));
       }
       if (kComposed) {
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) {
           const MoreTaps<T>& more = shared_at<const MoreTaps<T>>(link.more_columns)[j * quads + q];
           HMSA_ROLLED
-          for (int t = 0; t < more.count; ++t) to.of[j] += more.weight[t] * *below(from, more.index[t] - origin);
+          for (int t = 0; t < more.count; ++t) to.of[j] += more.weight[t] * from(column(more.index[t]));
         }
       }
     }
   }
 
   HMSA_DEVICE Quad<T> next(const Tap<T>& tap, const MoreTaps<T>* more, const LinkTables& link, int32_t quads, int32_t q,
-                           const Ring& ring) {
+                           Range columns) {
     if (uniform(tap.second != lower || (kComposed && tap.first != upper))) {
       HMSA_ROLLED
       while (uniform(lower < tap.second)) {
         ++lower;
         a = b;
-        stretch(ring.at(lower), link, quads, q, b);
+        stretch(lower, link, quads, q, columns, b);
       }
       if (uniform(tap.first == tap.second)) a = b;
       upper = tap.first;
@@ -138,12 +151,48 @@ struct RingStream {
       HMSA_ROLLED
       for (int t = 0; uniform(t < more->count); ++t) {
         Quad<T> other;
-        stretch(ring.at(more->index[t]), link, quads, q, other);
+        stretch(more->index[t], link, quads, q, columns, other);
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) value.of[j] += more->weight[t] * other.of[j];
       }
     }
     return value;
+  }
+};
+
+// A plane of a head in global memory.
+template <typename S>
+struct HeadSource {
+  const S* plane;  // row 0, at the first column
+  int64_t row_stride;
+  int64_t column_stride;
+  int32_t height;
+  int32_t first_column;
+
+  HMSA_DEVICE void begin(int32_t column) {
+    first_column = column;
+    plane += column * column_stride;
+  }
+  HMSA_DEVICE int32_t first() const { return first_column; }
+  HMSA_DEVICE auto row(int32_t r) const {
+    const S* const from = plane + smaller(r, height - 1) * row_stride;
+    const int64_t stride = column_stride;
+    return [from, stride](int32_t column) { return to_arithmetic(from[column * stride]); };
+  }
+};
+
+// Rows in shared memory.
+template <typename T>
+struct RingSource {
+  Ring ring;
+  int32_t first_column;
+  int32_t window;  // the column that lies at the start of a row
+
+  HMSA_DEVICE void begin(int32_t column) { first_column = column; }
+  HMSA_DEVICE int32_t first() const { return first_column; }
+  HMSA_DEVICE auto row(int32_t r) const {
+    const T* const from = shared_at<const T>(ring.at(r)) + (first_column - window);
+    return [from](int32_t column) { return from[column]; };
   }
 };
 
@@ -192,10 +241,10 @@ struct RowSums {
     for (int j = 0; j < kQuad; ++j) sum[k].of[j] += weight * quad.of[j];
   }
 
-  // A row of the source, whose first tap is the current row.
-  HMSA_DEVICE void add(const Tap<T>& tap, const MoreTaps<T>* more, const Quad<T>& quad) {
+  // A row of the source, whose first tap is the current row. `single`: taps may be the same row.
+  HMSA_DEVICE void add(const Tap<T>& tap, const MoreTaps<T>* more, bool single, const Quad<T>& quad) {
     add_to(0, tap.first_weight, quad);
-    if (uniform(tap.second == tap.first)) {
+    if (single && uniform(tap.second == tap.first)) {
       add_to(0, tap.second_weight, quad);
     } else {
       add_to(1, tap.second_weight, quad);

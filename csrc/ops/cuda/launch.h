@@ -34,6 +34,8 @@
 // Before a loop: over a thread's registers, which must be unrolled, or one that must not.
 #define HMSA_UNROLL _Pragma("unroll")
 #define HMSA_ROLLED _Pragma("unroll 1")
+#define HMSA_PRAGMA(text) _Pragma(#text)
+#define HMSA_UNROLL_BY(n) HMSA_PRAGMA(unroll n)
 
 // A large struct as a kernel's parameter: read where it lies in constant memory, never copied to each thread's stack.
 #define HMSA_PARAMETER const __grid_constant__
@@ -51,6 +53,7 @@
 #define HMSA_DEVICE_PHASE inline __attribute__((noinline))
 #define HMSA_UNROLL
 #define HMSA_ROLLED
+#define HMSA_UNROLL_BY(n)
 
 #else
 #error "a .cu file needs nvcc, or g++ with -include csrc/host_run/cuda_host.h"
