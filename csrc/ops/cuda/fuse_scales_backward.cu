@@ -29,7 +29,6 @@ namespace {
 
 constexpr int32_t kBand = 4;       // rows between barriers
 constexpr int32_t kMostPlanes = 10;
-constexpr int32_t kBackwardThreads = 352;
 constexpr int32_t kGridRing = 16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
 
 // What a block owns and needs.
@@ -49,6 +48,7 @@ struct WarpLayout {
   int32_t products;  // [sums][kBand] rows; the first of them in the place of g where it is stored in as many bytes
   int32_t grid_products;
   int32_t line;
+  int32_t parked;  // [5] rows of the grid
   int32_t bytes;
 };
 
@@ -91,6 +91,8 @@ struct BackwardBlock {
   int32_t first_class;
   int32_t count;
   int32_t chunk;
+  int32_t own_memory;  // of the warp
+  int32_t own_quad;    // of the lane in a row, in bytes
 
   // ---- places ---------------------------------------------------------------------------------------------------------
 
@@ -99,9 +101,9 @@ struct BackwardBlock {
   HMSA_DEVICE int below_unit() const { return unit() + 1; }
   HMSA_DEVICE GradientWindows& windows() const { return *shared_at<GradientWindows>(plan.windows); }
   HMSA_DEVICE int32_t memory_of(int32_t w) const { return plan.warps + w * plan.warp.bytes; }
-  HMSA_DEVICE int32_t memory() const { return memory_of(warp()); }
+  HMSA_DEVICE int32_t memory() const { return own_memory; }
   HMSA_DEVICE int32_t line() const { return memory() + plan.warp.line; }
-  HMSA_DEVICE int32_t quad_offset() const { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
+  HMSA_DEVICE int32_t quad_offset() const { return own_quad; }
   HMSA_DEVICE int32_t factor_at(int32_t band, int which, int32_t r) const {
     return plan.factors + ((band % 3 * kFactors + which) * kBand + r) * kRowBytes<T> + quad_offset();
   }
@@ -162,12 +164,14 @@ struct BackwardBlock {
     const GradientWindows& at = windows();
     const Resize& own = chain().up[unit()];
     fill_row_taps<T>(plan.own.rows, 0, own.rows, at.output_rows, 0);
-    fill_column_taps<T>(plan.own.columns, 0, own.columns, at.output_columns, at.head_columns[unit()].lo, kLanes);
+    // All lanes go on like the others behind the window: heads are read where they lie.
+    const Range line{at.output_columns.lo, at.output_columns.lo + kLineColumns};
+    fill_column_taps<T>(plan.own.columns, 0, own.columns, line, at.head_columns[unit()].lo, kLanes);
     const auto owned_column = [&](int i) { return [&, i](int32_t t) { return at.owned[i].columns.lo + t; }; };
     fill_gather(plan.gather_own, own.columns, plan.most_own, owned_column(unit()));
     if (kUpper) {
       fill_row_taps<T>(plan.above.rows, plan.above.more_rows, chain().composed_rows(), at.output_rows, 0);
-      fill_column_taps<T>(plan.above.columns, plan.above.more_columns, chain().composed_columns(), at.output_columns,
+      fill_column_taps<T>(plan.above.columns, plan.above.more_columns, chain().composed_columns(), line,
                           at.head_columns[0].lo, kLanes);
       fill_gather(plan.gather_above, chain().composed_columns(), plan.most_above, owned_column(0));
     }
@@ -180,7 +184,8 @@ struct BackwardBlock {
       fill_gather(plan.gather_across, across.columns, plan.most_across,
                   [&](int32_t t) { return at.grid_columns.lo + t % quads * kQuad + t / quads; });
       fill_row_taps<T>(plan.lower.rows, 0, chain().up[i].rows, at.grid_rows, 0);
-      fill_column_taps<T>(plan.lower.columns, 0, chain().up[i].columns, at.grid_columns, at.head_columns[i].lo, quads);
+      const Range grid_line{at.grid_columns.lo, at.grid_columns.lo + quads * kQuad};
+      fill_column_taps<T>(plan.lower.columns, 0, chain().up[i].columns, grid_line, at.head_columns[i].lo, quads);
       fill_gathers<T>(plan.gather_lower, chain().up[i].columns, at.grid_columns, plan.most_lower, owned_column(i));
     }
     __syncthreads();
@@ -213,8 +218,31 @@ struct BackwardBlock {
     int32_t grid_start;            // the first row of the grid that the band finishes
   };
 
+  // Rows of the grid are few: what goes down them waits in shared memory meanwhile.
+  HMSA_DEVICE int32_t parked_at(int which) const {
+    return memory() + plan.warp.parked + (which * plan.grid_quads + grid_quad()) * static_cast<int32_t>(sizeof(Quad<T>));
+  }
+  HMSA_DEVICE void park(const State& state, bool attention) const {
+    if (!on_grid()) return;
+    put_quad(parked_at(0), state.lower_sums.sum[0]);
+    put_quad(parked_at(1), state.lower_sums.sum[1]);
+    if (attention) return;
+    put_quad(parked_at(2), state.lower.a);
+    put_quad(parked_at(3), state.lower.b);
+  }
+  HMSA_DEVICE void unpark(State& state, bool attention) const {
+    state.lower_sums.sum[0] = quad_at<T>(parked_at(0));
+    state.lower_sums.sum[1] = quad_at<T>(parked_at(1));
+    if (attention) return;
+    state.lower.a = quad_at<T>(parked_at(2));
+    state.lower.b = quad_at<T>(parked_at(3));
+    const Quad<T> weight = quad_at<T>(parked_at(4));
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) state.lower.second_weight[j] = weight.of[j];
+  }
+
   HMSA_DEVICE HeadSource<S> source(const MapView<const S>& map, int64_t channel, int i) const {
-    return {map.at(b, channel, 0, 0), map.row, map.column, chain().heads[i].height, 0};
+    return {map.at(b, channel, 0, 0), map.row, static_cast<int32_t>(map.column), chain().heads[i].height, 0};
   }
   // What column taps count from, and where the map ends.
   HMSA_DEVICE Range columns_of(int i) const { return Range{windows().head_columns[i].lo, chain().heads[i].width}; }
@@ -246,7 +274,13 @@ struct BackwardBlock {
       state.lower_sums.begin(smaller(first, at.owned[i].rows.lo));
       if (!attention) {
         state.lower.begin(plan.lower, plan.grid_quads, grid_quad(), columns_of(i), source(problem.logits[i], channel, i));
+        Quad<T> weight;
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) weight.of[j] = state.lower.second_weight[j];
+        if (on_grid()) put_quad(parked_at(4), weight);
       }
+      park(state, attention);
+      __syncwarp();
     }
   }
 
@@ -322,6 +356,7 @@ struct BackwardBlock {
       }
       __syncwarp();
     }
+    unpark(state, attention);
     const Tap<T> tap = row_tap(plan.lower, row - windows().grid_rows.lo);
     const int32_t slot = row - state.grid_start;
     if (attention) {
@@ -350,6 +385,7 @@ struct BackwardBlock {
       write_row(gradient(i, attention), plan.gather_lower, i, channel, attention, head_row, sums);
     });
     state.lower_sums.add(tap, nullptr, plan.single_lower, grid);
+    park(state, attention);
   }
 
   // ---- bands ----------------------------------------------------------------------------------------------------------
@@ -484,6 +520,7 @@ struct BackwardBlock {
         const int i = below_unit();
         state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
                                    finish_grid);
+        unpark(state, kAttention);
         state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
                                     [&](int32_t row, const Quad<T>& sums) {
                                       write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention,
@@ -640,9 +677,10 @@ struct BackwardBlock {
 };
 
 template <typename S, bool kUpper, bool kLower>
-__global__ void __launch_bounds__(kBackwardThreads, 2)
+__global__ void HMSA_MOST_REGISTERS(88)
     fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER BackwardPlan plan) {
-  BackwardBlock<S, kUpper, kLower> block{problem, plan, 0, 0, 0, 0};
+  BackwardBlock<S, kUpper, kLower> block{problem, plan, 0, 0, 0, 0, plan.warps + warp() * plan.warp.bytes,
+                                          lane() * static_cast<int32_t>(sizeof(Quad<arithmetic_t<S>>))};
   block.begin();
   const auto classes = static_cast<int32_t>(problem.classes);
   for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
@@ -660,12 +698,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
-
-int32_t power_of_two(int32_t least) {
-  int32_t power = 1;
-  while (power < least) power *= 2;
-  return power;
-}
 
 // Whether the kernel takes the chain at all.
 bool is_streamed(const Chain& chain) {
@@ -726,8 +758,6 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
     return table;
   };
   const auto share_of = [&](int scale) { return divide_up(chain.heads[scale].width, plan.parts.width); };
-  const auto rows_of = [&](const Ring& of) { return static_cast<int64_t>(of.mask + 1) * of.pitch; };
-
   const Resize& own = chain.up[chain.unit];
   plan.own = tables(rows, kLanes, false);
   plan.most_own = most_outputs(own.columns, 1);
@@ -755,7 +785,7 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
     plan.single_across = across.rows.identity();
     plan.single_lower = chain.up[i].rows.identity();
     plan.grid = Ring{0, plan.grid_quads * static_cast<int32_t>(sizeof(Quad<T>)), kGridRing - 1};
-    plan.grid.offset = arena.take(rows_of(plan.grid));
+    plan.grid.offset = arena.take(static_cast<int64_t>(kGridRing) * plan.grid.pitch);
     plan.grid_summed = arena.take(static_cast<int64_t>(plan.grid_slots) * plan.grid.pitch);
   }
   plan.factors = arena.take(static_cast<int64_t>(3) * sums * kBand * kRowBytes<T>);
@@ -768,6 +798,7 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   }
   Arena warp;
   plan.warp.line = warp.take(kRowBytes<T>);
+  plan.warp.parked = warp.take(static_cast<int64_t>(5) * plan.grid.pitch);
   const int32_t of_attention = warp.bytes;
   plan.warp.g = warp.take(static_cast<int64_t>(2) * kBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
   const int separate = sums - (sizeof(S) == sizeof(T) ? 1 : 0);
@@ -789,6 +820,13 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
   const auto classes = static_cast<int32_t>(problem.classes);
   plan.chunks = chain.class_wise ? 1 : divide_up(classes, kMostPlanes);
   plan.planes = chain.class_wise ? 1 : divide_up(classes, plan.chunks);
+  for (int i = 0; i < chain.count; ++i) {
+    const auto is_narrow = [&](const MapView<const S>& map) {
+      const int64_t stride = map.column < 0 ? -map.column : map.column;
+      return stride * chain.heads[i].width <= INT32_MAX;
+    };
+    if (!is_narrow(problem.logits[i]) || (i > 0 && !is_narrow(problem.attention[i]))) return false;
+  }
   for (int i = 1; i < chain.count; ++i) plan.sums = plan.sums || problem.grad_attention[i].data != nullptr;
   plan.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
 

@@ -69,7 +69,7 @@ struct LaneStream {
   T first_weight[kComposed ? kQuad : 1];  // 1 - second_weight where taps are two
   Quad<T> a, b;                           // stretched rows: `lower` is that of b, a is the one above
   int32_t upper, lower;
-  QuadKind kind;
+  int32_t kind;  // a QuadKind, or kThree and a bit for each column
 
   // `columns` says what taps count from and how many columns the source has, with those that stand for others.
   HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, Range columns, const Source& from) {
@@ -86,9 +86,25 @@ struct LaneStream {
     const int32_t first = columns.lo + shared_at<const Tap<T>>(link.columns)[q].first / kBytes;
     const int32_t last = columns.lo + shared_at<const Tap<T>>(link.columns)[3 * quads + q].second / kBytes;
     const bool inside = first >= 0 && last < columns.hi;
-    kind = inside ? rows.kind : QuadKind::kAny;
+    kind = inside && rows.kind != QuadKind::kSingles0123 ? static_cast<int32_t>(rows.kind) : 0;
+    if (inside && kind == 0) {
+      // Where quads do not begin with a column that lies on a source, they still have pairs of three neighbours.
+      bool three = true;
+      int32_t mask = 0;
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        const Tap<T> tap = shared_at<const Tap<T>>(link.columns)[j * quads + q];
+        const int32_t step = columns.lo + tap.first / kBytes - first;
+        three = three && tap.second - tap.first == kBytes && (step == 0 || step == 1);
+        mask |= (step & 1) << j;
+      }
+      if (three && !kComposed) kind = kThree + mask;
+    }
     source.begin(inside ? first : 0);
   }
+
+  // Pairs of three neighbours: which columns have the second pair.
+  static constexpr int32_t kThree = 256;
 
   HMSA_DEVICE T first_of(int j) const { return kComposed ? first_weight[kComposed ? j : 0] : T(1) - second_weight[j]; }
 
@@ -96,7 +112,7 @@ struct LaneStream {
                            Quad<T>& to) const {
     const auto from = source.row(row);
     const auto set = [&](int j, T first, T second) { to.of[j] = first_of(j) * first + second_weight[j] * second; };
-    if (kind == QuadKind::kPairs0011) {
+    if (kind == static_cast<int32_t>(QuadKind::kPairs0011)) {
       const T x0 = from(0);
       const T x1 = from(1);
       const T x2 = from(2);
@@ -104,13 +120,19 @@ struct LaneStream {
       set(1, x0, x1);
       set(2, x1, x2);
       set(3, x1, x2);
-    } else if (kind == QuadKind::kPairs0112) {
+    } else if (kComposed && kind == static_cast<int32_t>(QuadKind::kPairs0112)) {
       const T x1 = from(1);
       const T x2 = from(2);
       set(0, from(0), x1);
       set(1, x1, x2);
       set(2, x1, x2);
       set(3, x2, from(3));
+    } else if (!kComposed && kind >= kThree) {
+      const T x0 = from(0);
+      const T x1 = from(1);
+      const T x2 = from(2);
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) set(j, kind >> j & 1 ? x1 : x0, kind >> j & 1 ? x2 : x1);
     } else {
       // At the borders, and where no whole number is the ratio. Columns count from where the source begins.
       constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
@@ -165,18 +187,18 @@ template <typename S>
 struct HeadSource {
   const S* plane;  // row 0, at the first column
   int64_t row_stride;
-  int64_t column_stride;
+  int32_t column_stride;
   int32_t height;
   int32_t first_column;
 
   HMSA_DEVICE void begin(int32_t column) {
     first_column = column;
-    plane += column * column_stride;
+    plane += static_cast<int64_t>(column) * column_stride;
   }
   HMSA_DEVICE int32_t first() const { return first_column; }
   HMSA_DEVICE auto row(int32_t r) const {
     const S* const from = plane + smaller(r, height - 1) * row_stride;
-    const int64_t stride = column_stride;
+    const int32_t stride = column_stride;
     return [from, stride](int32_t column) { return to_arithmetic(from[column * stride]); };
   }
 };

@@ -40,6 +40,9 @@
 // A large struct as a kernel's parameter: read where it lies in constant memory, never copied to each thread's stack.
 #define HMSA_PARAMETER const __grid_constant__
 
+// Registers of a thread, where blocks of an odd number of warps could have more than __launch_bounds__ gives them.
+#define HMSA_MOST_REGISTERS(n) __maxnreg__(n)
+
 // One symbol of one type for all kernels of a file: an extern array per type would clash between instantiations.
 #define HMSA_DYNAMIC_SHARED(type, name)                                       \
   extern __shared__ __align__(16) unsigned char hmsa_dynamic_shared_memory[]; \
@@ -48,6 +51,7 @@
 #elif defined(HMSA_HOST_RUN)
 
 #define HMSA_PARAMETER const
+#define HMSA_MOST_REGISTERS(n)
 #define HMSA_DEVICE inline
 #define HMSA_DEVICE_CALL inline
 #define HMSA_DEVICE_PHASE inline __attribute__((noinline))
