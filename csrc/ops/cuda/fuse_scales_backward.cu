@@ -222,23 +222,32 @@ struct BackwardBlock {
   HMSA_DEVICE int32_t parked_at(int which) const {
     return memory() + plan.warp.parked + (which * plan.grid_quads + grid_quad()) * static_cast<int32_t>(sizeof(Quad<T>));
   }
-  HMSA_DEVICE void park(const State& state, bool attention) const {
+  HMSA_DEVICE void park_sums(const State& state) const {
     if (!on_grid()) return;
     put_quad(parked_at(0), state.lower_sums.sum[0]);
     put_quad(parked_at(1), state.lower_sums.sum[1]);
-    if (attention) return;
+  }
+  HMSA_DEVICE void unpark_sums(State& state) const {
+    state.lower_sums.sum[0] = quad_at<T>(parked_at(0));
+    state.lower_sums.sum[1] = quad_at<T>(parked_at(1));
+  }
+  HMSA_DEVICE void park_stream(const State& state) const {
+    if (!on_grid()) return;
     put_quad(parked_at(2), state.lower.a);
     put_quad(parked_at(3), state.lower.b);
   }
-  HMSA_DEVICE void unpark(State& state, bool attention) const {
-    state.lower_sums.sum[0] = quad_at<T>(parked_at(0));
-    state.lower_sums.sum[1] = quad_at<T>(parked_at(1));
-    if (attention) return;
+  HMSA_DEVICE Quad<T> next_parked(State& state, const Tap<T>& tap) const {
     state.lower.a = quad_at<T>(parked_at(2));
     state.lower.b = quad_at<T>(parked_at(3));
-    const Quad<T> weight = quad_at<T>(parked_at(4));
-    HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) state.lower.second_weight[j] = weight.of[j];
+    const bool moves = uniform(tap.second != state.lower.lower);
+    if (moves) {
+      const Quad<T> weight = quad_at<T>(parked_at(4));
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) state.lower.second_weight[j] = weight.of[j];
+    }
+    const Quad<T> value = next_lower(state.lower, tap);
+    if (moves) park_stream(state);
+    return value;
   }
 
   HMSA_DEVICE HeadSource<S> source(const MapView<const S>& map, int64_t channel, int i) const {
@@ -278,8 +287,9 @@ struct BackwardBlock {
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) weight.of[j] = state.lower.second_weight[j];
         if (on_grid()) put_quad(parked_at(4), weight);
+        park_stream(state);
       }
-      park(state, attention);
+      park_sums(state);
       __syncwarp();
     }
   }
@@ -356,7 +366,6 @@ struct BackwardBlock {
       }
       __syncwarp();
     }
-    unpark(state, attention);
     const Tap<T> tap = row_tap(plan.lower, row - windows().grid_rows.lo);
     const int32_t slot = row - state.grid_start;
     if (attention) {
@@ -367,7 +376,7 @@ struct BackwardBlock {
       }
     } else {
       if (plan.sums) {
-        const Quad<T> logit = next_lower(state.lower, tap);
+        const Quad<T> logit = next_parked(state, tap);
         if (on_grid()) {
           Quad<T> product;
           HMSA_UNROLL
@@ -381,11 +390,12 @@ struct BackwardBlock {
         for (int j = 0; j < kQuad; ++j) grid.of[j] *= a.of[j];
       }
     }
+    unpark_sums(state);
     state.lower_sums.finish_until(tap.first, [&](int32_t head_row, const Quad<T>& sums) {
       write_row(gradient(i, attention), plan.gather_lower, i, channel, attention, head_row, sums);
     });
     state.lower_sums.add(tap, nullptr, plan.single_lower, grid);
-    park(state, attention);
+    park_sums(state);
   }
 
   // ---- bands ----------------------------------------------------------------------------------------------------------
@@ -409,10 +419,15 @@ struct BackwardBlock {
     if (columns > 0) {
       const MapView<const S>& grad = problem.grad_output;
       int32_t to = memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * kBytes;
-      if (plan.quads) {
+      if (plan.quads && rows >= kBand) {
         HMSA_UNROLL
         for (int r = 0; r < kBand; ++r, from += grad.row) {
-          if (r < rows) copy_async<kQuad * kBytes>(to + r * kLanes * kQuad * kBytes, from);
+          copy_async<kQuad * kBytes>(to + r * kLanes * kQuad * kBytes, from);
+        }
+      } else if (plan.quads) {
+        HMSA_ROLLED
+        for (int r = 0; r < rows; ++r, from += grad.row, to += kLanes * kQuad * kBytes) {
+          copy_async<kQuad * kBytes>(to, from);
         }
       } else {
         HMSA_ROLLED
@@ -520,7 +535,7 @@ struct BackwardBlock {
         const int i = below_unit();
         state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
                                    finish_grid);
-        unpark(state, kAttention);
+        unpark_sums(state);
         state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
                                     [&](int32_t row, const Quad<T>& sums) {
                                       write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention,
