@@ -29,6 +29,11 @@ namespace {
 
 constexpr int32_t kBand = 4;       // rows between barriers
 constexpr int32_t kMostPlanes = 10;
+
+// Two blocks share a multiprocessor, but for chains on both sides of 1.0: these need more memory than half of it.
+template <bool kUpper, bool kLower>
+constexpr int kRegisters = kUpper && kLower ? 168 : 88;
+constexpr int32_t blocks_with(bool upper, bool lower) { return upper && lower ? 1 : 2; }
 constexpr int32_t kGridRing = 16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
 
 // What a block owns and needs.
@@ -48,7 +53,8 @@ struct WarpLayout {
   int32_t products;  // [sums][kBand] rows; the first of them in the place of g where it is stored in as many bytes
   int32_t grid_products;
   int32_t line;
-  int32_t parked;  // [5] rows of the grid
+  int32_t parked;     // [5] rows of the grid
+  int32_t stretched;  // [2] rows of scale 1.0's logits, and of those above
   int32_t bytes;
 };
 
@@ -129,9 +135,6 @@ struct BackwardBlock {
 
   HMSA_DEVICE static const Tap<T>& row_tap(const LinkTables& link, int32_t row) {
     return shared_at<const Tap<T>>(link.rows)[row];
-  }
-  HMSA_DEVICE static const MoreTaps<T>* more_row_taps(const LinkTables& link, int32_t row) {
-    return shared_at<const MoreTaps<T>>(link.more_rows) + row;
   }
 
   // ---- once for a block -----------------------------------------------------------------------------------------------
@@ -217,6 +220,23 @@ struct BackwardBlock {
     RowSums<T, false> lower_sums;  // U^T behind it
     int32_t grid_start;            // the first row of the grid that the band finishes
   };
+
+  // Stretched rows of the plane, which change with every few rows: kept in shared memory, since registers are few.
+  HMSA_DEVICE int32_t stretched_at(int which) const {
+    return memory() + plan.warp.stretched + which * kRowBytes<T> + quad_offset();
+  }
+  template <typename Stream, typename Next>
+  HMSA_DEVICE Quad<T> next_stretched(Stream& stream, int which, const Tap<T>& tap, bool composed, const Next& next) const {
+    stream.a = quad_at<T>(stretched_at(which));
+    stream.b = quad_at<T>(stretched_at(which + 1));
+    const bool moves = uniform(tap.second != stream.lower || (composed && tap.first != stream.upper));
+    const Quad<T> value = next();
+    if (moves) {
+      put_quad(stretched_at(which), stream.a);
+      put_quad(stretched_at(which + 1), stream.b);
+    }
+    return value;
+  }
 
   // Rows of the grid are few: what goes down them waits in shared memory meanwhile.
   HMSA_DEVICE int32_t parked_at(int which) const {
@@ -482,15 +502,21 @@ struct BackwardBlock {
         grid_part = g;
         if (kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
         Quad<T> before{};
-        if (plan.sums && kSums > 0) before = next_own(state.own, own_tap);
+        if (plan.sums && kSums > 0) {
+          before = next_stretched(state.own, 0, own_tap, false, [&] { return next_own(state.own, own_tap); });
+        }
         if constexpr (kUpper) {
           const Quad<T> a = quad_at<T>(factors + at);
           const Tap<T> above_tap = *shared_at<const Tap<T>>(plan.above.rows + taps);
           const MoreTaps<T>* more =
-              shared_at<const MoreTaps<T>>(plan.above.more_rows + taps / kTapBytes * static_cast<int32_t>(sizeof(MoreTaps<T>)));
+              plan.above.more_rows == 0
+                  ? nullptr
+                  : shared_at<const MoreTaps<T>>(plan.above.more_rows) + taps / kTapBytes;
           if (plan.sums) {
             const Quad<T> logit = before;
-            before = state.above.next(above_tap, more, plan.above, kLanes, lane(), columns_of(0));
+            before = next_stretched(state.above, 2, above_tap, true, [&] {
+              return state.above.next(above_tap, more, plan.above, kLanes, lane(), columns_of(0));
+            });
             Quad<T> product;
             HMSA_UNROLL
             for (int j = 0; j < kQuad; ++j) {
@@ -692,7 +718,7 @@ struct BackwardBlock {
 };
 
 template <typename S, bool kUpper, bool kLower>
-__global__ void HMSA_MOST_REGISTERS(88)
+__global__ void HMSA_MOST_REGISTERS((kRegisters<kUpper, kLower>))
     fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER BackwardPlan plan) {
   BackwardBlock<S, kUpper, kLower> block{problem, plan, 0, 0, 0, 0, plan.warps + warp() * plan.warp.bytes,
                                           lane() * static_cast<int32_t>(sizeof(Quad<arithmetic_t<S>>))};
@@ -754,12 +780,15 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   const int32_t columns = smaller(rows_and_columns.width, kLineColumns);
   Arena arena;
   plan.windows = arena.take_array<GradientWindows>(1);
+  // Where a resize doubles a side, every output reads two inputs.
+  const bool more_rows = upper && gather_kind(chain.composed_rows()) != GatherKind::kTwo;
+  const bool more_columns = upper && gather_kind(chain.composed_columns()) != GatherKind::kTwo;
   const auto tables = [&](int32_t height, int32_t quads, bool composed) {
     LinkTables link{};
     link.rows = arena.take_array<Tap<T>>(height + kRun);
     link.columns = arena.take_array<Tap<T>>(quads * kQuad);
-    if (composed) link.more_rows = arena.take_array<MoreTaps<T>>(height + kRun);
-    if (composed) link.more_columns = arena.take_array<MoreTaps<T>>(quads * kQuad);
+    if (composed && more_rows) link.more_rows = arena.take_array<MoreTaps<T>>(height + kRun);
+    if (composed && more_columns) link.more_columns = arena.take_array<MoreTaps<T>>(quads * kQuad);
     return link;
   };
   const auto gathers = [&](GatherKind kind, int32_t targets, int32_t most) {
@@ -815,6 +844,7 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   plan.warp.line = warp.take(kRowBytes<T>);
   plan.warp.parked = warp.take(static_cast<int64_t>(5) * plan.grid.pitch);
   const int32_t of_attention = warp.bytes;
+  plan.warp.stretched = warp.take(static_cast<int64_t>(sums > 0 ? upper ? 4 : 2 : 0) * kRowBytes<T>);
   plan.warp.g = warp.take(static_cast<int64_t>(2) * kBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
   const int separate = sums - (sizeof(S) == sizeof(T) ? 1 : 0);
   plan.warp.products = warp.take(static_cast<int64_t>(separate > 0 ? separate : 0) * kBand * kRowBytes<T>);
@@ -833,8 +863,6 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
   plan.parts.width = divide_columns(chain);
   if (plan.parts.width == 0) return false;
   const auto classes = static_cast<int32_t>(problem.classes);
-  plan.chunks = chain.class_wise ? 1 : divide_up(classes, kMostPlanes);
-  plan.planes = chain.class_wise ? 1 : divide_up(classes, plan.chunks);
   for (int i = 0; i < chain.count; ++i) {
     const auto is_narrow = [&](const MapView<const S>& map) {
       const int64_t stride = map.column < 0 ? -map.column : map.column;
@@ -856,7 +884,8 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
     return most;
   };
   rim = rows_with(coarsest) - divide_up(chain.size.height, coarsest);
-  const int64_t slots = 2 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
+  const int64_t slots = blocks_with(chain.unit > 0, chain.count > chain.unit + 1) *
+                        static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
   const int64_t images = problem.batch * (chain.class_wise ? problem.classes : 1);
   int64_t best = INT64_MAX;
   for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
@@ -873,8 +902,24 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
   for (int32_t k = 0; k < plan.parts.height; ++k) {
     rows = larger(rows, backward_tiles(chain, Extent{plan.parts.height, 1}, k, 0).output.rows.size());
   }
-  place_backward(problem, Extent{rows, chain.size.width}, plan);
-  return plan.bytes <= shared_budget(1);
+  // As many planes as leave the most warps on a multiprocessor, where two blocks have the registers.
+  BackwardPlan best_plan{};
+  int32_t best_warps = 0;
+  for (int32_t most = chain.class_wise ? 1 : kMostPlanes; most >= 1; --most) {
+    BackwardPlan candidate = plan;
+    candidate.chunks = chain.class_wise ? 1 : divide_up(classes, most);
+    candidate.planes = chain.class_wise ? 1 : divide_up(classes, candidate.chunks);
+    if (candidate.planes < most && most > 1) continue;
+    place_backward(problem, Extent{rows, chain.size.width}, candidate);
+    if (candidate.bytes > shared_budget(1)) continue;
+    const int32_t blocks = candidate.bytes > shared_budget(2) ? 1 : blocks_with(chain.unit > 0, chain.count > chain.unit + 1);
+    const int32_t warps = blocks * (candidate.planes + 1);
+    if (warps <= best_warps) continue;
+    best_warps = warps;
+    best_plan = candidate;
+  }
+  plan = best_plan;
+  return best_warps > 0;
 }
 
 }  // namespace

@@ -143,7 +143,7 @@ struct LaneStream {
         const Tap<T> tap = shared_at<const Tap<T>>(link.columns)[j * quads + q];
         set(j, from(column(tap.first)), from(column(tap.second)));
       }
-      if (kComposed) {
+      if (kComposed && link.more_columns != 0) {
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) {
           const MoreTaps<T>& more = shared_at<const MoreTaps<T>>(link.more_columns)[j * quads + q];
