@@ -17,7 +17,6 @@
 //
 // Chains that this does not take (more than one scale above or below 1.0, double, windows that are too wide) are gathered
 // by gradient_parts.cu.
-#define HMSA_DEV(S) std::is_same_v<S, float>
 #include "ops/cuda/fuse_scales.h"
 #include "ops/cuda/gradient_parts.cuh"
 #include "ops/cuda/gradient_stream.cuh"
@@ -928,13 +927,13 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
 template <typename S>
 int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem) {
   fuse::BackwardPlan plan;
-  return HMSA_DEV(S) && fuse::plan_backward(problem, plan) ? 0 : gathered_backward_workspace(problem);
+  return fuse::plan_backward(problem, plan) ? 0 : gathered_backward_workspace(problem);
 }
 
 template <typename S>
 void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream) {
   fuse::BackwardPlan plan;
-  if constexpr (HMSA_DEV(S)) {
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
     if (fuse::plan_backward(problem, plan)) {
       const Chain& chain = problem.chain;
       const auto at_most = [](int64_t n) { return static_cast<unsigned>(n < 65535 ? n : 65535); };
