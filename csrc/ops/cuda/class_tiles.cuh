@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/block_sum.cuh"
 #include "ops/cuda/forward_block.cuh"
 #include "ops/cuda/multiprocessors.h"
 
@@ -22,6 +23,14 @@ constexpr int kClassesAtOnce = kVector;
 // 80 registers in float, 128 in double.
 template <typename T>
 constexpr int kClassBlocksPerProcessor = sizeof(T) == 4 ? 3 : 2;
+
+// Where a block stands. In static shared memory, since every thread needs all of it.
+struct ClassTables {
+  AxisRanges ranges[2];
+  JobOffsets offsets;
+};
+// A kernel's static shared memory, at most: not all of them sum.
+constexpr int32_t kClassStaticBytes = sizeof(ClassTables) + kBlockSumBytes;
 
 // Part of the fused logits [B, C, H, W].
 struct Part {
@@ -102,14 +111,15 @@ HMSA_DEVICE int32_t column_of(const Block& block, const Item& item) {
 template <int kCount, typename S, typename Sink>
 HMSA_DEVICE void go_through_classes(const ChainInputs<S>& inputs, const ClassLayout& layout, const Sink& sink) {
   HMSA_DYNAMIC_SHARED(unsigned char, memory);
-  HMSA_SHARED(AxisRanges, ranges, [2]);
-  HMSA_SHARED(JobOffsets, offsets, [1]);
+  HMSA_SHARED(ClassTables, tables, [1]);
   const Chain& chain = inputs.chain;
   const Part& part = layout.part;
   const Extent tile = layout.forward.tile;
   const int32_t y = part.output.rows.lo + static_cast<int32_t>(blockIdx.x / layout.tiles.width) * tile.height;
   const int32_t x = part.output.columns.lo + static_cast<int32_t>(blockIdx.x % layout.tiles.width) * tile.width;
-  ForwardBlock<S, kCount, true, Sink> block{inputs, sink, layout.forward, ranges[0], ranges[1], offsets[0], memory, 0};
+  AxisRanges* ranges = tables[0].ranges;
+  ForwardBlock<S, kCount, true, Sink> block{inputs, sink, layout.forward, ranges[0], ranges[1], tables[0].offsets,
+                                            memory, 0};
   block.make_ranges(
       Tile{{y, min(y + tile.height, part.output.rows.hi)}, {x, min(x + tile.width, part.output.columns.hi)}});
   block.make_tables();
@@ -169,7 +179,7 @@ ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slo
     forward.tile.height = rounded_up(forward.tile.height / 2, kRun);
     divide();
   }
-  const int32_t budget = shared_budget(kClassBlocksPerProcessor<T>) - 2 * sizeof(AxisRanges) - sizeof(JobOffsets);
+  const int32_t budget = shared_budget(kClassBlocksPerProcessor<T>, kClassStaticBytes);
   while (layout.bytes > budget && forward.tile.height * forward.tile.width > 1) {
     Extent& tile = forward.tile;
     if (tile.height > kRun) {
