@@ -36,8 +36,7 @@ std::tuple<Tensors, Tensors> fuse_scales_backward(const Tensor& grad, const Chai
                                                   int64_t wanted_logits, int64_t wanted_attention,
                                                   const Launch& launch) {
   const Tensors& logits = arguments.logits;
-  HMSA_CHECK(grad.dim() == 4 && !logits.empty(), "_fuse_scales_backward: grad has shape ", shape_of(grad),
-             "; expected [B, C, H, W]");
+  HMSA_CHECK(grad.dim() == 4, "_fuse_scales_backward: grad has shape ", shape_of(grad), "; expected [B, C, H, W]");
   const Chain chain = checked_chain(arguments, grad.size(2), grad.size(3));
   HMSA_CHECK(grad.scalar_type() == logits[0].scalar_type() && grad.device() == logits[0].device() &&
                  grad.size(0) == logits[0].size(0) && grad.size(1) == logits[0].size(1),
