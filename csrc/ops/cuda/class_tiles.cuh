@@ -151,10 +151,12 @@ bool takes_four_classes(const ChainInputs<S>& inputs) {
          heads_are_narrow(inputs, kClassesAtOnce);
 }
 
-// How a part is divided into tiles. `slots`: numbers that a sink keeps of each pixel. `shares_classes`: whether blocks may
-// divide the classes of a tile among themselves.
+// The tiles of a part for so many blocks on a multiprocessor. `slots`: numbers that a sink keeps of each pixel.
+// `shares_classes`: whether blocks may divide the classes of a tile among themselves. `*is_cut`: whether tiles are smaller
+// than they would be if there were more shared memory.
 template <typename S>
-ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slots, bool shares_classes) {
+ClassLayout divide_into_tiles(const ChainInputs<S>& inputs, const Part& part, int slots, bool shares_classes,
+                              int blocks, bool* is_cut) {
   using T = arithmetic_t<S>;
   const auto parts_of = [](int32_t size, int32_t part) { return (size + part - 1) / part; };
   ClassLayout layout{};
@@ -179,7 +181,8 @@ ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slo
     forward.tile.height = rounded_up(forward.tile.height / 2, kRun);
     divide();
   }
-  const int32_t budget = shared_budget(kClassBlocksPerProcessor<T>, kClassStaticBytes);
+  const int32_t budget = shared_budget(blocks, kClassStaticBytes);
+  *is_cut = layout.bytes > budget;
   while (layout.bytes > budget && forward.tile.height * forward.tile.width > 1) {
     Extent& tile = forward.tile;
     if (tile.height > kRun) {
@@ -198,6 +201,36 @@ ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slo
     layout.shares = shares < 1 ? 1 : shares < forward.groups ? static_cast<int32_t>(shares) : forward.groups;
   }
   return layout;
+}
+
+// Predicted time, in arbitrary units: rounds in which all threads of a block make runs of rows on the grids of a tile, rims
+// included, and one for the barriers. A multiprocessor with 24 warps is busy all the time, one with fewer waits. The
+// shares are estimates.
+inline double cost_of_tiles(const ClassLayout& layout, int blocks) {
+  int64_t rounds = 1;
+  for (const GridLayout& grid : layout.forward.grids) {
+    rounds += grid.most.height > 0 ? (grid.items[kGroup] + kBlockThreads - 1) / kBlockThreads : 0;
+  }
+  const double busy = std::min(1.0, 0.35 * blocks);
+  return static_cast<double>(layout.tile_count()) * static_cast<double>(rounds) / busy;
+}
+
+// How a part is divided into tiles: for as many blocks on a multiprocessor as registers allow, or for fewer where small
+// tiles would cost more than idle time, as they do for long chains on devices with little shared memory.
+template <typename S>
+ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slots, bool shares_classes) {
+  int blocks = kClassBlocksPerProcessor<arithmetic_t<S>>;
+  bool is_cut = false;
+  ClassLayout best = divide_into_tiles(inputs, part, slots, shares_classes, blocks, &is_cut);
+  double lowest = cost_of_tiles(best, blocks);
+  while (is_cut && --blocks > 0) {
+    const ClassLayout layout = divide_into_tiles(inputs, part, slots, shares_classes, blocks, &is_cut);
+    const double cost = cost_of_tiles(layout, blocks);
+    if (cost >= lowest) continue;
+    lowest = cost;
+    best = layout;
+  }
+  return best;
 }
 
 }  // namespace forward
