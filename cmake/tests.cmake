@@ -11,8 +11,8 @@ set_target_properties(hmsa_kernels PROPERTIES LINKER_LANGUAGE CXX)
 add_library(hmsa_host_run STATIC ${cuda_sources})
 set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX)
 target_link_libraries(hmsa_host_run PRIVATE hmsa_flags)
-target_compile_options(hmsa_host_run PRIVATE -UNDEBUG -O1 -include ${CMAKE_SOURCE_DIR}/csrc/host_run/cuda_host.h
-                                             -Wno-array-bounds -Wno-stringop-overflow)
+target_compile_options(hmsa_host_run PRIVATE -UNDEBUG -O1 -Wno-array-bounds
+                                             -include ${CMAKE_SOURCE_DIR}/csrc/host_run/cuda_host.h)
 
 file(GLOB test_sources CONFIGURE_DEPENDS csrc/tests/test_*.cpp)
 foreach(source IN LISTS test_sources)

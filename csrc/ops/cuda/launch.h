@@ -125,7 +125,7 @@ inline void opt_in_to_shared_memory(const LaunchSite& site, const void* kernel, 
     const Limits limits{attributes.sharedSizeBytes, most - attributes.sharedSizeBytes};
     demand(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 static_cast<int>(limits.dynamic_bytes)));
-    // Plans count on all of a multiprocessor's shared memory; the rest stays L1 cache.
+    // Plans count on all of a multiprocessor's shared memory, which the driver may else leave to the L1 cache.
     demand(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
     return known.emplace(std::make_pair(device, kernel), limits).first->second;
   }();
