@@ -1,11 +1,18 @@
 # C++ tests: csrc/tests/test_*.cpp, each a program of its own that returns 0, once as the library is compiled and once
 # under AddressSanitizer and UndefinedBehaviorSanitizer. And hmsa_raw_kernels, a Python module that runs kernels on
 # arrays. Tests of .cu files (test_*_cuda.cpp: csrc/host_run runs the kernels on the CPU) are sanitized only: the
-# optimised form of such code is nvcc's affair.
+# optimised form of such code is nvcc's affair. test_launches plans many problems and executes little: plain only.
 
 # The CPU kernels for tests that call them; a test takes from it only what it uses.
 add_library(hmsa_kernels STATIC ${kernel_objects})
 set_target_properties(hmsa_kernels PROPERTIES LINKER_LANGUAGE CXX)
+
+# All .cu files as csrc/host_run compiles them, for the test that plans launches of every op.
+add_library(hmsa_host_run STATIC ${cuda_sources})
+set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX)
+target_link_libraries(hmsa_host_run PRIVATE hmsa_flags)
+target_compile_options(hmsa_host_run PRIVATE -UNDEBUG -O1 -Wno-array-bounds
+                                             -include ${CMAKE_SOURCE_DIR}/csrc/host_run/cuda_host.h)
 
 file(GLOB test_sources CONFIGURE_DEPENDS csrc/tests/test_*.cpp)
 foreach(source IN LISTS test_sources)
@@ -13,12 +20,17 @@ foreach(source IN LISTS test_sources)
   set(variants plain sanitized)
   if(name MATCHES "_cuda$")
     set(variants sanitized)
+  elseif(name STREQUAL "test_launches")
+    set(variants plain)
   endif()
   foreach(variant IN LISTS variants)
     set(program ${name}_${variant})
     add_executable(${program} ${source})
     target_link_libraries(${program} PRIVATE hmsa_flags hmsa_kernels)
     target_compile_options(${program} PRIVATE -UNDEBUG)
+    if(name STREQUAL "test_launches")
+      target_link_libraries(${program} PRIVATE hmsa_host_run)
+    endif()
     set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
     add_test(NAME ${program} COMMAND ${program})
     if(variant STREQUAL "sanitized")

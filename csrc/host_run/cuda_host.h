@@ -14,7 +14,9 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <type_traits>
+#include <utility>
 
 #include "fibers.h"
 
@@ -219,11 +221,10 @@ inline float __int_as_float(int bits) {
 inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(__float_as_int(value)); }
 inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
 
-// ---- Runtime: one small device with the limits of an H100 -----------------------------------------------------------
+// ---- Runtime: the devices of fibers.h -------------------------------------------------------------------------------
 
 using cudaStream_t = struct CUstream_st*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributePreferredSharedMemoryCarveout = 9,
@@ -239,60 +240,110 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrReservedSharedMemoryPerBlock = 111,
+};
+struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes;  // static; 0 as long as the kernel has not run
+  int maxDynamicSharedSizeBytes;
+  int maxThreadsPerBlock;
 };
 
-// A launch that fails has thrown, so nothing is left to report.
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// A failed call leaves its error behind until somebody asks, as CUDA does.
+inline cudaError_t cudaGetLastError() { return std::exchange(hmsa::host_run::machine().last_error, cudaSuccess); }
+inline cudaError_t cudaPeekAtLastError() { return hmsa::host_run::machine().last_error; }
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid argument";
+  if (error == cudaSuccess) return "no error";
+  // CUDA says no more than this; a test should.
+  static std::string text;
+  text = error == cudaErrorInvalidConfiguration ? "invalid configuration argument" : "invalid argument";
+  if (!hmsa::host_run::machine().refusal.empty()) text += ", " + hmsa::host_run::machine().refusal;
+  return text.c_str();
+}
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = hmsa::host_run::kDeviceCount;
+  return cudaSuccess;
 }
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = hmsa::host_run::machine().device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  hmsa::host_run::Machine& m = hmsa::host_run::machine();
+  if (device < 0 || device >= hmsa::host_run::kDeviceCount) return m.last_error = cudaErrorInvalidValue;
+  m.device = device;
   return cudaSuccess;
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return cudaErrorInvalidValue;
+  hmsa::host_run::Machine& m = hmsa::host_run::machine();
+  if (device < 0 || device >= hmsa::host_run::kDeviceCount) return m.last_error = cudaErrorInvalidValue;
+  const hmsa::host_run::Device& of = hmsa::host_run::device(device);
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock:
       *value = 1024;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = 48 * 1024;
+      *value = static_cast<int>(hmsa::host_run::kSharedWithoutOptIn);
       return cudaSuccess;
     case cudaDevAttrWarpSize:
       *value = 32;
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
-      *value = 4;
-      return cudaSuccess;  // few, so that loops over a grid go round
+      *value = of.multiprocessors;
+      return cudaSuccess;
     case cudaDevAttrL2CacheSize:
-      *value = 50 * 1024 * 1024;
+      *value = of.l2_bytes;
       return cudaSuccess;
     case cudaDevAttrMaxThreadsPerMultiProcessor:
-      *value = 2048;
+      *value = of.threads_per_multiprocessor;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 9;
+      *value = of.major;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
+      *value = of.minor;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = 228 * 1024;
+      *value = static_cast<int>(of.shared_per_multiprocessor);
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = 227 * 1024;
+      *value = static_cast<int>(of.shared_per_block);
+      return cudaSuccess;
+    case cudaDevAttrReservedSharedMemoryPerBlock:
+      *value = static_cast<int>(hmsa::host_run::kReservedShared);
       return cudaSuccess;
   }
-  return cudaErrorInvalidValue;
+  return m.last_error = cudaErrorInvalidValue;
 }
 
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  hmsa::host_run::Machine& m = hmsa::host_run::machine();
+  m.refusal.clear();
+  if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) {
+    return value >= -1 && value <= 100 ? cudaSuccess : m.last_error = cudaErrorInvalidValue;
+  }
+  const std::size_t most = hmsa::host_run::device(m.device).shared_per_block;
+  if (value < 0 || static_cast<std::size_t>(value) + hmsa::host_run::static_bytes_of(kernel) > most) {
+    return m.last_error = cudaErrorInvalidValue;
+  }
+  m.opted_in[{m.device, kernel}] = static_cast<std::size_t>(value);
+  return cudaSuccess;
+}
 template <typename... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    if (value < 0 || static_cast<std::size_t>(value) > hmsa::host_run::kSharedLimit) return cudaErrorInvalidValue;
-    hmsa::host_run::machine().opted_in[reinterpret_cast<const void*>(kernel)] = value;
-  }
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const hmsa::host_run::Machine& m = hmsa::host_run::machine();
+  const std::size_t static_bytes = hmsa::host_run::static_bytes_of(kernel);
+  const auto opted_in = m.opted_in.find({m.device, kernel});
+  const std::size_t dynamic_bytes =
+      opted_in == m.opted_in.end() ? hmsa::host_run::kSharedWithoutOptIn - static_bytes : opted_in->second;
+  *attributes = cudaFuncAttributes{static_bytes, static_cast<int>(dynamic_bytes), 1024};
   return cudaSuccess;
+}
+template <typename... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
+  return cudaFuncGetAttributes(attributes, reinterpret_cast<const void*>(kernel));
 }

@@ -42,12 +42,47 @@ inline dim3 blockDim;
 inline dim3 gridDim;
 constexpr int warpSize = 32;
 
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+
 namespace hmsa {
 namespace host_run {
 
-constexpr std::size_t kStaticSharedLimit = 48 * 1024;  // also of dynamic memory, unless opted in
-constexpr std::size_t kSharedLimit = 227 * 1024;       // per block on an H100
-constexpr std::size_t kParameterLimit = 4096;          // bytes of kernel parameters that every driver takes
+constexpr std::size_t kParameterLimit = 4096;  // bytes of kernel parameters that every driver takes
+
+// ---- Devices ----------------------------------------------------------------------------------------------------
+
+// Bytes of shared memory that a block may have unless its kernel has opted in to more: static and dynamic together.
+// Static ones alone are never more.
+constexpr std::size_t kSharedWithoutOptIn = 48 * 1024;
+constexpr std::size_t kReservedShared = 1024;  // of each block, the system's
+
+struct Device {
+  const char* name;
+  int multiprocessors;
+  std::size_t shared_per_multiprocessor;
+  std::size_t shared_per_block;  // with opt-in
+  int threads_per_multiprocessor;
+  int l2_bytes;
+  int major, minor;
+};
+
+// Numbers of devices, for cudaSetDevice. The first has the limits of an H100 but few multiprocessors, so that loops over a
+// grid go round on small images.
+enum DeviceNumber { kSmall, kH200, kA100, kRtx3090, kRtx4090, kRtx5090, kDeviceCount };
+
+inline const Device& device(int number) {
+  constexpr std::size_t kKiB = 1024;
+  constexpr int kMiB = 1024 * 1024;
+  static const Device devices[kDeviceCount] = {
+      {"a small H100", 4, 228 * kKiB, 227 * kKiB, 2048, 50 * kMiB, 9, 0},
+      {"H200", 132, 228 * kKiB, 227 * kKiB, 2048, 50 * kMiB, 9, 0},
+      {"A100", 108, 164 * kKiB, 163 * kKiB, 2048, 40 * kMiB, 8, 0},
+      {"RTX 3090", 82, 100 * kKiB, 99 * kKiB, 1536, 6 * kMiB, 8, 6},
+      {"RTX 4090", 128, 100 * kKiB, 99 * kKiB, 1536, 72 * kMiB, 8, 9},
+      {"RTX 5090", 170, 100 * kKiB, 99 * kKiB, 1536, 96 * kMiB, 12, 0},
+  };
+  return devices[number];
+}
 
 // Chooses the order of threads and blocks. Starts as the environment variable HMSA_HOST_RUN_SEED, or 0.
 inline std::uint64_t& seed() {
@@ -131,11 +166,20 @@ struct Machine {
   const void* scheduler_stack = nullptr;
   std::size_t scheduler_stack_bytes = 0;
   const std::function<void()>* body = nullptr;
-  std::string failure;                  // set by a fiber, thrown by the scheduler
-  std::vector<PoisonedMemory> shared;   // of this block; the first is the dynamic one
-  std::uint64_t block_serial = 0;       // differs from block to block
-  std::map<const void*, int> opted_in;  // kernel -> bytes of dynamic shared memory
+  std::string failure;                 // set by a fiber, thrown by the scheduler
+  std::vector<PoisonedMemory> shared;  // of this block; the first is the dynamic one
+  std::uint64_t block_serial = 0;      // differs from block to block
+  const void* kernel = nullptr;        // that runs
   bool busy = false;
+
+  // The runtime.
+  int device = kSmall;                                          // the current one
+  std::map<std::pair<int, const void*>, std::size_t> opted_in;  // device and kernel -> bytes of dynamic shared memory
+  std::map<const void*, std::size_t> static_bytes;              // of kernels that have run
+  cudaError_t last_error = cudaSuccess;
+  std::string refusal;         // what is wrong with the launch that was refused last
+  bool only_plans = false;     // see only_plan()
+  std::uint64_t launches = 0;  // that were not refused
 
   ~Machine() {
     for (Fiber& fiber : fibers) delete_stack(fiber.stack);
@@ -195,6 +239,37 @@ void fail(Describe describe) {
   std::abort();
 }
 
+// ---- What a launch may ask for ------------------------------------------------------------------------------------
+
+// Static shared memory of a kernel, 0 as long as it has not run.
+inline std::size_t static_bytes_of(const void* kernel) {
+  const auto found = machine().static_bytes.find(kernel);
+  return found == machine().static_bytes.end() ? 0 : found->second;
+}
+
+// Sets and returns what is wrong with a launch's shared memory; empty: nothing.
+inline const char* shared_refusal(const void* kernel, std::size_t dynamic_bytes) {
+  Machine& m = machine();
+  const Device& on = device(m.device);
+  const std::size_t static_bytes = static_bytes_of(kernel);
+  const std::size_t both = static_bytes + dynamic_bytes;
+  const auto opted_in = m.opted_in.find({m.device, kernel});
+  const bool has_opted_in = opted_in != m.opted_in.end();
+  const std::string bytes = std::to_string(dynamic_bytes) + " bytes of dynamic and " + std::to_string(static_bytes) +
+                            " of static shared memory";
+  m.refusal.clear();
+  if (static_bytes > kSharedWithoutOptIn) {
+    m.refusal = bytes + ", of which 48 KiB may be static";
+  } else if (both > on.shared_per_block || both + kReservedShared > on.shared_per_multiprocessor) {
+    m.refusal = bytes + "; a block on " + on.name + " has " + std::to_string(on.shared_per_block) + " at most";
+  } else if (!has_opted_in && both > kSharedWithoutOptIn) {
+    m.refusal = bytes + " are more than 48 KiB, and the kernel has not opted in to more";
+  } else if (has_opted_in && dynamic_bytes > opted_in->second) {
+    m.refusal = bytes + "; the kernel has opted in to " + std::to_string(opted_in->second) + " dynamic ones";
+  }
+  return m.refusal.c_str();
+}
+
 // ---- What threads call --------------------------------------------------------------------------------------------
 
 // A __shared__ variable: one object per place in the source (and per instantiation of a template), which hands every
@@ -206,12 +281,11 @@ class SharedVariable {
     if (serial_ != m.block_serial) {
       std::size_t total = bytes;
       for (std::size_t i = 1; i < m.shared.size(); ++i) total += m.shared[i].bytes();
-      const std::size_t with_dynamic = total + m.shared[0].bytes();
-      if (total > kStaticSharedLimit) {
-        fail([=] { return "needs " + std::to_string(total) + " bytes of static shared memory, more than 48 KiB"; });
-      }
-      if (with_dynamic > kSharedLimit) {
-        fail([=] { return "needs " + std::to_string(with_dynamic) + " bytes of shared memory, more than 227 KiB"; });
+      // Known only now where the kernel has not run before; later launches are refused before they start.
+      std::size_t& of_kernel = m.static_bytes[m.kernel];
+      if (of_kernel < total) of_kernel = total;
+      if (shared_refusal(m.kernel, m.shared[0].bytes())[0] != '\0') {
+        fail([] { return "has too much shared memory: " + machine().refusal; });
       }
       m.shared.emplace_back(bytes);
       data_ = m.shared.back().data();
@@ -388,33 +462,35 @@ inline void add_fibers(std::size_t threads) {
   }
 }
 
-inline void check_launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes) {
-  const auto refuse = [](const std::string& text) { throw std::runtime_error("invalid launch: " + text); };
+// What a device answers to a launch. Registers are not known here.
+inline cudaError_t check_launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes) {
+  Machine& m = machine();
+  const auto refuse = [&](cudaError_t error, const std::string& text) {
+    m.refusal = text;
+    return m.last_error = error;
+  };
   const auto within = [](const dim3& d, unsigned int x, unsigned int y, unsigned int z) {
     return d.x >= 1 && d.y >= 1 && d.z >= 1 && d.x <= x && d.y <= y && d.z <= z;
   };
-  if (!within(grid, 0x7fffffffu, 65535u, 65535u)) refuse("grid " + name(uint3{grid.x, grid.y, grid.z}));
+  if (!within(grid, 0x7fffffffu, 65535u, 65535u)) {
+    return refuse(cudaErrorInvalidConfiguration, "there is no grid " + name(uint3{grid.x, grid.y, grid.z}));
+  }
   if (!within(block, 1024u, 1024u, 64u) || block.x * block.y * block.z > 1024u) {
-    refuse("block " + name(uint3{block.x, block.y, block.z}));
+    return refuse(cudaErrorInvalidConfiguration, "there is no block " + name(uint3{block.x, block.y, block.z}));
   }
-  const auto opted_in = machine().opted_in.find(kernel);
-  const std::size_t limit =
-      opted_in == machine().opted_in.end() ? kStaticSharedLimit : static_cast<std::size_t>(opted_in->second);
-  if (shared_bytes > kStaticSharedLimit && shared_bytes > limit) {
-    refuse(std::to_string(shared_bytes) + " bytes of dynamic shared memory, allowed are " + std::to_string(limit));
-  }
+  if (shared_refusal(kernel, shared_bytes)[0] != '\0') return m.last_error = cudaErrorInvalidValue;
+  return cudaSuccess;
 }
 
 inline void run_grid(const char* call, const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
                      const std::function<void()>& body) {
   Machine& m = machine();
-  if (m.busy) throw std::runtime_error(std::string(call) + ": a launch inside a launch");
   try {
-    check_launch(kernel, grid, block, shared_bytes);
     add_fibers(static_cast<std::size_t>(block.x) * block.y * block.z);
     m.busy = true;
     m.threads = static_cast<std::size_t>(block.x) * block.y * block.z;
     m.body = &body;
+    m.kernel = kernel;
     m.failure.clear();
     gridDim = grid;
     blockDim = block;
@@ -439,15 +515,35 @@ inline void run_grid(const char* call, const void* kernel, dim3 grid, dim3 block
   m.busy = false;
 }
 
-// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), finished when it returns.
+// From now on launches are checked against the current device but not executed, so that a test can plan many problems and
+// needs no memory for them. A kernel must have run once before: only then its static shared memory is known.
+inline void only_plan(bool only = true) { machine().only_plans = only; }
+
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), finished when it returns. Returns the error of a launch that
+// a device refuses; what is wrong with a kernel that runs is thrown.
 template <typename Stream, typename... Parameters, typename... Arguments>
-void run(const char* call, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream,
-         Arguments&&... arguments) {
+cudaError_t run(const char* call, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                Stream, Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable<Parameters>::value && ...), "kernel parameters are copied as bytes");
   static_assert((sizeof(Parameters) + ... + 0) <= kParameterLimit, "more than 4 KiB of kernel parameters");
+  Machine& m = machine();
+  const auto address = reinterpret_cast<const void*>(kernel);
+  if (m.busy) throw std::runtime_error(std::string(call) + ": a launch inside a launch");
+  const cudaError_t error = check_launch(address, grid, block, shared_bytes);
+  if (error != cudaSuccess) return error;
+  if (m.only_plans) {
+    if (m.static_bytes.count(address) == 0) {
+      throw std::logic_error(std::string(call) +
+                             ": only planned, but the kernel has never run: " + __PRETTY_FUNCTION__);
+    }
+    ++m.launches;
+    return cudaSuccess;
+  }
   const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
-  run_grid(call, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
-           [&] { std::apply(kernel, parameters); });
+  run_grid(call, address, grid, block, shared_bytes, [&] { std::apply(kernel, parameters); });
+  m.static_bytes.emplace(address, 0);  // of a kernel that has none
+  ++m.launches;
+  return cudaSuccess;
 }
 
 }  // namespace host_run

@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor> class_tile_centroids_cpu(const Tensor& labels, int64_
 
 #if defined(HMSA_WITH_CUDA)
 std::tuple<Tensor, Tensor> class_tile_centroids_cuda(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  const CudaScope scope(labels);
   return class_tile_centroids(labels, tile, num_classes, [&](const TileCentroidsProblem& problem) {
+    const CudaScope scope(labels);
     cuda::launch_tile_centroids(problem, scope.stream());
   });
 }

@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction, const 
 #if defined(HMSA_WITH_CUDA)
 std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction, const Tensor& target, int64_t num_classes,
                                                  int64_t ignore_index) {
-  const CudaScope scope(target);
   return confusion_matrix(prediction, target, num_classes, ignore_index, [&](const ConfusionProblem& problem) {
+    const CudaScope scope(target);
     cuda::launch_confusion_matrix(problem, scope.stream());
   });
 }

@@ -159,11 +159,11 @@ std::tuple<Tensor, Tensor> draw_cuda(const Tensor& centroids, const Tensor& clas
                                      const Sizes& crop, const std::vector<double>& scale, int64_t uniform_images,
                                      int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t attempt,
                                      int64_t long_edge) {
-  // The tables may be on several devices, which is an error; the first that is on a GPU is good enough to say so.
-  const CudaScope scope(centroids.is_cuda() ? centroids : class_items.is_cuda() ? class_items : image_sizes);
   const Arguments arguments{crop, scale, uniform_images, seed, epoch, first, count, attempt, long_edge};
-  return draw(centroids, class_items, image_sizes, arguments,
-              [&](const ClassUniformProblem& problem) { cuda::launch_class_uniform_boxes(problem, scope.stream()); });
+  return draw(centroids, class_items, image_sizes, arguments, [&](const ClassUniformProblem& problem) {
+    const CudaScope scope(centroids);
+    cuda::launch_class_uniform_boxes(problem, scope.stream());
+  });
 }
 #endif
 

@@ -36,8 +36,7 @@ std::tuple<Tensors, Tensors> fuse_scales_backward(const Tensor& grad, const Chai
                                                   int64_t wanted_logits, int64_t wanted_attention,
                                                   const Launch& launch) {
   const Tensors& logits = arguments.logits;
-  HMSA_CHECK(grad.dim() == 4 && !logits.empty(), "_fuse_scales_backward: grad has shape ", shape_of(grad),
-             "; expected [B, C, H, W]");
+  HMSA_CHECK(grad.dim() == 4, "_fuse_scales_backward: grad has shape ", shape_of(grad), "; expected [B, C, H, W]");
   const Chain chain = checked_chain(arguments, grad.size(2), grad.size(3));
   HMSA_CHECK(grad.scalar_type() == logits[0].scalar_type() && grad.device() == logits[0].device() &&
                  grad.size(0) == logits[0].size(0) && grad.size(1) == logits[0].size(1),
@@ -74,18 +73,19 @@ std::tuple<Tensors, Tensors> fuse_scales_backward_cpu(const Tensor& grad, const 
 #if defined(HMSA_WITH_CUDA)
 Tensor fuse_scales_cuda(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
                         const Sizes& size, bool align_corners) {
-  const CudaScope scope(logits[0]);
-  return fuse_scales({"fuse_scales", logits, attention, scales, align_corners}, size,
-                     [&](const auto& problem) { cuda::launch_fuse_scales_forward(problem, scope.stream()); });
+  return fuse_scales({"fuse_scales", logits, attention, scales, align_corners}, size, [&](const auto& problem) {
+    const CudaScope scope(logits[0]);
+    cuda::launch_fuse_scales_forward(problem, scope.stream());
+  });
 }
 
 std::tuple<Tensors, Tensors> fuse_scales_backward_cuda(const Tensor& grad, const Tensors& logits,
                                                        const Tensors& attention, const std::vector<double>& scales,
                                                        bool align_corners, int64_t wanted_logits,
                                                        int64_t wanted_attention) {
-  const CudaScope scope(grad);
   return fuse_scales_backward(grad, {"fuse_scales", logits, attention, scales, align_corners}, wanted_logits,
                               wanted_attention, [&](const auto& problem) {
+                                const CudaScope scope(grad);
                                 // sum_c[g * P_before] of every scale but the largest: one number per pixel of its level
                                 const int64_t floats = cuda::fuse_scales_backward_workspace(problem);
                                 Tensor workspace = empty_arithmetic(grad, {floats});

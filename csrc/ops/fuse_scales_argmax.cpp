@@ -51,9 +51,11 @@ std::tuple<Tensor, Tensor> argmax_cpu(const Tensors& logits, const Tensors& atte
 std::tuple<Tensor, Tensor> argmax_cuda(const Tensors& logits, const Tensors& attention,
                                        const std::vector<double>& scales, const Sizes& size, int64_t views,
                                        bool align_corners) {
-  const CudaScope scope(logits[0]);
   return argmax({"fuse_scales_argmax", logits, attention, scales, align_corners}, size, views,
-                [&](const auto& problem) { cuda::launch_argmax_forward(problem, scope.stream()); });
+                [&](const auto& problem) {
+                  const CudaScope scope(logits[0]);
+                  cuda::launch_argmax_forward(problem, scope.stream());
+                });
 }
 #endif
 

@@ -169,9 +169,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensors& logits, const Ten
                                                 const std::optional<Tensor>& weight, int64_t ignore_index,
                                                 double label_smoothing, const std::string& reduction,
                                                 bool align_corners) {
-  const CudaScope scope(target);
   return forward({kName, logits, attention, scales, align_corners},
                  {target, weight, ignore_index, label_smoothing, reduction}, [&](const auto& problem) {
+                   const CudaScope scope(target);
                    Tensor workspace =
                        empty_of(target, {cuda::cross_entropy_forward_workspace(problem)}, ScalarType::Double);
                    cuda::launch_cross_entropy_forward(problem, workspace.mutable_data_ptr(), scope.stream());
@@ -184,10 +184,10 @@ std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad, const Tensors& lo
                                            const Tensor& total_weight, int64_t ignore_index, double label_smoothing,
                                            const std::string& reduction, bool align_corners, int64_t wanted_logits,
                                            int64_t wanted_attention) {
-  const CudaScope scope(target);
   return backward(grad, {kName, logits, attention, scales, align_corners},
                   {target, weight, ignore_index, label_smoothing, reduction}, log_sum_exp, total_weight, wanted_logits,
                   wanted_attention, [&](const auto& problem) {
+                    const CudaScope scope(target);
                     Tensor workspace = empty_arithmetic(log_sum_exp, {cuda::cross_entropy_backward_workspace(problem)});
                     cuda::launch_cross_entropy_backward(problem, workspace.mutable_data_ptr(), scope.stream());
                   });

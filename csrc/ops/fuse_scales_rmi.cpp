@@ -141,9 +141,9 @@ std::tuple<Tensors, Tensors> backward_cpu(const Tensor& grad_bce, const std::opt
 #if defined(HMSA_WITH_CUDA)
 Moments forward_cuda(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
                      const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
-  const CudaScope scope(target);
   return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
                  [&](const auto& problem) {
+                   const CudaScope scope(target);
                    Tensor workspace = empty_of(target, {cuda::rmi_forward_workspace(problem)}, ScalarType::Byte);
                    cuda::launch_rmi_forward(problem, workspace.mutable_data_ptr(), scope.stream());
                  });
@@ -154,9 +154,9 @@ std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad_bce, const std::op
                                            const std::vector<double>& scales, const Tensor& target,
                                            const std::optional<Tensor>& mean, int64_t ignore_index, bool align_corners,
                                            int64_t wanted_logits, int64_t wanted_attention) {
-  const CudaScope scope(target);
   return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
                   ignore_index, wanted_logits, wanted_attention, [&](const auto& problem) {
+                    const CudaScope scope(target);
                     Tensor workspace = empty_of(target, {cuda::rmi_backward_workspace(problem)}, ScalarType::Byte);
                     cuda::launch_rmi_backward(problem, workspace.mutable_data_ptr(), scope.stream());
                   });

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/cuda/launch.h"
+#include "ops/cuda/multiprocessors.h"
 #include "tests/testing.h"
 
 namespace {
@@ -354,7 +355,7 @@ __global__ void wait_often(int per_thread) {
 void divergent_barrier_is_an_error() {
   EXPECT_THROWS(HMSA_LAUNCH(wait_unless, 1, 64, 0, nullptr, 5u), "divergent barrier");
   EXPECT_THROWS(HMSA_LAUNCH(wait_unless, 1, 64, 0, nullptr, 5u), "thread (5, 0, 0) has ended");
-  EXPECT_THROWS(HMSA_LAUNCH(wait_unless, 1, 64, 0, nullptr, 5u), "wait_unless, 1, 64, 0, nullptr, 5u");
+  EXPECT_THROWS(HMSA_LAUNCH(wait_unless, 1, 64, 0, nullptr, 5u), "test_host_run: wait_unless: ");
   EXPECT_THROWS(HMSA_LAUNCH(wait_at_two_places, 1, 64, 0, nullptr), "divergent barrier");
   EXPECT_THROWS(HMSA_LAUNCH(wait_often, 1, 3, 0, nullptr, 2), "divergent barrier");
   HMSA_LAUNCH(wait_unless, 3, 64, 0, nullptr, 64u);  // and the harness still works
@@ -392,6 +393,7 @@ void divergent_warp_is_an_error() {
 }
 
 __global__ void nothing() {}
+__global__ void never_run() {}
 
 __global__ void too_much_static() {
   HMSA_SHARED(char, first, [40000]);
@@ -399,27 +401,150 @@ __global__ void too_much_static() {
   first[0] = second[0] = 0;
 }
 
+__global__ void read_static(float* result) {
+  HMSA_SHARED(float, row, [100]);
+  row[threadIdx.x] = 1;
+  result[threadIdx.x] = row[threadIdx.x];
+}
+
 void impossible_launches_are_errors() {
-  EXPECT_THROWS(HMSA_LAUNCH(nothing, 0, 32, 0, nullptr), "invalid launch: grid (0, 1, 1)");
-  EXPECT_THROWS(HMSA_LAUNCH(nothing, dim3(1, 65536), 32, 0, nullptr), "invalid launch: grid (1, 65536, 1)");
-  EXPECT_THROWS(HMSA_LAUNCH(nothing, 1, dim3(33, 32), 0, nullptr), "invalid launch: block (33, 32, 1)");
-  EXPECT_THROWS(HMSA_LAUNCH(nothing, 1, dim3(1, 1, 65), 0, nullptr), "invalid launch: block (1, 1, 65)");
-  EXPECT_THROWS(HMSA_LAUNCH(nothing, 1, 32, 227 * 1024 + 1, nullptr),
-                "nothing, 1, 32, 227 * 1024 + 1, nullptr: invalid");
-  EXPECT_THROWS(hmsa::host_run::run("nothing", nothing, 1, 32, 49153, nullptr), "49153 bytes of dynamic shared memory");
-  EXPECT_THROWS(HMSA_LAUNCH(too_much_static, 1, 1, 0, nullptr), "49153 bytes of static shared memory");
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, 0, 32, 0, nullptr), "there is no grid (0, 1, 1)");
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, dim3(1, 65536), 32, 0, nullptr), "there is no grid (1, 65536, 1)");
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, dim3(1, 1, 65536), 32, 0, nullptr), "there is no grid (1, 1, 65536)");
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, 1, dim3(33, 32), 0, nullptr), "there is no block (33, 32, 1)");
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, 1, dim3(1, 1, 65), 0, nullptr), "there is no block (1, 1, 65)");
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, 1, 1025, 0, nullptr), "there is no block (1025, 1, 1)");
+  EXPECT_THROWS(HMSA_LAUNCH(too_much_static, 1, 1, 0, nullptr), "49153 of static shared memory");
   HMSA_LAUNCH(nothing, 1, 1024, 227 * 1024, nullptr);
 }
 
-void device_answers_like_an_h100() {
+void error_names_op_and_kernel_with_their_numbers() {
+  EXPECT_THROWS(
+      HMSA_LAUNCH(nothing, dim3(2, 65536), dim3(8, 4), 16, nullptr),
+      "test_host_run: nothing cannot be launched with grid (2, 65536, 1), block (8, 4, 1), 16 bytes of dynamic "
+      "and 0 of static shared memory: invalid configuration argument, there is no grid (2, 65536, 1)");
+  const auto name = [](const char* file, const char* arguments) {
+    return hmsa::cuda::name_of(hmsa::cuda::LaunchSite{file, arguments});
+  };
+  EXPECT_EQUAL(name("./csrc/ops/cuda/argmax_forward.cu", "kernel, layout.grid(), 0"), "argmax_forward");
+  EXPECT_EQUAL(name("a/b.cu", "forward::total_kernel<T>, dim3(1), 0"), "b: total_kernel");
+  EXPECT_EQUAL(name("b.cu", "(scale_kernel<S, G>), grid"), "b: scale_kernel");
+}
+
+// The next launch, with which nothing is wrong, must not find the error of the last one, nor of somebody else.
+void errors_leave_nothing_behind() {
+  EXPECT_THROWS(HMSA_LAUNCH(nothing, 0, 32, 0, nullptr), "cannot be launched");
+  EXPECT_EQUAL(cudaPeekAtLastError(), cudaSuccess);
+  HMSA_LAUNCH(nothing, 1, 32, 0, nullptr);
+  EXPECT_EQUAL(cudaSetDevice(99), cudaErrorInvalidValue);
+  HMSA_LAUNCH(nothing, 1, 32, 0, nullptr);
+  EXPECT_EQUAL(cudaGetLastError(), cudaErrorInvalidValue);  // still there for whoever called that
+  EXPECT_EQUAL(cudaGetLastError(), cudaSuccess);
+  EXPECT_THROWS(hmsa::cuda::check(cudaSetDevice(99), "cudaSetDevice"), "cudaSetDevice: invalid argument");
+  EXPECT_EQUAL(cudaPeekAtLastError(), cudaSuccess);
+}
+
+// kernel<<<>>> without HMSA_LAUNCH, and what the device answers.
+template <typename... Parameters>
+cudaError_t launch_plainly(void (*kernel)(Parameters...), size_t shared_bytes, Parameters... arguments) {
+  return hmsa::host_run::run("plain", kernel, 1, 100, shared_bytes, nullptr, arguments...);
+}
+
+void static_bytes_count_as_dynamic_ones_do() {
+  namespace host_run = hmsa::host_run;
+  std::vector<float> result(100);
+  EXPECT_EQUAL(launch_plainly(read_static, 0, result.data()), cudaSuccess);
+  cudaFuncAttributes attributes{};
+  EXPECT_EQUAL(cudaFuncGetAttributes(&attributes, read_static), cudaSuccess);
+  EXPECT_EQUAL(attributes.sharedSizeBytes, size_t{400});
+  EXPECT_EQUAL(attributes.maxDynamicSharedSizeBytes, 49152 - 400);
+
+  // Without an opt-in 48 KiB, static bytes among them; with one, as many dynamic bytes as that says.
+  EXPECT_EQUAL(launch_plainly(read_static, 48752, result.data()), cudaSuccess);
+  EXPECT_EQUAL(launch_plainly(read_static, 48753, result.data()), cudaErrorInvalidValue);
+  EXPECT(contains(host_run::machine().refusal, "48753 bytes of dynamic and 400 of static shared memory are more than"));
+  EXPECT_EQUAL(cudaFuncSetAttribute(read_static, cudaFuncAttributeMaxDynamicSharedMemorySize, 60000), cudaSuccess);
+  EXPECT_EQUAL(launch_plainly(read_static, 60000, result.data()), cudaSuccess);
+  EXPECT_EQUAL(launch_plainly(read_static, 60001, result.data()), cudaErrorInvalidValue);
+  EXPECT(contains(host_run::machine().refusal, "has opted in to 60000 dynamic ones"));
+  cudaGetLastError();
+
+  // An opt-in is one device's; and static bytes are part of its limit.
+  const int limits[][2] = {{host_run::kSmall, 232448},   {host_run::kH200, 232448},    {host_run::kA100, 166912},
+                           {host_run::kRtx3090, 101376}, {host_run::kRtx4090, 101376}, {host_run::kRtx5090, 101376}};
+  for (const auto& [device, limit] : limits) {
+    EXPECT_EQUAL(cudaSetDevice(device), cudaSuccess);
+    if (device != host_run::kSmall) {
+      EXPECT_EQUAL(launch_plainly(read_static, 48753, result.data()), cudaErrorInvalidValue);
+    }
+    EXPECT_EQUAL(cudaFuncSetAttribute(read_static, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - 399),
+                 cudaErrorInvalidValue);
+    cudaGetLastError();
+    HMSA_LAUNCH(read_static, 1, 100, static_cast<size_t>(limit - 400), nullptr, result.data());
+    EXPECT_THROWS(
+        HMSA_LAUNCH(read_static, 1, 100, static_cast<size_t>(limit - 399), nullptr, result.data()),
+        hmsa::concat(limit - 399, " bytes of dynamic and 400 of static shared memory: a block on this GPU has ", limit,
+                     " bytes at most"));
+    EXPECT_EQUAL(cudaPeekAtLastError(), cudaSuccess);
+  }
+  cudaSetDevice(host_run::kSmall);
+}
+
+// As much as any launch of the kernel may need, once: what one thread opts in to is not taken from another.
+void opt_in_does_not_depend_on_the_launch() {
+  const std::vector<float> from(1, 0.0f);
+  std::vector<float> to(1);
+  for (const size_t bytes : {size_t{4}, size_t{100000}, size_t{4}}) {
+    HMSA_LAUNCH(reverse, 1, 64, bytes, nullptr, from.data(), to.data(), 1);
+    cudaFuncAttributes attributes{};
+    EXPECT_EQUAL(cudaFuncGetAttributes(&attributes, reverse), cudaSuccess);
+    EXPECT_EQUAL(attributes.maxDynamicSharedSizeBytes, 232448);
+  }
+}
+
+void plans_are_checked_and_not_executed() {
+  namespace host_run = hmsa::host_run;
+  std::vector<float> result(100, 7.0f);
+  HMSA_LAUNCH(read_static, 1, 100, 0, nullptr, result.data());
+  host_run::only_plan();
+  const uint64_t before = host_run::machine().launches;
+  HMSA_LAUNCH(read_static, 1 << 30, 100, 0, nullptr, nullptr);
+  EXPECT_EQUAL(host_run::machine().launches, before + 1);
+  EXPECT_THROWS(HMSA_LAUNCH(read_static, 1, 100, 232448, nullptr, nullptr), "232448 bytes at most");
+  EXPECT_THROWS(HMSA_LAUNCH(never_run, 1, 100, 0, nullptr), "the kernel has never run");
+  EXPECT_EQUAL(host_run::machine().launches, before + 1);
+  host_run::only_plan(false);
+}
+
+void devices_answer_as_theirs_do() {
+  namespace host_run = hmsa::host_run;
+  const auto attribute = [](cudaDeviceAttr name, int device) {
+    int value = -1;
+    EXPECT_EQUAL(cudaDeviceGetAttribute(&value, name, device), cudaSuccess);
+    return value;
+  };
+  EXPECT_EQUAL(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, host_run::kSmall), 232448);
+  EXPECT_EQUAL(attribute(cudaDevAttrMultiProcessorCount, host_run::kSmall), 4);
+  EXPECT_EQUAL(attribute(cudaDevAttrMultiProcessorCount, host_run::kH200), 132);
+  EXPECT_EQUAL(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, host_run::kH200), 233472);
+  EXPECT_EQUAL(attribute(cudaDevAttrMultiProcessorCount, host_run::kA100), 108);
+  EXPECT_EQUAL(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, host_run::kA100), 167936);
+  EXPECT_EQUAL(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, host_run::kA100), 166912);
+  EXPECT_EQUAL(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, host_run::kRtx4090), 102400);
+  EXPECT_EQUAL(attribute(cudaDevAttrComputeCapabilityMajor, host_run::kRtx5090), 12);
   int value = 0;
-  EXPECT_EQUAL(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), cudaSuccess);
-  EXPECT_EQUAL(value, 232448);
-  EXPECT_EQUAL(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0), cudaSuccess);
-  EXPECT_EQUAL(value, 4);
-  EXPECT_EQUAL(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 1), cudaErrorInvalidValue);
+  EXPECT_EQUAL(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, host_run::kDeviceCount),
+               cudaErrorInvalidValue);
   EXPECT_EQUAL(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 232449),
                cudaErrorInvalidValue);
+  cudaGetLastError();
+  cudaSetDevice(host_run::kA100);
+  EXPECT_EQUAL(hmsa::cuda::multiprocessor_count(), 108);
+  EXPECT_EQUAL(hmsa::cuda::shared_per_block(), 166912);
+  // Three blocks with 400 static bytes and 1 KiB of the system's each, in units of 128.
+  EXPECT_EQUAL(hmsa::cuda::shared_budget(3, 400), (167936 / 3 / 128 * 128 - 1024 - 400) / 16 * 16);
+  EXPECT_EQUAL(hmsa::cuda::shared_budget(1, 400), 166912 - 400);
+  cudaSetDevice(host_run::kSmall);
 }
 
 // ---- Access outside memory: child processes, since the sanitizers end theirs ----------------------------------------
@@ -515,7 +640,12 @@ int main() {
   RUN_TEST(divergent_barrier_is_an_error);
   RUN_TEST(divergent_warp_is_an_error);
   RUN_TEST(impossible_launches_are_errors);
-  RUN_TEST(device_answers_like_an_h100);
+  RUN_TEST(error_names_op_and_kernel_with_their_numbers);
+  RUN_TEST(errors_leave_nothing_behind);
+  RUN_TEST(static_bytes_count_as_dynamic_ones_do);
+  RUN_TEST(opt_in_does_not_depend_on_the_launch);
+  RUN_TEST(plans_are_checked_and_not_executed);
+  RUN_TEST(devices_answer_as_theirs_do);
   RUN_TEST(writes_outside_shared_memory_are_caught);
   RUN_TEST(sanitizers_see_through_the_fibers);
   RUN_TEST(stack_overflow_ends_the_program);

@@ -297,6 +297,18 @@ def test_a_class_may_be_ignored(device):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_rows_of_the_inverse_are_the_same_both_ways(device):
+    """CUDA tensors take triangular solves and CPU tensors the inverse; here both are asked, and the CPU too."""
+    samples = torch.randn(3, 4, 18, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
+    samples[..., 9:, :] += samples[..., :9, :]  # what is known of the labels
+    factor = torch.linalg.cholesky(samples @ samples.mT)
+    wanted = torch.linalg.inv(factor)[..., 9:, :]
+    for rows in (hmsa_ext.losses.rmi._rows_by_solve(factor), hmsa_ext.losses.rmi._rows_by_inverse(factor)):
+        # The inverse of J squares the condition of its factor, here some tens.
+        assert torch.allclose(rows, wanted, rtol=0, atol=1e-12)
+    assert hmsa_ext.losses.rmi._rows_by_solve(factor[:0]).shape == (0, 4, 9, 18)
+
+
 def test_an_empty_batch_costs_nothing(device):
     logits = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
     target = torch.zeros(0, 16, 16, dtype=torch.uint8, device=device)

@@ -8,6 +8,7 @@ namespace cuda {
 
 constexpr int kSumThreads = 256;
 constexpr int kSumWarps = kSumThreads / 32;
+constexpr int kBlockSumBytes = kSumWarps * sizeof(double);  // of static shared memory, however often a kernel sums
 
 // The sum of the threads' values, for all of them. `thread`: 0 to 255, in order of the warps. Begins and ends with a
 // barrier.

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/block_sum.cuh"
 #include "ops/cuda/forward_block.cuh"
 #include "ops/cuda/multiprocessors.h"
 
@@ -22,6 +23,14 @@ constexpr int kClassesAtOnce = kVector;
 // 80 registers in float, 128 in double.
 template <typename T>
 constexpr int kClassBlocksPerProcessor = sizeof(T) == 4 ? 3 : 2;
+
+// Where a block stands. In static shared memory, since every thread needs all of it.
+struct ClassTables {
+  AxisRanges ranges[2];
+  JobOffsets offsets;
+};
+// A kernel's static shared memory, at most: not all of them sum.
+constexpr int32_t kClassStaticBytes = sizeof(ClassTables) + kBlockSumBytes;
 
 // Part of the fused logits [B, C, H, W].
 struct Part {
@@ -102,14 +111,15 @@ HMSA_DEVICE int32_t column_of(const Block& block, const Item& item) {
 template <int kCount, typename S, typename Sink>
 HMSA_DEVICE void go_through_classes(const ChainInputs<S>& inputs, const ClassLayout& layout, const Sink& sink) {
   HMSA_DYNAMIC_SHARED(unsigned char, memory);
-  HMSA_SHARED(AxisRanges, ranges, [2]);
-  HMSA_SHARED(JobOffsets, offsets, [1]);
+  HMSA_SHARED(ClassTables, tables, [1]);
   const Chain& chain = inputs.chain;
   const Part& part = layout.part;
   const Extent tile = layout.forward.tile;
   const int32_t y = part.output.rows.lo + static_cast<int32_t>(blockIdx.x / layout.tiles.width) * tile.height;
   const int32_t x = part.output.columns.lo + static_cast<int32_t>(blockIdx.x % layout.tiles.width) * tile.width;
-  ForwardBlock<S, kCount, true, Sink> block{inputs, sink, layout.forward, ranges[0], ranges[1], offsets[0], memory, 0};
+  AxisRanges* ranges = tables[0].ranges;
+  ForwardBlock<S, kCount, true, Sink> block{inputs, sink, layout.forward, ranges[0], ranges[1], tables[0].offsets,
+                                            memory, 0};
   block.make_ranges(
       Tile{{y, min(y + tile.height, part.output.rows.hi)}, {x, min(x + tile.width, part.output.columns.hi)}});
   block.make_tables();
@@ -141,10 +151,12 @@ bool takes_four_classes(const ChainInputs<S>& inputs) {
          heads_are_narrow(inputs, kClassesAtOnce);
 }
 
-// How a part is divided into tiles. `slots`: numbers that a sink keeps of each pixel. `shares_classes`: whether blocks may
-// divide the classes of a tile among themselves.
+// The tiles of a part for so many blocks on a multiprocessor. `slots`: numbers that a sink keeps of each pixel.
+// `shares_classes`: whether blocks may divide the classes of a tile among themselves. `*is_cut`: whether tiles are smaller
+// than they would be if there were more shared memory.
 template <typename S>
-ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slots, bool shares_classes) {
+ClassLayout divide_into_tiles(const ChainInputs<S>& inputs, const Part& part, int slots, bool shares_classes,
+                              int blocks, bool* is_cut) {
   using T = arithmetic_t<S>;
   const auto parts_of = [](int32_t size, int32_t part) { return (size + part - 1) / part; };
   ClassLayout layout{};
@@ -169,7 +181,8 @@ ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slo
     forward.tile.height = rounded_up(forward.tile.height / 2, kRun);
     divide();
   }
-  const int32_t budget = shared_budget(kClassBlocksPerProcessor<T>) - 2 * sizeof(AxisRanges) - sizeof(JobOffsets);
+  const int32_t budget = shared_budget(blocks, kClassStaticBytes);
+  *is_cut = layout.bytes > budget;
   while (layout.bytes > budget && forward.tile.height * forward.tile.width > 1) {
     Extent& tile = forward.tile;
     if (tile.height > kRun) {
@@ -188,6 +201,36 @@ ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slo
     layout.shares = shares < 1 ? 1 : shares < forward.groups ? static_cast<int32_t>(shares) : forward.groups;
   }
   return layout;
+}
+
+// Predicted time, in arbitrary units: rounds in which all threads of a block make runs of rows on the grids of a tile, rims
+// included, and one for the barriers. A multiprocessor with 24 warps is busy all the time, one with fewer waits. The
+// shares are estimates.
+inline double cost_of_tiles(const ClassLayout& layout, int blocks) {
+  int64_t rounds = 1;
+  for (const GridLayout& grid : layout.forward.grids) {
+    rounds += grid.most.height > 0 ? (grid.items[kGroup] + kBlockThreads - 1) / kBlockThreads : 0;
+  }
+  const double busy = std::min(1.0, 0.35 * blocks);
+  return static_cast<double>(layout.tile_count()) * static_cast<double>(rounds) / busy;
+}
+
+// How a part is divided into tiles: for as many blocks on a multiprocessor as registers allow, or for fewer where small
+// tiles would cost more than idle time, as they do for long chains on devices with little shared memory.
+template <typename S>
+ClassLayout plan_classes(const ChainInputs<S>& inputs, const Part& part, int slots, bool shares_classes) {
+  int blocks = kClassBlocksPerProcessor<arithmetic_t<S>>;
+  bool is_cut = false;
+  ClassLayout best = divide_into_tiles(inputs, part, slots, shares_classes, blocks, &is_cut);
+  double lowest = cost_of_tiles(best, blocks);
+  while (is_cut && --blocks > 0) {
+    const ClassLayout layout = divide_into_tiles(inputs, part, slots, shares_classes, blocks, &is_cut);
+    const double cost = cost_of_tiles(layout, blocks);
+    if (cost >= lowest) continue;
+    lowest = cost;
+    best = layout;
+  }
+  return best;
 }
 
 }  // namespace forward

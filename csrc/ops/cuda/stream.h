@@ -6,7 +6,8 @@
 
 namespace hmsa {
 
-// Makes the tensor's device current while it lives, and finds the stream that torch has current there.
+// Makes the tensor's device current while it lives, and finds the stream that torch has current there. Made once the
+// arguments were checked: the tensor must be on a GPU, and wrong arguments end in the same errors as on the CPU.
 class CudaScope {
  public:
   explicit CudaScope(const torch::stable::Tensor& tensor);
