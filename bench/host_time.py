@@ -6,7 +6,8 @@
 
 ``op`` is ``torch.ops.hmsa.*`` on inputs that need no gradient, ``function`` the form for people, ``recorded`` the same
 on inputs that need gradients, and ``backward`` that and then ``torch.autograd.grad`` with a given gradient. Each figure
-is the median over the rounds of the mean of some calls, on one thread. A GPU's kernels can start no faster than this.
+is the median over the rounds of the mean of some calls, on one thread, in time of the processor: what other processes
+do meanwhile does not count. A GPU's kernels can start no faster than this.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bench import record
 from hmsa_ext import ops
 from hmsa_ext.files import write_text
 
-CALLS = 20  # in a round: few, so that a round seldom meets another process
+CALLS = 20  # in a round
 KINDS = ("op", "function", "recorded", "backward")
 SIZE, CLASSES, SCALES = (8, 8), 2, [1.0, 0.5]
 
@@ -107,11 +108,11 @@ def microseconds(functions: Sequence[Callable[[], object]], rounds: int) -> list
     times: list[list[float]] = [[] for _ in functions]
     for round_ in range(-2, rounds):  # the first ones warm up
         for function, of_function in zip(functions, times, strict=True):
-            begin = time.perf_counter_ns()
+            begin = time.process_time_ns()
             for _ in range(CALLS):
                 function()
             if round_ >= 0:
-                of_function.append((time.perf_counter_ns() - begin) / CALLS / 1e3)
+                of_function.append((time.process_time_ns() - begin) / CALLS / 1e3)
     return [statistics.median(of_function) for of_function in times]
 
 
