@@ -11,6 +11,7 @@ have, instead of giving zeros.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -46,11 +47,11 @@ def register(op: str, setup_context: Callable, backward: Callable) -> None:
         return output
 
     def differentiate(ctx, *grads):
-        _, *needs = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[1:]
         if all(grad is None for grad in grads):
             return (None,) * (1 + len(needs))
         saved = ctx.saved_tensors  # hooks run here, which may record a graph
-        wanted = _mask(needs[: ctx.count]), _mask(needs[ctx.count :])
+        wanted = _masks(needs, ctx.count)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             gradients = backward(ctx, saved, wanted, *grads)
         else:  # no second derivative can be asked for, which is all that the backward op's own Autograd key is about
@@ -134,9 +135,11 @@ def _recording_at_other_levels() -> Iterator[None]:
         yield
 
 
-def _mask(needs: Iterable[bool]) -> int:
-    """Bit i: whether entry i needs a gradient."""
-    return sum(1 << i for i, need in enumerate(needs) if need)
+@functools.cache
+def _masks(needs: tuple[bool, ...], count: int) -> tuple[int, int]:
+    """Which of the first ``count`` inputs need a gradient, the first one in the lowest bit, and which of the others."""
+    bits = sum(1 << i for i, need in enumerate(needs) if need)
+    return bits & ((1 << count) - 1), bits >> count
 
 
 def _any_requires_grad(tensors: Iterable[Tensor]) -> bool:
