@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 # Registrations live as long as the Library object.
 _library = torch.library.Library("hmsa", "IMPL")
@@ -105,20 +106,21 @@ def forbid_double_backward(backward_op: str, name: str) -> None:
 
 
 def _function(op: str, forward: Callable, backward: Callable) -> Callable:
-    """``apply`` of a Function, whose node in the graph is named after the op: fuse_scales -> FuseScalesBackward."""
+    """``apply`` of a Function whose node in the graph is named after the op: fuse_scales -> FuseScalesBackward."""
+    name = op.title().replace("_", "")
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    cls = type(op.title().replace("_", ""), (torch.autograd.Function,), members)
-    # What Function.apply adds to its base class is for functions that functorch has to take apart. Ours are called
-    # when it has taken the op apart already: as any op's, for one of its levels.
-    apply = super(torch.autograd.Function, cls).apply
+    apply = type(name, (torch.autograd.Function,), members).apply
+    # functorch takes a Function apart by itself. Ours is called when the op has been taken apart already, for one level
+    # of functorch, and this is the class that functorch itself makes for that.
+    apply_at_one_level = type(name, (_SingleLevelFunction,), members).apply
 
-    def apply_at_one_level(*arguments):
+    def record(*arguments):
         if not torch._C._are_functorch_transforms_active():
             return apply(*arguments)
         with enable_single_level_autograd_function():
-            return apply(*arguments)
+            return apply_at_one_level(*arguments)
 
-    return apply_at_one_level
+    return record
 
 
 def _recording_below():
