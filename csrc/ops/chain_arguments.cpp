@@ -1,15 +1,24 @@
 #include "ops/chain_arguments.h"
 
 #include <cmath>
+#include <ostream>
 
 #include "core/check.h"
 
 namespace hmsa {
 namespace {
 
-std::string name_of(const char* list, size_t i) { return concat(list, "[", i, "]"); }
+// An entry of a list in an error message, which is put together only where there is an error.
+struct Entry {
+  const char* list;
+  size_t i;
 
-void check_like(const char* op, const Tensor& tensor, const std::string& name, const Tensor& first) {
+  friend std::ostream& operator<<(std::ostream& text, const Entry& entry) {
+    return text << entry.list << "[" << entry.i << "]";
+  }
+};
+
+void check_like(const char* op, const Tensor& tensor, const Entry& name, const Tensor& first) {
   HMSA_CHECK(tensor.dim() == 4, op, ": ", name, " has shape ", shape_of(tensor),
              "; expected four dimensions [B, C, h, w]");
   HMSA_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name, " is ", dtype_name(tensor),
@@ -56,7 +65,7 @@ Chain checked_chain(const ChainArguments& arguments, int64_t height, int64_t wid
              "; expected float32, float16, bfloat16 or float64");
   Extent heads[kMaxScales];
   for (size_t i = 0; i < count; ++i) {
-    const std::string name = name_of("logits", i);
+    const Entry name{"logits", i};
     check_like(op, logits[i], name, first);
     HMSA_CHECK(logits[i].size(1) == first.size(1) && first.size(1) > 0, op, ": ", name, " has ", logits[i].size(1),
                " channels, logits[0] has ", first.size(1), "; expected the same, at least 1");
@@ -64,7 +73,7 @@ Chain checked_chain(const ChainArguments& arguments, int64_t height, int64_t wid
   }
   for (size_t i = 0; i + 1 < count; ++i) {
     const Tensor& entry = attention[i];
-    const std::string name = name_of("attention", i);
+    const Entry name{"attention", i};
     check_like(op, entry, name, first);
     HMSA_CHECK(entry.size(1) == attention[0].size(1) && (entry.size(1) == 1 || entry.size(1) == first.size(1)), op,
                ": ", name, " has ", entry.size(1), " channels; expected 1, or ", first.size(1),

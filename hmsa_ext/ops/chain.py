@@ -63,19 +63,6 @@ def fake_gradients(
     return gradients(logits, wanted_logits), gradients(attention, wanted_attention)
 
 
-# ---- which gradients are wanted ---------------------------------------------------------------------------------
-
-
-def wanted_masks(needs: Sequence[Sequence[bool]]) -> list[int]:
-    """Bit i of a mask: whether entry i of that list needs a gradient."""
-    return [sum(1 << i for i, need in enumerate(list_) if need) for list_ in needs]
-
-
-def wanted_only(gradients: Sequence[Tensor], wanted: int) -> list[Tensor | None]:
-    """None in place of the empty tensors that stand for gradients nobody wants."""
-    return [g if wanted >> i & 1 else None for i, g in enumerate(gradients)]
-
-
 def unfold_gradients(results: Sequence[Sequence[Tensor]], batch_size: int) -> tuple[tuple, tuple]:
     """For vmap: gradients of folded inputs (see :func:`hmsa_ext.ops.dispatch.fold`) with the mapped dimension first,
     and their ``out_dims``."""

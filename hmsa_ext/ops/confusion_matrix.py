@@ -45,6 +45,8 @@ def confusion_matrix(
 
 def _as_planes(labels: Tensor) -> Tensor:
     """[B, H, W] of any shape, a view wherever one can be had."""
+    if labels.dim() == 3:
+        return labels
     if labels.dim() > 3:
         return labels.flatten(0, -3)
     return labels[(None,) * (3 - labels.dim())]

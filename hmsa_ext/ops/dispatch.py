@@ -63,20 +63,12 @@ def register_autocast(op: str, function: Callable) -> None:
 
 def promote(*lists: Sequence[Tensor]) -> list[list[Tensor]]:
     """Cast the tensors of all lists to the widest floating dtype among them."""
-    dtypes = [tensor.dtype for tensors in lists for tensor in tensors if tensor.is_floating_point()]
-    if not dtypes:
+    dtypes = {tensor.dtype for tensors in lists for tensor in tensors}
+    floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+    if len(dtypes) < 2 or not floating:
         return [list(tensors) for tensors in lists]
-    widest = functools.reduce(torch.promote_types, dtypes)
+    widest = functools.reduce(torch.promote_types, floating)
     return [[tensor.to(widest) for tensor in tensors] for tensors in lists]
-
-
-def forbid_double_backward(backward_op: str, name: str) -> None:
-    """Make differentiating the backward op an error; without this PyTorch would go on with wrong zeros."""
-
-    def refuse(ctx, *grads):
-        raise RuntimeError(f"{name} cannot be differentiated twice: its backward has no derivative")
-
-    torch.library.register_autograd(backward_op, refuse, setup_context=lambda ctx, inputs, output: None)
 
 
 def fold(tensors: Sequence[Tensor], in_dims: Sequence[int | None] | None, batch_size: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from hmsa_ext.ops import chain, dispatch, reference
+from hmsa_ext.ops import autograd, chain, dispatch, reference
 
 _op = torch.ops.hmsa.fuse_scales.default
 _backward_op = torch.ops.hmsa._fuse_scales_backward.default
@@ -79,23 +79,17 @@ def _fake_backward(grad, logits, attention, scales, align_corners, wanted_logits
 # ---- autograd ---------------------------------------------------------------------------------------------------
 
 
-def _setup_context(ctx, inputs, keyword_only_inputs, output):
-    logits, attention, scales, _ = inputs
+def _setup_context(ctx, fused, logits, attention, scales, size, *, align_corners=False):
     ctx.save_for_backward(*logits, *attention)
-    ctx.scales = scales
-    ctx.align_corners = keyword_only_inputs["align_corners"]
+    ctx.options = scales, align_corners
 
 
-def _backward(ctx, grad):
-    count = len(ctx.scales)
-    logits, attention = list(ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
-    wanted = chain.wanted_masks(ctx.needs_input_grad[:2])
-    grad_logits, grad_attention = _backward_op(grad, logits, attention, ctx.scales, ctx.align_corners, *wanted)
-    return chain.wanted_only(grad_logits, wanted[0]), chain.wanted_only(grad_attention, wanted[1]), None, None
+def _backward(ctx, saved, wanted, grad):
+    return _backward_op(grad, saved[: ctx.count], saved[ctx.count :], *ctx.options, *wanted)
 
 
-torch.library.register_autograd("hmsa::fuse_scales", _backward, setup_context=_setup_context)
-dispatch.forbid_double_backward("hmsa::_fuse_scales_backward", "fuse_scales")
+autograd.register("fuse_scales", _setup_context, _backward)
+autograd.forbid_double_backward("_fuse_scales_backward", "fuse_scales")
 
 
 # ---- autocast ---------------------------------------------------------------------------------------------------

@@ -90,15 +90,8 @@ def _fake(logits, attention, scales, size, *, views=1, align_corners=False):
 # ---- autograd: none, and it says so instead of warning in the backward pass --------------------------------------
 
 
-def _setup_context(ctx, inputs, keyword_only_inputs, output):
-    ctx.mark_non_differentiable(*output)
-
-
-def _backward(ctx, *grads):
-    raise RuntimeError(f"{_NAME} has no gradient")
-
-
-torch.library.register_autograd("hmsa::fuse_scales_argmax", _backward, setup_context=_setup_context)
+_library = torch.library.Library("hmsa", "IMPL")  # the registration lives as long
+_library.impl("fuse_scales_argmax", torch.library.fallthrough_kernel, "Autograd")
 
 
 # ---- autocast ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from hmsa_ext.ops import chain, dispatch, reference
+from hmsa_ext.ops import autograd, chain, dispatch, reference
 
 _NAME = "fuse_scales_cross_entropy"
 _op = torch.ops.hmsa._fuse_scales_cross_entropy.default
@@ -72,7 +72,7 @@ def fuse_scales_cross_entropy(
     logits, attention, scales = chain.descending(_NAME, logits, attention, scales)
     function = reference.fuse_scales_cross_entropy
     if not logits or dispatch.has_kernels(_NAME, logits[0].device):
-        function = torch.ops.hmsa.fuse_scales_cross_entropy
+        function = _composite  # what the public op does, less a way through the dispatcher
     return function(
         logits,
         attention,
@@ -225,31 +225,21 @@ def _fake_backward(
 # ---- autograd ---------------------------------------------------------------------------------------------------
 
 
-def _setup_context(ctx, inputs, output):
-    logits, attention, scales, target, weight, *options = inputs
+def _setup_context(ctx, output, logits, attention, scales, target, weight, *options):
     _, log_sum_exp, total_weight = output
     ctx.mark_non_differentiable(log_sum_exp, total_weight)
-    ctx.set_materialize_grads(False)  # else their gradients would come as maps of zeros
     ctx.save_for_backward(*logits, *attention, target, weight, log_sum_exp, total_weight)
-    ctx.scales = scales
-    ctx.options = options
+    ctx.scales, ctx.options = scales, options
 
 
-def _backward(ctx, grad, *_):
-    nothing = (None,) * 7  # scales, target and all that follows
-    if grad is None:
-        return [None] * len(ctx.scales), [None] * (len(ctx.scales) - 1), *nothing
-    count = len(ctx.scales)
-    inputs, rest = ctx.saved_tensors[: 2 * count - 1], ctx.saved_tensors[2 * count - 1 :]
-    wanted = chain.wanted_masks(ctx.needs_input_grad[:2])
-    grad_logits, grad_attention = _backward_op(
-        grad, list(inputs[:count]), list(inputs[count:]), ctx.scales, *rest, *ctx.options, *wanted
-    )
-    return chain.wanted_only(grad_logits, wanted[0]), chain.wanted_only(grad_attention, wanted[1]), *nothing
+def _backward(ctx, saved, wanted, grad, *_):
+    inputs, rest = saved[:-4], saved[-4:]
+    logits, attention = inputs[: ctx.count], inputs[ctx.count :]
+    return _backward_op(grad, logits, attention, ctx.scales, *rest, *ctx.options, *wanted)
 
 
-torch.library.register_autograd("hmsa::_fuse_scales_cross_entropy", _backward, setup_context=_setup_context)
-dispatch.forbid_double_backward("hmsa::_fuse_scales_cross_entropy_backward", _NAME)
+autograd.register("_fuse_scales_cross_entropy", _setup_context, _backward)
+autograd.forbid_double_backward("_fuse_scales_cross_entropy_backward", _NAME)
 
 
 # ---- autocast ---------------------------------------------------------------------------------------------------

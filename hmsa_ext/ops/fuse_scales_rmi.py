@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from hmsa_ext.ops import chain, dispatch, reference
+from hmsa_ext.ops import autograd, chain, dispatch, reference
 
 POOL = 4
 """Side and stride of the average pooling before neighbourhoods are taken; its padding is half of it."""
@@ -127,36 +127,30 @@ def _fake_backward(
 # ---- autograd ---------------------------------------------------------------------------------------------------
 
 
-def _setup_context(ctx, inputs, output):
-    logits, attention, scales, target, ignore_index, moments, align_corners = inputs
+def _setup_context(ctx, output, logits, attention, scales, target, ignore_index, moments, align_corners):
     _, valid, mean, _ = output
-    ctx.save_for_backward(*logits, *attention, target, mean)
     ctx.mark_non_differentiable(valid, mean)
+    ctx.save_for_backward(*logits, *attention, target, mean)
     ctx.scales, ctx.ignore_index, ctx.moments, ctx.align_corners = scales, ignore_index, moments, align_corners
 
 
-def _backward(ctx, grad_bce, grad_valid, grad_mean, grad_covariance):
-    *inputs, target, mean = ctx.saved_tensors
-    count = len(ctx.scales)
-    wanted = chain.wanted_masks(ctx.needs_input_grad[:2])
-    grad_logits, grad_attention = _backward_op(
-        grad_bce,
-        grad_covariance.contiguous() if ctx.moments else None,
-        inputs[:count],
-        inputs[count:],
-        ctx.scales,
-        target,
-        mean if ctx.moments else None,
-        ctx.ignore_index,
-        ctx.align_corners,
-        *wanted,
-    )
-    grads = chain.wanted_only(grad_logits, wanted[0]), chain.wanted_only(grad_attention, wanted[1])
-    return *grads, None, None, None, None, None
+def _backward(ctx, saved, wanted, grad_bce, grad_valid, grad_mean, grad_covariance):
+    *inputs, target, mean = saved
+    logits, attention = inputs[: ctx.count], inputs[ctx.count :]
+    if grad_bce is None:
+        grad_bce = mean.new_zeros(())
+    if not ctx.moments:
+        grad_covariance, mean = None, None
+    elif grad_covariance is None:
+        grad_covariance = mean.new_zeros((*mean.shape, VECTOR))
+    else:
+        grad_covariance = grad_covariance.contiguous()
+    options = ctx.ignore_index, ctx.align_corners
+    return _backward_op(grad_bce, grad_covariance, logits, attention, ctx.scales, target, mean, *options, *wanted)
 
 
-torch.library.register_autograd("hmsa::_fuse_scales_rmi", _backward, setup_context=_setup_context)
-dispatch.forbid_double_backward("hmsa::_fuse_scales_rmi_backward", "fuse_scales_rmi")
+autograd.register("_fuse_scales_rmi", _setup_context, _backward)
+autograd.forbid_double_backward("_fuse_scales_rmi_backward", "fuse_scales_rmi")
 
 
 # ---- autocast ---------------------------------------------------------------------------------------------------
