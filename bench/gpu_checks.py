@@ -429,7 +429,7 @@ def sample_crop_checks(device: str, small: bool) -> Iterator[tuple[str, Check]]:
         yield Result("labels", got[1], wanted[1], equal=True)
 
     few = [(1, 1), (37, 50), (90, 21)]
-    for size in ((7, 1), (33, 70)) if small else ((1, 1), (7, 1), (33, 70), (64, 32)):
+    for size in ((33, 70),) if small else ((1, 1), (7, 1), (33, 70), (64, 32)):
         for dtype in (torch.float32, torch.bfloat16) if small else (torch.float32, torch.float16, torch.bfloat16):
             for channels_last in (False, True):
                 yield (

@@ -124,7 +124,7 @@ def standard() -> list[Part]:
 
 def begin(dry: bool) -> Run:
     """Opens the files and writes the first line. Exits where there is nothing to measure with."""
-    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results")
+    folder = Path(os.environ.get("OUT") or ROOT / ("build/gpu-dry" if dry else "bench/results"))
     folder.mkdir(parents=True, exist_ok=True)
     # In a process of its own: this one never imports torch, so that no CUDA context of its own lies on the card.
     program = "import json; from bench import gpu_machine as m; "
@@ -165,10 +165,12 @@ def run_part(part: Part, run: Run, seconds: float) -> tuple[str, float]:
     print(f"\n=== {part.name}, at most {seconds:.0f} s", flush=True)
     run.lines.append("part", name=part.name, end="began", limit_s=round(seconds, 1))
     started = time.monotonic()
+    # On so small tensors a second thread only waits for its turn.
+    environment = {"OMP_NUM_THREADS": "1"} if run.dry else dict(part.environment)
     child = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **dict(part.environment)},
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
