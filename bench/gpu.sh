@@ -6,7 +6,7 @@
 #     bash bench/gpu.sh
 #
 # A machine that is lent by the minute should not compile. Build the library beforehand, where there is nvcc but no GPU,
-# and carry the ignored folder build/gpu (some 10 MB) to the same place of the checkout there:
+# and carry the ignored folder build/gpu (some 7 MB) to the same place of the checkout there:
 #
 #     bash bench/gpu.sh --build                      # here; HMSA_CUDA_ARCHS=90 (Hopper) unless it is set
 #     HMSA_PREBUILT=1 bash bench/gpu.sh              # there; results go to $OUT if it is set, else to bench/results/
@@ -45,21 +45,24 @@ case " $* " in
     build
     exit
     ;;
-  *" --dry "* | *" --list "*) ;;
+  *" --dry "* | *" --list "* | *" --help "* | *" -h "*) ;;
   *)
-    if [ "${HMSA_PREBUILT:-0}" = 1 ]; then
-      [ -e "$prebuilt/hmsa_ext/_C.so" ] || {
-        echo "HMSA_PREBUILT=1, but there is no build/gpu/hmsa_ext/_C.so: make it with bash bench/gpu.sh --build" >&2
-        exit 2
-      }
-    else
-      HMSA_CUDA_ARCHS=${HMSA_CUDA_ARCHS:-$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}
-      export HMSA_CUDA_ARCHS
+    if [ "${HMSA_PREBUILT:-0}" != 1 ]; then
+      if [ -z "${HMSA_CUDA_ARCHS:-}" ]; then
+        HMSA_CUDA_ARCHS=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+        export HMSA_CUDA_ARCHS
+      fi
       build
+      HMSA_PREBUILT=1
       started=$(date +%s)
+    elif [ ! -e "$prebuilt/hmsa_ext/_C.so" ]; then
+      echo "HMSA_PREBUILT=1, but there is no build/gpu/hmsa_ext/_C.so: make it with bash bench/gpu.sh --build" >&2
+      exit 2
     fi
     ;;
 esac
-[ "${HMSA_PREBUILT:-0}" = 1 ] && export PYTHONPATH=$prebuilt${PYTHONPATH:+:$PYTHONPATH}
+if [ "${HMSA_PREBUILT:-0}" = 1 ]; then
+  export PYTHONPATH=$prebuilt${PYTHONPATH:+:$PYTHONPATH}
+fi
 export PYTHONUNBUFFERED=1
 exec "$python" -m bench.gpu_run --started "$started" "$@"

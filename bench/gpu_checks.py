@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
+import gc
 import os
 import sys
 import time
@@ -123,6 +125,8 @@ def run_here(checks: list[tuple[str, tuple[str, Check]]], first: int, lines: Jso
         except Exception as error:
             fields |= {"ok": False, "error": f"{type(error).__name__}: {str(error)[:500]}"}
         fields["seconds"] = round(time.perf_counter() - started, 3)
+        if device == "cuda":
+            release_memory()
         lines.append(kind, **fields)
         if not fields["ok"]:
             bad.append(case)
@@ -131,6 +135,13 @@ def run_here(checks: list[tuple[str, tuple[str, Check]]], first: int, lines: Jso
     named = [(f"{op} {case}", ((op, case), check)) for (op, case), check in checks]
     supervise.run_items(named, first, run, lambda: healthy(device))
     return 1 if bad else 0
+
+
+def release_memory() -> None:
+    """Gives the card's memory back for the processes beside this one."""
+    gc.collect()
+    with contextlib.suppress(Exception):  # of a card that is unusable: the caller finds out
+        torch.cuda.empty_cache()
 
 
 def healthy(device: str) -> bool:

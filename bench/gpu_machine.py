@@ -55,7 +55,7 @@ def facts() -> dict:
             "capability": f"{card.major}.{card.minor}",
             "bytes": card.total_memory,
             "multiprocessors": card.multi_processor_count,
-            "l2_bytes": card.L2_cache_size,
+            "l2_bytes": getattr(card, "L2_cache_size", None),
             **_nvidia_smi("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit"),
         }
     return machine

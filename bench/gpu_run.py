@@ -80,12 +80,13 @@ def _benchmarks(run: Run) -> list[str]:
     ]
 
 
+# Eight processes compute references on the CPU at a time: more threads than cores would get in each other's way.
+_FEW_THREADS = (("OMP_NUM_THREADS", "2"),)
 # Most valuable first. The limits add up to more than a run has: most parts end early, and what is left goes on.
 PARTS = (
-    Part("checks", 120, 20, lambda run: run.module("gpu_checks")),
+    Part("checks", 120, 20, lambda run: run.module("gpu_checks"), environment=_FEW_THREADS),
     Part("times", 150, 20, lambda run: run.module("gpu_times")),
-    # A test of the CPU's reference inside every worker: more threads than cores would only get in each other's way.
-    Part("tests", 150, 30, _tests, environment=(("OMP_NUM_THREADS", "2"),)),
+    Part("tests", 150, 30, _tests, environment=_FEW_THREADS),
     Part("ncu", 80, 25, lambda run: run.module("gpu_profile", "ncu", "--output", run.file("ncu.csv"))),
     Part("memcheck", 80, 25, lambda run: run.module("gpu_profile", "memcheck")),
     Part("racecheck", 80, 25, lambda run: run.module("gpu_profile", "racecheck")),

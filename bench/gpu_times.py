@@ -14,6 +14,7 @@ are those of every input and every result, each once; over the copy bandwidth th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import statistics
@@ -237,18 +238,23 @@ def measure_copy(device: str, stopwatch: Events | Wall, lines: JsonLines) -> Non
 
 def profile(item: Item, dry: bool) -> None:
     """One warm call between a marker, by which the profiler's reader tells the calls apart, and the next."""
+    print(f"profiling {item.name}", flush=True)
     inputs = competitors.make_inputs(item.case, "cpu" if dry else "cuda")
     run = competitors.runner(competitors.build("hmsa", item.case.op), item.case, item.direction, inputs)
-    for _ in range(2):
-        run()
     if dry:
-        return
+        return run()
+    with contextlib.suppress(Exception):  # the second call fails as well, behind its marker
+        run()
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStart()
     torch.cuda._sleep(1)  # its kernel's name is the marker
-    run()
-    torch.cuda.synchronize()
+    try:
+        run()
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(f"{item.name}: {_text(error)}", flush=True)
     torch.cuda.cudart().cudaProfilerStop()
+    return None
 
 
 class Events:

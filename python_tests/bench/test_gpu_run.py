@@ -1,7 +1,8 @@
-"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, and what is read of the tools."""
+"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, what is read of the tools."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import gpu_machine, gpu_report, gpu_run, gpu_times, gpu_tools, json_lines
+from bench import gpu_machine, gpu_profile, gpu_report, gpu_run, gpu_times, gpu_tools, json_lines
 from bench.gpu_run import Part, Run
 from bench.json_lines import JsonLines
 
@@ -271,3 +273,140 @@ def test_every_result_is_in_the_list_of_results():
     for file in folder.glob("*.json*"):
         assert re.match(r"\d{4}-\d\d-\d\d-[a-z0-9-]+-[a-z0-9_-]+\.json", file.name), file.name
         assert file.name in listed
+
+
+# ---- what only a GPU runs, on stand-ins --------------------------------------------------------------------------
+
+
+class FakeGraph:
+    """Stands for ``torch.cuda.CUDAGraph`` and, with the rest of torch.cuda, for what times are taken with."""
+
+    replayed = 0
+
+    def replay(self) -> None:
+        FakeGraph.replayed += 1
+
+
+class FakeEvent:
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+class FakeStream:
+    def wait_stream(self, other: FakeStream) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    for name, stand_in in (
+        ("CUDAGraph", FakeGraph),
+        ("Event", FakeEvent),
+        ("Stream", FakeStream),
+        ("current_stream", FakeStream),
+        ("stream", contextlib.nullcontext),
+        ("graph", contextlib.nullcontext),
+        ("synchronize", lambda: None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_events_and_graphs_give_the_median_of_rounds(run):
+    item = gpu_times.suite("times", "", dry=True)[1]
+    assert gpu_times.measure(item, "cpu", gpu_times.Events(), run.lines, "times")
+    entries = json_lines.read(run.lines.path)
+    assert [(e["by"], e["how"]) for e in entries] == [
+        ("hmsa", "events"),
+        ("eager", "events"),
+        ("hmsa", "graph"),
+        ("eager", "graph"),
+    ]
+    for entry in entries:
+        assert len(entry["rounds_us"]) == gpu_times.ROUNDS
+        assert entry["us"] == pytest.approx(sorted(entry["rounds_us"])[gpu_times.ROUNDS // 2], abs=1e-2)
+    assert "host_us" in entries[0]
+    assert FakeGraph.replayed > 2 * gpu_times.ROUNDS
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_capture_that_fails_costs_the_rest_of_its_process(run, monkeypatch):
+    def refuse(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    item = gpu_times.suite("times", "", dry=True)[1]
+    assert not gpu_times.measure(item, "cpu", gpu_times.Events(), run.lines, "times")
+    entries = json_lines.read(run.lines.path)
+    assert ["us" in e for e in entries] == [True, True, False]  # the events are there
+    assert "capturing" in entries[-1]["error"]
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    program = folder / name
+    program.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    program.chmod(0o755)
+
+
+def run_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, list[dict]]:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "argv", ["gpu_profile", *arguments, "--lines", str(tmp_path / "lines.jsonl")])
+    return gpu_profile.main(), json_lines.read(tmp_path / "lines.jsonl")
+
+
+def test_kernels_of_the_profiler_become_lines(tmp_path, monkeypatch):
+    (tmp_path / "printed").write_text(NCU)
+    stand_in(tmp_path, "ncu", f"cat {tmp_path}/printed")
+    status, entries = run_tool(tmp_path, monkeypatch, "ncu", "--output", str(tmp_path / "ncu.csv"))
+    assert status == 0
+    found = [e for e in entries if e["kind"] == "kernel"]
+    assert [e["group"] for e in found[::2]] == list(gpu_times.PROFILES)
+    assert found[0]["case"] == "fuse_scales, two scales, forward+backward"
+    assert (tmp_path / "ncu.csv").read_text() == 3 * NCU
+    assert "63.00" in "\n".join(map(str, gpu_report.kernels(entries)))
+
+
+def test_a_profiler_that_does_not_know_a_metric_is_asked_for_fewer(tmp_path, monkeypatch):
+    (tmp_path / "printed").write_text(NCU)
+    missing = list(gpu_tools.METRICS)[-1]
+    stand_in(tmp_path, "ncu", f'case "$*" in *{missing}*) echo "==ERROR==" && exit 1 ;; esac; cat {tmp_path}/printed')
+    status, entries = run_tool(tmp_path, monkeypatch, "ncu")
+    assert status == 0
+    assert len([e for e in entries if e["kind"] == "kernel"]) == 2 * len(gpu_times.PROFILES)
+
+
+def test_findings_of_the_sanitizer_become_a_line(tmp_path, monkeypatch):
+    # Runs what stands behind its own options, then reports a finding.
+    script = 'while [ "${1#-}" != "$1" ]; do shift 2; done; "$@" --device cpu --op argmax\n'
+    script += 'echo "========= Invalid read"; echo "========= ERROR SUMMARY: 1 error"; exit 9'
+    stand_in(tmp_path, "compute-sanitizer", script)
+    status, entries = run_tool(tmp_path, monkeypatch, "memcheck")
+    assert status == 9
+    assert all(e["ok"] for e in entries if e["kind"] == "memcheck")
+    assert len([e for e in entries if e["kind"] == "memcheck"]) >= 5
+    assert entries[-1] == {
+        "kind": "tool",
+        "name": "memcheck",
+        "status": 9,
+        "summary": "ERROR SUMMARY: 1 error",
+        "errors": 1,
+        "found": ["Invalid read"],
+    }
+    assert gpu_report.failures(entries)[1][:2] == ["tool", "memcheck"]
+
+
+def test_a_tool_that_is_not_there_is_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_tools, "find", lambda tool: None)
+    status, entries = run_tool(tmp_path, monkeypatch, "racecheck")
+    assert status == 127
+    assert entries == [{"kind": "tool", "name": "racecheck", "error": "compute-sanitizer was not found"}]
