@@ -1,6 +1,7 @@
 """Packaging: calls CMake (CMakeLists.txt knows how to compile) and makes a wheel that no Python version is bound to.
 
-Environment: HMSA_CUDA (0, 1 or auto), HMSA_CUDA_ARCHS (such as "80;90+PTX"), HMSA_TORCH_DIR, CXX, CUDA_HOME, MAX_JOBS.
+Environment: HMSA_CUDA (0, 1 or auto), HMSA_CUDA_ARCHS (such as "80;90+PTX"), HMSA_TORCH_DIR, HMSA_BUILD_DIR (the folder
+of CMake's build; build/cmake), CXX, CUDA_HOME, MAX_JOBS.
 Everything else about the package is in pyproject.toml.
 """
 
@@ -26,10 +27,10 @@ BUILD_INFO = "_build_info.json"
 
 
 class CMakeBuild(build_ext):
-    """Builds ``hmsa_ext/_C.so`` and ``hmsa_ext/_build_info.json`` with CMake, incrementally in ``build/cmake``."""
+    """Builds ``hmsa_ext/_C.so`` and ``hmsa_ext/_build_info.json`` with CMake, incrementally."""
 
     def build_extension(self, ext: Extension) -> None:
-        built = compile_library(ROOT / "build" / "cmake")
+        built = compile_library(ROOT / (os.environ.get("HMSA_BUILD_DIR") or "build/cmake"))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(built / target.name, target)

@@ -143,11 +143,11 @@ def names(op: str, device: str) -> tuple[str, ...]:
     return NAMES
 
 
-def build(name: str, op: str = "fuse_scales") -> Function:
+def build(name: str, op: str = "fuse_scales", backend: str = "inductor") -> Function:
     """``eager``, ``compile`` (that one by Inductor, as it comes), ``hmsa``, or ``numpy`` where there is one."""
     if name == "compile":
         torch._dynamo.reset()  # a second shape in one process would otherwise be compiled for shapes that change
-        return torch.compile(_FUNCTIONS[op]["eager"], fullgraph=True)
+        return torch.compile(_FUNCTIONS[op]["eager"], fullgraph=True, backend=backend)
     return _FUNCTIONS[op][name]
 
 

@@ -1,88 +1,68 @@
 #!/usr/bin/env bash
-# Builds, tests and measures on a machine with an NVIDIA GPU, in one command:
+# Checks and measures the package on a machine with an NVIDIA GPU, in one command of less than nine minutes.
+#
+# Where there is a GPU and nvcc, this builds for that GPU, then runs:
 #
 #     bash bench/gpu.sh
 #
-# Installs the package into the environment of `python`, which must have torch with CUDA, numpy, opencv, pytest,
-# hypothesis and pytest-benchmark; nvcc, cmake and ninja must be there too. Nothing is downloaded. Then: every test that
-# has a `cuda` variant, compute-sanitizer over each op, the bytes that the model expects the kernels to move, and the
-# benchmarks, whose table holds the measured times against that model. Results go to bench/results/, or to $OUT if that
-# is set: <gpu>.log, <gpu>.benchmark.json and <gpu>.summary.json. Every part runs; if one failed, so does this.
-set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+# A machine that is lent by the minute should not compile. Build the library beforehand, where there is nvcc but no GPU,
+# and carry the ignored folder build/gpu (some 7 MB) to the same place of the checkout there:
+#
+#     bash bench/gpu.sh --build                      # here; HMSA_CUDA_ARCHS=90 (Hopper) unless it is set
+#     HMSA_PREBUILT=1 bash bench/gpu.sh              # there; results go to $OUT if it is set, else to bench/results/
+#
+# There, `python3` needs torch with CUDA, numpy, opencv, pytest, pytest-xdist, pytest-timeout and hypothesis; nothing is
+# installed or downloaded. git may be missing: the commit is then HMSA_COMMIT, or what --build wrote down.
+#
+#     bash bench/gpu.sh --part times                 # one part alone; its figures are appended to the same day's file
+#     bash bench/gpu.sh --list                       # the parts, with their limits in seconds
+#     bash bench/gpu.sh --seconds 220                # what all parts together may take, instead of 520
+#     bash bench/gpu.sh --dry                        # everything but the GPU, tiny, on the CPU: what CI runs
+#
+# Parts run in the order of their worth (bench/gpu_run.py), each with a limit of its own. A part that no longer fits is
+# skipped, and the file says so. Each figure is appended to <date>-<machine>-gpu.jsonl as soon as it is known, so that a
+# kill at any moment leaves what was measured: `python -m bench.gpu_report FILE` prints it. Beside it: the log, JUnit's
+# file of the tests and what Nsight Compute printed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-results=${OUT:-bench/results}
-mkdir -p "$results"
-gpu=$(python -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-"))' 2>/dev/null) || {
-  echo "no GPU that $(command -v python)'s torch can use: this script needs one" >&2
-  exit 2
-}
-log=$results/$gpu.log
-parts=()
-failed=0
-: >"$log"
+started=$(date +%s)
+python=${PYTHON:-$(command -v python3 || command -v python)}
+prebuilt=$PWD/build/gpu
 
-# part NAME COMMAND...: runs the command, keeps its output in the log and its exit status for the summary.
-part() {
-  local name=$1 started=$SECONDS status
-  shift
-  printf '\n=== %s: %s\n' "$name" "$*" | tee -a "$log"
-  "$@" </dev/null 2>&1 | tee -a "$log"
-  status=${PIPESTATUS[0]}
-  parts+=("$name=$status=$((SECONDS - started))")
-  [ "$status" -eq 0 ] || failed=1
-  return "$status"
-}
-
-summary() {
-  python - "$results/$gpu.summary.json" "${parts[@]}" <<'PYTHON' | tee -a "$log"
-import json
-import sys
-
-parts = [part.split("=") for part in sys.argv[2:]]
-summary = {"parts": {name: {"exit status": int(status), "seconds": int(seconds)} for name, status, seconds in parts}}
-try:
-    from hmsa_ext.info import collect
-
-    summary["info"] = collect()
-    summary["info"]["library"].pop("path")  # of this machine alone
-except ImportError as error:
-    summary["info"] = f"hmsa_ext does not import: {error}"
-with open(sys.argv[1], "w", encoding="utf-8") as file:
-    json.dump(summary, file, indent=2)
-print()
-for name, status, seconds in parts:
-    print(f"{name:<20} {'passed' if status == '0' else 'FAILED (exit status ' + status + ')':<24} {seconds:>5} s")
-PYTHON
+# The library with its package and metadata, where PYTHONPATH finds both, compiled in a folder of its own: no other
+# build's objects, which lack line numbers (for the sanitizer and the profiler), get in.
+build() {
+  HMSA_CUDA=${HMSA_CUDA:-1} HMSA_CUDA_ARCHS=${HMSA_CUDA_ARCHS:-90} HMSA_BUILD_DIR=build/gpu-cmake \
+    NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} -lineinfo" \
+    "$python" -m pip install --quiet --no-build-isolation --no-deps --no-compile --upgrade --target "$prebuilt" .
+  "$python" -m bench.gpu_machine --write "$prebuilt/built_from.json"
+  du -sh "$prebuilt"
 }
 
-# Code for this GPU only unless told otherwise: a full build takes four times as long. Line numbers are for the sanitizer.
-export HMSA_CUDA=1
-export HMSA_CUDA_ARCHS=${HMSA_CUDA_ARCHS:-$(python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}
-export NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} -lineinfo"
+case " $* " in
+  *" --build "*)
+    build
+    exit
+    ;;
+  *" --dry "* | *" --list "* | *" --help "* | *" -h "*) ;;
+  *)
+    if [ "${HMSA_PREBUILT:-0}" != 1 ]; then
+      if [ -z "${HMSA_CUDA_ARCHS:-}" ]; then
+        HMSA_CUDA_ARCHS=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+        export HMSA_CUDA_ARCHS
+      fi
+      build
+      HMSA_PREBUILT=1
+      started=$(date +%s)
+    elif [ ! -e "$prebuilt/hmsa_ext/_C.so" ]; then
+      echo "HMSA_PREBUILT=1, but there is no build/gpu/hmsa_ext/_C.so: make it with bash bench/gpu.sh --build" >&2
+      exit 2
+    fi
+    ;;
+esac
+if [ "${HMSA_PREBUILT:-0}" = 1 ]; then
+  export PYTHONPATH=$prebuilt${PYTHONPATH:+:$PYTHONPATH}
+fi
 export PYTHONUNBUFFERED=1
-
-part gpu nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv
-if ! part build python -m pip install --no-build-isolation --no-deps --force-reinstall .; then
-  summary
-  exit 1
-fi
-part info python -m hmsa_ext.info
-part tests python -m pytest python_tests -k cuda -q
-if command -v compute-sanitizer >/dev/null; then
-  # Without PyTorch's cache every tensor is an allocation of its own, so that a step past its end is seen.
-  for tool in memcheck racecheck; do
-    part "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      python bench/sanitizer_cases.py
-  done
-else
-  echo "compute-sanitizer is not on PATH: memcheck and racecheck did not run" | tee -a "$log"
-  parts+=("memcheck=127=0" "racecheck=127=0")
-  failed=1
-fi
-part model python -m bench.byte_model
-part benchmarks python -m pytest bench -k cuda --benchmark-json="$results/$gpu.benchmark.json" &&
-  part table python -m bench.table "$results/$gpu.benchmark.json"
-part loader python -m bench.loader --workers 8 --device cuda --json "$results/$gpu.loader.json"
-summary
-exit "$failed"
+exec "$python" -m bench.gpu_run --started "$started" "$@"

@@ -1,4 +1,4 @@
-"""Prints the tables of a benchmark run as Markdown: ``python -m bench.table bench/results/cpu.json``.
+"""Prints the tables of a benchmark run as Markdown: ``python -m bench.table R.json``.
 
 Columns: times in cold and in warm memory, how many times ours and how many times the memory floor that is (forward: one
 copy of the output; see bench/competitors.py); the most memory that was resident beyond the inputs; what autograd keeps

@@ -1,6 +1,6 @@
 """fuse_scales: time in cold and in warm memory, peak memory, bytes saved for backward and FLOPs.
 
-    pytest bench --benchmark-json bench/results/cpu.json && python -m bench.table bench/results/cpu.json
+    pytest bench --benchmark-json R.json && python -m bench.table R.json
     pytest bench --bench-size 256x512     # a quick try
     pytest bench -k headline              # without the table over shapes
 

@@ -7,6 +7,7 @@
 #define HMSA_NO_INSTANTIATIONS
 #include "ops/cuda/fuse_scales_backward.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
+#include "ops/cuda/gradient_parts.cu"
 #include "tests/fuse_scales_cases.h"
 
 namespace {
