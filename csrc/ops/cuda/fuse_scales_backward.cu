@@ -884,7 +884,7 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
   };
   rim = rows_with(coarsest) - divide_up(chain.size.height, coarsest);
   const int64_t slots = blocks_with(chain.unit > 0, chain.count > chain.unit + 1) *
-                        static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
+                        multiprocessor_count();
   const int64_t images = problem.batch * (chain.class_wise ? problem.classes : 1);
   int64_t best = INT64_MAX;
   for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {

@@ -405,13 +405,20 @@ HMSA_DEVICE T gathered_one(const GatherTable& table, const Quad<T>& quad) {
 
 // ---- for the host ---------------------------------------------------------------------------------------------------
 
-// An inner element is read by the outputs that lie nearest to it: periodic, so that one of them speaks for all.
+// Whether moving on by one input moves on by as many outputs as the sides' ratio says: not so with aligned corners.
+inline bool is_periodic(const AxisMap& map) {
+  return map.slope * map.out == map.den * map.in;
+}
+inline bool is_periodic(const ComposedMap& map) { return is_periodic(map.inner) && is_periodic(map.outer); }
+
+// An inner element is read by the outputs that lie nearest to it. One of them speaks for all.
 template <typename AnyMap>
 GatherKind gather_kind(const AnyMap& map) {
   const int32_t in = inputs_of(map);
   const int32_t out = outputs_of(map);
   const int32_t i = in / 2;
   const Range readers = map.outputs(Range{i, i + 1});
+  if (!is_periodic(map)) return GatherKind::kLine;
   if (out == 2 * in && readers.lo >= 2 * i - 1 && readers.hi <= 2 * i + 3) return GatherKind::kTwo;
   if (out == 4 * in && readers.lo >= 4 * i - 2 && readers.hi <= 4 * i + 6) return GatherKind::kOne;
   return GatherKind::kLine;
