@@ -32,13 +32,13 @@ struct TileWindows {
 struct TileLayout {
   int32_t planes;  // channels at a time
   Division by_planes;
-  bool together;  // channels of the output are neighbours in memory
+  bool together;    // channels of the output are neighbours in memory
   int32_t windows;  // TileWindows
   int32_t rows[kGridSlots];
   int32_t quads[kGridSlots];
   Division by_quads[kGridSlots];
   int32_t pitch[kGridSlots];  // of a row of a plane, in bytes
-  int32_t run[kGridSlots];  // rows of an item
+  int32_t run[kGridSlots];    // rows of an item
   Division by_run[kGridSlots];
   Division head_columns[kMaxScales];
   Division head_areas[kMaxScales];
@@ -146,11 +146,11 @@ struct RowStream {
     }
     // Pairs of elements are read as one where they lie at a multiple of their size.
     const bool aligned = ((source.at(k, 0) + origin) | pitch) % static_cast<int32_t>(2 * sizeof(T)) == 0;
-    kind = pairs && pattern == 0x0000              ? QuadKind::kPairs0000
-           : pairs && pattern == 0x0011            ? QuadKind::kPairs0011
-           : pairs && aligned && pattern == 0x0112 ? QuadKind::kPairs0112
+    kind = pairs && pattern == 0x0000                   ? QuadKind::kPairs0000
+           : pairs && pattern == 0x0011                 ? QuadKind::kPairs0011
+           : pairs && aligned && pattern == 0x0112      ? QuadKind::kPairs0112
            : !kComposed && singles && pattern == 0x0123 ? QuadKind::kSingles0123
-                                                   : QuadKind::kAny;
+                                                        : QuadKind::kAny;
   }
 
   // A row of the source at its columns.
@@ -361,7 +361,8 @@ struct ChainTile {
           const int32_t row = by_columns.quotient(pixel);
           const int32_t column = pixel - row * by_columns.divisor;
           if (row < rows.size() && column < columns.size()) {
-            values[n] = to_arithmetic(from[source_row(i, rows.lo + row) * map.row + source_column(i, columns.lo + column) * map.column]);
+            values[n] = to_arithmetic(
+                from[source_row(i, rows.lo + row) * map.row + source_column(i, columns.lo + column) * map.column]);
           }
         }
         HMSA_UNROLL
@@ -519,7 +520,8 @@ struct ChainTile {
       const int32_t pitch = layout.pitch[slot];
       const int32_t pixel = row * pitch + item.q * static_cast<int32_t>(sizeof(Quad<T>));
       // All single planes of the output lie one behind the other.
-      const T* factors = shared_at<const T>(kUpper ? layout.attention[slot].offset + pixel : layout.keep[unit + 1].offset + pixel);
+      const T* factors =
+          shared_at<const T>(kUpper ? layout.attention[slot].offset + pixel : layout.keep[unit + 1].offset + pixel);
       HMSA_ROLLED
       for (int32_t r = 0; r < item.height; ++r) {
         Quad<T> fused = start.next();
@@ -629,7 +631,8 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
     }
     if (i == chain.unit) {
       layout.factor_plane = layout.rows[output] * layout.pitch[output];
-      for (int l = i + 1; l < chain.count; ++l) layout.keep[l] = arena.take_map<T>(1, layout.rows[output], layout.quads[output]);
+      for (int l = i + 1; l < chain.count; ++l)
+        layout.keep[l] = arena.take_map<T>(1, layout.rows[output], layout.quads[output]);
     }
     if (!has_level(chain, i)) continue;
     layout.across[i] = tables(next, false);

@@ -296,8 +296,7 @@ HMSA_DEVICE_CALL bool fill_column_taps(int32_t table, int32_t more, const AnyMap
   bool any_more = false;
   constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
   for (int32_t k = thread(); k < quads * kQuad; k += threads()) {
-    const int32_t column =
-        element_of(smaller(range.lo + k % quads * kQuad + k / quads, range.hi - 1), outputs_of(map));
+    const int32_t column = element_of(smaller(range.lo + k % quads * kQuad + k / quads, range.hi - 1), outputs_of(map));
     AnyTaps<T> any = taps_of<T>(map, Axis::kColumns, column);
     any.tap.first = (any.tap.first - first_source) * kBytes;
     any.tap.second = (any.tap.second - first_source) * kBytes;

@@ -26,14 +26,15 @@ namespace cuda {
 namespace fuse {
 namespace {
 
-constexpr int32_t kBand = 4;       // rows between barriers
+constexpr int32_t kBand = 4;  // rows between barriers
 constexpr int32_t kMostPlanes = 10;
 
 // Two blocks share a multiprocessor, but for chains on both sides of 1.0: these need more memory than half of it.
 template <bool kUpper, bool kLower>
 constexpr int kRegisters = kUpper && kLower ? 168 : 88;
 constexpr int32_t blocks_with(bool upper, bool lower) { return upper && lower ? 1 : 2; }
-constexpr int32_t kGridRing = 16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
+constexpr int32_t kGridRing =
+    16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
 
 // What a block owns and needs.
 struct GradientWindows {
@@ -60,9 +61,9 @@ struct WarpLayout {
 struct BackwardPlan {
   Extent parts;
   int32_t planes;
-  int32_t chunks;  // of the classes, one after the other
-  bool quads;      // a quad of g is one load
-  bool sums;       // a gradient of attention is wanted
+  int32_t chunks;                                // of the classes, one after the other
+  bool quads;                                    // a quad of g is one load
+  bool sums;                                     // a gradient of attention is wanted
   bool single_own, single_across, single_lower;  // taps of rows are the same row
   int32_t windows;
   LinkTables own, above, across, lower;  // U of scale 1.0, R U of the scale above, R and U of the one below
@@ -86,7 +87,8 @@ constexpr int32_t kRowBytes = kLineColumns * static_cast<int32_t>(sizeof(T));
 template <typename S, bool kUpper, bool kLower>
 struct BackwardBlock {
   using T = arithmetic_t<S>;
-  static constexpr int kSums = (kUpper ? 1 : 0) + (kLower ? 1 : 0);  // products on the output: of scale 1.0, of the lower
+  static constexpr int kSums =
+      (kUpper ? 1 : 0) + (kLower ? 1 : 0);  // products on the output: of scale 1.0, of the lower
   static constexpr int kFactors = kSums;
   static constexpr int kLowerPlace = kUpper ? 1 : 0;  // of the lower scale among sums and factors
 
@@ -115,8 +117,9 @@ struct BackwardBlock {
   // Products take the place of the rows of g that they are made of, if these have as many bytes.
   static constexpr bool kInPlace = sizeof(S) == sizeof(T);
   HMSA_DEVICE int32_t product_at(int32_t w, int which, int32_t band) const {
-    const int32_t place = kInPlace && which == 0 ? plan.warp.g + band % 2 * kBand * kRowBytes<T>
-                                                 : plan.warp.products + (which - (kInPlace ? 1 : 0)) * kBand * kRowBytes<T>;
+    const int32_t place = kInPlace && which == 0
+                              ? plan.warp.g + band % 2 * kBand * kRowBytes<T>
+                              : plan.warp.products + (which - (kInPlace ? 1 : 0)) * kBand * kRowBytes<T>;
     return memory_of(w) + place + quad_offset();
   }
   HMSA_DEVICE int32_t summed_at(int which, int32_t r) const {
@@ -156,9 +159,8 @@ struct BackwardBlock {
         if (kUpper && i == 0) {
           at.head_columns[i] = chain().composed_columns().sources(at.output_columns);
         } else {
-          at.head_columns[i] =
-              tap_sources(chain().up[i].columns, Axis::kColumns,
-                          kLower && i == below_unit() ? at.grid_columns : at.output_columns);
+          at.head_columns[i] = tap_sources(chain().up[i].columns, Axis::kColumns,
+                                           kLower && i == below_unit() ? at.grid_columns : at.output_columns);
         }
       }
     }
@@ -225,7 +227,8 @@ struct BackwardBlock {
     return memory() + plan.warp.stretched + which * kRowBytes<T> + quad_offset();
   }
   template <typename Stream, typename Next>
-  HMSA_DEVICE Quad<T> next_stretched(Stream& stream, int which, const Tap<T>& tap, bool composed, const Next& next) const {
+  HMSA_DEVICE Quad<T> next_stretched(Stream& stream, int which, const Tap<T>& tap, bool composed,
+                                     const Next& next) const {
     stream.a = quad_at<T>(stretched_at(which));
     stream.b = quad_at<T>(stretched_at(which + 1));
     const bool moves = uniform(tap.second != stream.lower || (composed && tap.first != stream.upper));
@@ -239,7 +242,8 @@ struct BackwardBlock {
 
   // Rows of the grid are few: what goes down them waits in shared memory meanwhile.
   HMSA_DEVICE int32_t parked_at(int which) const {
-    return memory() + plan.warp.parked + (which * plan.grid_quads + grid_quad()) * static_cast<int32_t>(sizeof(Quad<T>));
+    return memory() + plan.warp.parked +
+           (which * plan.grid_quads + grid_quad()) * static_cast<int32_t>(sizeof(Quad<T>));
   }
   HMSA_DEVICE void park_sums(const State& state) const {
     if (!on_grid()) return;
@@ -301,7 +305,8 @@ struct BackwardBlock {
       state.grid_sums.begin(row_tap(plan.across, 0).first);
       state.lower_sums.begin(smaller(first, at.owned[i].rows.lo));
       if (!attention) {
-        state.lower.begin(plan.lower, plan.grid_quads, grid_quad(), columns_of(i), source(problem.logits[i], channel, i));
+        state.lower.begin(plan.lower, plan.grid_quads, grid_quad(), columns_of(i),
+                          source(problem.logits[i], channel, i));
         Quad<T> weight;
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) weight.of[j] = state.lower.second_weight[j];
@@ -480,7 +485,8 @@ struct BackwardBlock {
     if (kLower) state.grid_start = state.grid_sums.current;
     constexpr int32_t kTapBytes = static_cast<int32_t>(sizeof(Tap<T>));
     int32_t taps = (rows.lo - windows().output_rows.lo) * kTapBytes;
-    int32_t g_at = memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * static_cast<int32_t>(sizeof(S));
+    int32_t g_at =
+        memory() + plan.warp.g + (band % 2 * kBand * kLanes + lane()) * kQuad * static_cast<int32_t>(sizeof(S));
     const int32_t factors = factor_at(band, 0, 0);
     const int32_t products = kAttention ? summed_at(0, 0) : product_at(warp(), 0, band);
     const int32_t last_products = kAttention ? summed_at(kSums - 1, 0) : product_at(warp(), kSums - 1, band);
@@ -507,10 +513,9 @@ struct BackwardBlock {
         if constexpr (kUpper) {
           const Quad<T> a = quad_at<T>(factors + at);
           const Tap<T> above_tap = *shared_at<const Tap<T>>(plan.above.rows + taps);
-          const MoreTaps<T>* more =
-              plan.above.more_rows == 0
-                  ? nullptr
-                  : shared_at<const MoreTaps<T>>(plan.above.more_rows) + taps / kTapBytes;
+          const MoreTaps<T>* more = plan.above.more_rows == 0
+                                        ? nullptr
+                                        : shared_at<const MoreTaps<T>>(plan.above.more_rows) + taps / kTapBytes;
           if (plan.sums) {
             const Quad<T> logit = before;
             before = next_stretched(state.above, 2, above_tap, true, [&] {
@@ -561,11 +566,10 @@ struct BackwardBlock {
         state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
                                    finish_grid);
         unpark_sums(state);
-        state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
-                                    [&](int32_t row, const Quad<T>& sums) {
-                                      write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention,
-                                                row, sums);
-                                    });
+        state.lower_sums.finish_all(
+            at.owned[i].rows.hi, chain().heads[i].height, [&](int32_t row, const Quad<T>& sums) {
+              write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention, row, sums);
+            });
       }
     }
     if (kLower && !kAttention && thread() == 0) windows().grid_finished = state.grid_sums.current - state.grid_start;
@@ -586,7 +590,8 @@ struct BackwardBlock {
 
   HMSA_DEVICE_PHASE void start(Factors& factors, int64_t channel) const {
     if (kUpper) {
-      factors.own.begin(plan.own, kLanes, lane(), columns_of(unit()), source(problem.attention[unit()], channel, unit()));
+      factors.own.begin(plan.own, kLanes, lane(), columns_of(unit()),
+                        source(problem.attention[unit()], channel, unit()));
     }
     if (kLower) {
       const int i = below_unit();
@@ -619,8 +624,8 @@ struct BackwardBlock {
       const int32_t row = rows.lo + r - first;
       if (kUpper) put_quad(factor_at(band, 0, r), next_own(factors.own, row_tap(plan.own, row)));
       if constexpr (kLower) {
-        Quad<T> keep = factors.keep.next(row_tap(plan.across, row), nullptr, plan.across, kLanes, lane(),
-                                         Range{0, INT32_MAX});
+        Quad<T> keep =
+            factors.keep.next(row_tap(plan.across, row), nullptr, plan.across, kLanes, lane(), Range{0, INT32_MAX});
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - keep.of[j];
         put_quad(factor_at(band, kLowerPlace, r), keep);
@@ -636,7 +641,8 @@ struct BackwardBlock {
       const int32_t slot = n - kSums * kBand;
       if (slot >= 0 && !on_grid()) continue;
       const int which = kSums > 1 && n >= kBand ? 1 : 0;
-      int32_t from = slot < 0 ? product_at(0, which, band) + (n - which * kBand) * kRowBytes<T> : grid_product_at(0, slot);
+      int32_t from =
+          slot < 0 ? product_at(0, which, band) + (n - which * kBand) * kRowBytes<T> : grid_product_at(0, slot);
       const int32_t end = from + count * plan.warp.bytes;
       Quad<T> sum{};
       HMSA_UNROLL_BY(4)
@@ -719,8 +725,14 @@ struct BackwardBlock {
 template <typename S, bool kUpper, bool kLower>
 __global__ void HMSA_MOST_REGISTERS((kRegisters<kUpper, kLower>))
     fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER BackwardPlan plan) {
-  BackwardBlock<S, kUpper, kLower> block{problem, plan, 0, 0, 0, 0, plan.warps + warp() * plan.warp.bytes,
-                                          lane() * static_cast<int32_t>(sizeof(Quad<arithmetic_t<S>>))};
+  BackwardBlock<S, kUpper, kLower> block{problem,
+                                         plan,
+                                         0,
+                                         0,
+                                         0,
+                                         0,
+                                         plan.warps + warp() * plan.warp.bytes,
+                                         lane() * static_cast<int32_t>(sizeof(Quad<arithmetic_t<S>>))};
   block.begin();
   const auto classes = static_cast<int32_t>(problem.classes);
   for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
@@ -755,7 +767,8 @@ int32_t divide_columns(const Chain& chain) {
       const BackwardTiles tiles = backward_tiles(chain, Extent{1, parts}, 0, k);
       const Range output = whole_quads(tiles.output.columns, chain.size.width);
       if (output.size() > kLineColumns) return false;
-      if (lower < chain.count && tap_sources(chain.across[lower].columns, Axis::kColumns, output).size() > kLineColumns) return false;
+      if (lower < chain.count && tap_sources(chain.across[lower].columns, Axis::kColumns, output).size() > kLineColumns)
+        return false;
     }
     return true;
   };
@@ -883,8 +896,7 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
     return most;
   };
   rim = rows_with(coarsest) - divide_up(chain.size.height, coarsest);
-  const int64_t slots = blocks_with(chain.unit > 0, chain.count > chain.unit + 1) *
-                        multiprocessor_count();
+  const int64_t slots = blocks_with(chain.unit > 0, chain.count > chain.unit + 1) * multiprocessor_count();
   const int64_t images = problem.batch * (chain.class_wise ? problem.classes : 1);
   int64_t best = INT64_MAX;
   for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
@@ -911,7 +923,8 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
     if (candidate.planes < most && most > 1) continue;
     place_backward(problem, Extent{rows, chain.size.width}, candidate);
     if (candidate.bytes > shared_budget(1)) continue;
-    const int32_t blocks = candidate.bytes > shared_budget(2) ? 1 : blocks_with(chain.unit > 0, chain.count > chain.unit + 1);
+    const int32_t blocks =
+        candidate.bytes > shared_budget(2) ? 1 : blocks_with(chain.unit > 0, chain.count > chain.unit + 1);
     const int32_t warps = blocks * (candidate.planes + 1);
     if (warps <= best_warps) continue;
     best_warps = warps;
@@ -940,8 +953,8 @@ void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* wor
       const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width), at_most(problem.batch),
                       at_most(chain.class_wise ? problem.classes : 1));
       const auto start = [&](auto kernel) {
-        HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes,
-                    static_cast<cudaStream_t>(stream), problem, plan);
+        HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes, static_cast<cudaStream_t>(stream),
+                    problem, plan);
       };
       const bool lower = chain.count > chain.unit + 1;
       using fuse::fuse_scales_backward_kernel;

@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
   TileWindows& windows = tile.windows();
   if (thread() < 2) {
     const Axis axis = thread() == 0 ? Axis::kRows : Axis::kColumns;
-    const auto index = static_cast<int32_t>(axis == Axis::kRows ? blockIdx.x / plan.tiles.width
-                                                                : blockIdx.x % plan.tiles.width);
+    const auto index =
+        static_cast<int32_t>(axis == Axis::kRows ? blockIdx.x / plan.tiles.width : blockIdx.x % plan.tiles.width);
     const int32_t side = axis == Axis::kRows ? plan.size.height : plan.size.width;
     const Range range{index * side,
                       smaller((index + 1) * side, axis == Axis::kRows ? chain.size.height : chain.size.width)};

@@ -285,8 +285,8 @@ struct GradientBlock {
 template <typename S, typename G, typename T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     gathered_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S, G> problem, HMSA_PARAMETER Path path,
-                                HMSA_PARAMETER GradientLayout layout, HMSA_PARAMETER PlaneView<const T> sums_map,
-                                HMSA_PARAMETER Tile owned, int32_t stripes) {
+                             HMSA_PARAMETER GradientLayout layout, HMSA_PARAMETER PlaneView<const T> sums_map,
+                             HMSA_PARAMETER Tile owned, int32_t stripes) {
   const int roles = layout.roles(problem.classes);
   if (thread() == 0) {
     const GradientBlock<S, G, T> block{problem, path, layout, sums_map, 0};

@@ -398,7 +398,8 @@ HMSA_DEVICE void gathered_two(const GatherTable& table, const Quad<T>& quad, T (
 template <typename T>
 HMSA_DEVICE T gathered_one(const GatherTable& table, const Quad<T>& quad) {
   const int32_t at = table.weights + lane() * static_cast<int32_t>(sizeof(Quad<T>));
-  const T low = weighted(quad_at<T>(at), of_lane_before(quad.of[2]), of_lane_before(quad.of[3]), quad.of[0], quad.of[1]);
+  const T low =
+      weighted(quad_at<T>(at), of_lane_before(quad.of[2]), of_lane_before(quad.of[3]), quad.of[0], quad.of[1]);
   return low + weighted(quad_at<T>(at + kLanes * static_cast<int32_t>(sizeof(Quad<T>))), quad.of[2], quad.of[3],
                         of_lane_behind(quad.of[0]), of_lane_behind(quad.of[1]));
 }
@@ -406,9 +407,7 @@ HMSA_DEVICE T gathered_one(const GatherTable& table, const Quad<T>& quad) {
 // ---- for the host ---------------------------------------------------------------------------------------------------
 
 // Whether moving on by one input moves on by as many outputs as the sides' ratio says: not so with aligned corners.
-inline bool is_periodic(const AxisMap& map) {
-  return map.slope * map.out == map.den * map.in;
-}
+inline bool is_periodic(const AxisMap& map) { return map.slope * map.out == map.den * map.in; }
 inline bool is_periodic(const ComposedMap& map) { return is_periodic(map.inner) && is_periodic(map.outer); }
 
 // An inner element is read by the outputs that lie nearest to it. One of them speaks for all.

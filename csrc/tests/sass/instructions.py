@@ -1,9 +1,9 @@
 """What the emulator of the CUDA kernels' machine code has to know of this project's kernels.
 
-The warps of the backward pass hand rows from lane to lane through shared memory, with __syncwarp in between. Where the
-compiler proves that a warp is together it makes no instruction of that, so nothing is left to see of it in machine code.
-Hence lanes of one warp do not race here; csrc/host_run, where every thread is a fiber of its own, finds a missing
-__syncwarp.
+The warps of the backward pass hand rows from lane to lane through shared memory, with __syncwarp in between. Where
+the compiler proves that a warp is together it makes no instruction of that, so nothing is left to see of it in machine
+code. Hence lanes of one warp do not race here; csrc/host_run, where every thread is a fiber of its own, finds a
+missing __syncwarp.
 """
 
 from __future__ import annotations
