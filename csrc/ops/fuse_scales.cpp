@@ -86,11 +86,12 @@ std::tuple<Tensors, Tensors> fuse_scales_backward_cuda(const Tensor& grad, const
   return fuse_scales_backward(grad, {"fuse_scales", logits, attention, scales, align_corners}, wanted_logits,
                               wanted_attention, [&](const auto& problem) {
                                 const CudaScope scope(grad);
-                                // sum_c[g * P_before] of every scale but the largest: one number per pixel of its level
-                                const int64_t floats = cuda::fuse_scales_backward_workspace(problem);
-                                Tensor workspace = empty_arithmetic(grad, {floats});
-                                cuda::launch_fuse_scales_backward(problem, workspace.mutable_data_ptr(),
-                                                                  scope.stream());
+                                Tensor memory;
+                                const auto workspace = [&](int64_t numbers) {
+                                  memory = empty_arithmetic(grad, {numbers});
+                                  return memory.mutable_data_ptr();
+                                };
+                                cuda::launch_fuse_scales_backward(problem, workspace, scope.stream());
                               });
 }
 #endif

@@ -11,6 +11,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "ops/cuda/fuse_scales_backward.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
 #include "ops/cuda/fuse_scales_forward.cu"
+#include "ops/cuda/gradient_parts.cu"
 
 namespace {
 
@@ -171,10 +173,14 @@ std::pair<Arrays, Arrays> fuse_scales_backward(const py::array& grad, const Arra
       problem.attention[i] = const_view<S>(attention[i - 1]);
       problem.grad_attention[i] = view<S>(grad_attention[i - 1]);
     }
-    const auto numbers = static_cast<size_t>(hmsa::cuda::fuse_scales_backward_workspace(problem));
-    const hmsa::host_run::PoisonedMemory workspace(numbers * sizeof(hmsa::arithmetic_t<S>));
-    hmsa::cuda::launch_fuse_scales_backward(problem, workspace.data(), nullptr);
-    HMSA_CHECK(workspace.guard_intact(), "the kernels wrote behind their workspace");
+    std::unique_ptr<hmsa::host_run::PoisonedMemory> memory;
+    const auto workspace = [&](int64_t numbers) {
+      const size_t bytes = static_cast<size_t>(numbers) * sizeof(hmsa::arithmetic_t<S>);
+      memory = std::make_unique<hmsa::host_run::PoisonedMemory>(bytes);
+      return memory->data();
+    };
+    hmsa::cuda::launch_fuse_scales_backward(problem, workspace, nullptr);
+    HMSA_CHECK(memory == nullptr || memory->guard_intact(), "the kernels wrote behind their workspace");
   });
   return {grad_logits, grad_attention};
 }

@@ -40,9 +40,13 @@ Gradients<S> backward(const Case& c, const Setup<S>& setup, const Stored<S>& gra
     problem.attention[i] = attention.const_view();
     if (wanted_attention >> i & 1) problem.grad_attention[i] = gradients.attention[i]->view;
   }
-  const auto numbers = static_cast<size_t>(hmsa::cuda::fuse_scales_backward_workspace(problem));
-  const hmsa::host_run::PoisonedMemory workspace(numbers * sizeof(hmsa::arithmetic_t<S>));
-  hmsa::cuda::launch_fuse_scales_backward(problem, workspace.data(), nullptr);
+  std::unique_ptr<hmsa::host_run::PoisonedMemory> memory;
+  const auto workspace = [&](int64_t numbers) {
+    const size_t bytes = static_cast<size_t>(numbers) * sizeof(hmsa::arithmetic_t<S>);
+    memory = std::make_unique<hmsa::host_run::PoisonedMemory>(bytes);
+    return memory->data();
+  };
+  hmsa::cuda::launch_fuse_scales_backward(problem, workspace, nullptr);
   return gradients;
 }
 

@@ -123,7 +123,7 @@ class Calls {
   void fuse_backward() {
     hmsa::FuseScalesBackward<S> problem{
         {inputs_}, {gradients_}, memory_.map<const S>(p_.batch, p_.classes, p_.size, p_.channels_last)};
-    T* workspace = memory_.numbers<T>(hmsa::cuda::fuse_scales_backward_workspace(problem));
+    const auto workspace = [&](int64_t numbers) { return memory_.numbers<T>(numbers); };
     hmsa::cuda::launch_fuse_scales_backward(problem, workspace, nullptr);
   }
   void cross_entropy_forward(double smoothing, hmsa::Reduction reduction) {

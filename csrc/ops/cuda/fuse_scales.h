@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "core/half.h"
 #include "core/problem.h"
@@ -14,13 +15,13 @@ using StreamHandle = void*;  // cudaStream_t
 template <typename S>
 void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandle stream);
 
-// Numbers of the arithmetic type that the backward kernels need as workspace: one for each pixel of the output and
-// each scale of 1 and below (but the largest) whose attention gets a gradient, also where attention is class-wise.
-template <typename S>
-int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem);
+// Gives a launch so many numbers of the arithmetic type to work in. Called once at most.
+using Workspace = std::function<void*(int64_t numbers)>;
 
+// Most chains need no workspace; others one number for each pixel of the output and each scale of 1 and below (but the
+// largest) whose attention gets a gradient.
 template <typename S>
-void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream);
+void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, const Workspace& workspace, StreamHandle stream);
 
 }  // namespace cuda
 }  // namespace hmsa

@@ -938,13 +938,8 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
 }  // namespace fuse
 
 template <typename S>
-int64_t fuse_scales_backward_workspace(const FuseScalesBackward<S>& problem) {
-  fuse::BackwardPlan plan;
-  return fuse::plan_backward(problem, plan) ? 0 : gathered_backward_workspace(problem);
-}
-
-template <typename S>
-void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* workspace, StreamHandle stream) {
+void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, const Workspace& workspace,
+                                 StreamHandle stream) {
   fuse::BackwardPlan plan;
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
     if (fuse::plan_backward(problem, plan)) {
@@ -964,17 +959,13 @@ void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, void* wor
       return start(lower ? fuse_scales_backward_kernel<S, false, true> : fuse_scales_backward_kernel<S, false, false>);
     }
   }
-  launch_gathered_backward(problem, workspace, stream);
+  launch_gathered_backward(problem, workspace(gathered_backward_workspace(problem)), stream);
 }
 
-HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<float>&));
-HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<double>&));
-HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<Half>&));
-HMSA_INSTANTIATE(int64_t fuse_scales_backward_workspace(const FuseScalesBackward<BFloat16>&));
-HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<float>&, void*, StreamHandle));
-HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<double>&, void*, StreamHandle));
-HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<Half>&, void*, StreamHandle));
-HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<BFloat16>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<float>&, const Workspace&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<double>&, const Workspace&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<Half>&, const Workspace&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_backward(const FuseScalesBackward<BFloat16>&, const Workspace&, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa
