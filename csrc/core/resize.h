@@ -135,6 +135,8 @@ struct ComposedMap {
     return taps;
   }
 
+  HMSA_HOST_DEVICE bool copies() const { return inner.copies && outer.copies; }
+
   // Inputs read by the outputs in `range`, and outputs that may read the inputs in `range`.
   HMSA_HOST_DEVICE Range sources(Range range) const { return inner.sources(outer.sources(range)); }
   HMSA_HOST_DEVICE Range outputs(Range range) const { return outer.outputs(inner.outputs(range)); }

@@ -32,6 +32,8 @@ struct TileWindows {
 struct TileLayout {
   int32_t planes;  // channels at a time
   Division by_planes;
+  int32_t pairs;  // half of the planes: plane k goes with plane k + pairs
+  Division by_pairs;
   bool together;    // channels of the output are neighbours in memory
   int32_t windows;  // TileWindows
   int32_t rows[kGridSlots];
@@ -40,10 +42,12 @@ struct TileLayout {
   int32_t pitch[kGridSlots];  // of a row of a plane, in bytes
   int32_t run[kGridSlots];    // rows of an item
   Division by_run[kGridSlots];
-  Division head_columns[kMaxScales];
-  Division head_areas[kMaxScales];
-  LinkTables up[kMaxScales];      // of each head to its grid; of the largest scale's to the next one, if composed
-  LinkTables across[kMaxScales];  // of each level to the next grid
+  bool head_quads[kMaxScales];        // windows of heads are whole quads, which lie so in the logits
+  bool attention_quads[kMaxScales];   // and in the attention
+  Division head_columns[kMaxScales];  // of a window, or quads of a row
+  Division head_areas[kMaxScales];    // elements of a window, or quads
+  LinkTables up[kMaxScales];          // of each head to its grid; of the largest scale's to the next one, if composed
+  LinkTables across[kMaxScales];      // of each level to the next grid
   Map heads[kMaxScales];
   Map attention_heads[kMaxScales];
   Map levels[kMaxScales];
@@ -57,14 +61,26 @@ HMSA_HOST_DEVICE bool is_composed(const Chain& chain, int i) { return i == 0 && 
 // Whether the scale has values on its own grid that are resized once more.
 HMSA_HOST_DEVICE bool has_level(const Chain& chain, int i) { return i > 0 && i != chain.unit; }
 
+// The elements of a window that may be virtual ones: where the element before the first is in it, so is the second.
+HMSA_HOST_DEVICE Range elements_of(Range window, int32_t size) {
+  return Range{larger(window.lo, 0), smaller(window.lo < 0 ? larger(window.hi, 2) : window.hi, size)};
+}
+
 // What a window of outputs reads: both taps of all of them. Windows of sources may contain the elements before the first
 // and behind the last that taps_of speaks of.
 HMSA_HOST_DEVICE Range tap_sources(const AxisMap& map, Axis axis, Range range) {
   if (range.empty()) return Range{0, 0};
-  const int32_t first = larger(range.lo, 0);
-  const int32_t last = smaller(range.hi, map.out) - 1;
-  if (map.identity()) return Range{first, last + 1};
-  return Range{taps_of<float>(map, axis, first).tap.first, taps_of<float>(map, axis, last).tap.first + 2};
+  const Range outputs = elements_of(range, map.out);
+  if (map.identity()) return outputs;
+  return Range{taps_of<float>(map, axis, outputs.lo).tap.first,
+               taps_of<float>(map, axis, outputs.hi - 1).tap.first + 2};
+}
+HMSA_HOST_DEVICE Range tap_sources(const ComposedMap& map, Axis axis, Range range) {
+  if (range.empty()) return Range{0, 0};
+  const Range outputs = elements_of(range, map.outer.out);
+  const Range sources = map.sources(outputs);
+  return Range{axis == Axis::kColumns && sources.lo == 0 ? -1 : sources.lo,
+               larger(sources.hi, taps_of<float>(map, axis, outputs.hi - 1).tap.second + 1)};
 }
 
 // The windows that a window of the output needs, along one axis. `also` widens those of the grids (the backward pass).
@@ -81,33 +97,37 @@ HMSA_HOST_DEVICE void set_windows(const Chain& chain, Axis axis, Range output, R
   }
   for (int i = 0; i < chain.count; ++i) {
     if (is_composed(chain, i)) {
-      const Range outputs = grids[next_slot(chain, i)];
-      const ComposedMap map = composed_axis(chain, axis);
-      heads[i] = map.sources(Range{larger(outputs.lo, 0), smaller(outputs.hi, map.outer.out)});
+      heads[i] = tap_sources(composed_axis(chain, axis), axis, grids[next_slot(chain, i)]);
     } else {
       heads[i] = tap_sources(axis_of(chain.up[i], axis), axis, grids[i]);
     }
   }
 }
 
+// Columns of the windows of heads that are read quad by quad.
+HMSA_HOST_DEVICE void widen_to_quads(const Chain& chain, const TileLayout& layout, Range* heads) {
+  for (int i = 0; i < chain.count; ++i) {
+    if (layout.head_quads[i]) heads[i] = Range{heads[i].lo & -kQuad, (heads[i].hi + kQuad - 1) & -kQuad};
+  }
+}
+
 // ---- the device -----------------------------------------------------------------------------------------------------
 
-// How the taps of the columns of a quad lie, counted from the first of them: at nearly all quads of a resize by a whole
-// number they are a few neighbouring elements.
-enum class QuadKind : int32_t { kAny, kPairs0000, kPairs0011, kPairs0112, kSingles0123 };
-
-// A quad of one plane of a source, stretched along columns, as a thread goes down the rows of a resize: between two rows
-// of the source. kComposed: taps are those of two resizes in one step, and may be more than two.
-template <typename T, bool kComposed>
+// A quad of a source, stretched along columns, as a thread goes down the rows of a resize: between two rows of the source.
+// kComposed: taps are those of two resizes in one step, and may be more than two. kPlanes: planes k and k + pairs, which
+// share all but the values.
+template <typename T, bool kComposed, int kPlanes = 1>
 struct RowStream {
-  const T* at;  // the first tap of the first column, in the row of the source that comes next
-  T first_weight[kQuad], second_weight[kQuad];
-  Quad<T> a, b;           // stretched rows: `lower` is that of b, a is the one above
-  int32_t upper, lower;   // rows of the last tap
-  const Tap<T>* taps;     // of the row that comes next
-  const Tap<T>* columns;  // of the quad's first column
-  int32_t quads;          // from column to column of that table
+  const T* at;                     // the first tap of the first column, in the row of the source that comes next
+  Quad<T> a[kPlanes], b[kPlanes];  // stretched rows: `lower` is that of b, a is the one above
+  int32_t upper, lower;            // rows of the last tap
+  const Tap<T>* taps;              // of the row that comes next
+  const Quad<T>* weights;          // of its columns
+  const Tap<T>* columns;           // taps of the quad's first column
+  int32_t quads;                   // of a row
   int32_t pitch;
+  int32_t pair;      // from plane to plane
+  bool single_rows;  // the number of rows stays: `a` stays zero
   QuadKind kind;
   const MoreTaps<T>* more_taps;  // null if no row has more than two
   const MoreTaps<T>* more_columns;
@@ -115,121 +135,155 @@ struct RowStream {
   // From the `row`-th row of the tables on.
   HMSA_DEVICE void begin(const LinkTables& link, int32_t quad_count, int32_t q, const Map& source, int32_t k,
                          int32_t row) {
-    taps = shared_at<const Tap<T>>(link.rows) + row;
-    columns = shared_at<const Tap<T>>(link.columns) + q;
     quads = quad_count;
+    taps = shared_at<const Tap<T>>(link.rows) + row;
+    weights = shared_at<const Quad<T>>(link.weights) + q;
+    columns = shared_at<const Tap<T>>(link.columns) + q;
     pitch = source.pitch;
+    pair = source.pair;
+    single_rows = link.single_rows;
     lower = taps->first - 1;
     upper = lower;
-    const int32_t origin = columns[0].first;
-    at = shared_at<const T>(source.at(k, taps->first) + origin);
-    bool pairs = true;
-    bool singles = true;
-    int32_t pattern = 0;
     HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) {
-      const Tap<T> tap = columns[j * quad_count];
-      const int32_t width = tap.second - tap.first;
-      first_weight[j] = tap.first_weight;
-      second_weight[j] = tap.second_weight;
-      pairs = pairs && width == static_cast<int32_t>(sizeof(T));
-      singles = singles && width == 0;
-      pattern = pattern * 16 + (tap.first - origin) / static_cast<int32_t>(sizeof(T));
-    }
-    if (kComposed) {
-      more_taps = link.more_rows == 0 ? nullptr : shared_at<const MoreTaps<T>>(link.more_rows) + row;
-      more_columns = link.more_columns == 0 ? nullptr : shared_at<const MoreTaps<T>>(link.more_columns) + q;
-      if (more_columns != nullptr) {
-        HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) pairs = pairs && more_columns[j * quad_count].count == 0;
-      }
-    }
-    // Pairs of elements are read as one where they lie at a multiple of their size.
-    const bool aligned = ((source.at(k, 0) + origin) | pitch) % static_cast<int32_t>(2 * sizeof(T)) == 0;
-    kind = pairs && pattern == 0x0000                   ? QuadKind::kPairs0000
-           : pairs && pattern == 0x0011                 ? QuadKind::kPairs0011
-           : pairs && aligned && pattern == 0x0112      ? QuadKind::kPairs0112
-           : !kComposed && singles && pattern == 0x0123 ? QuadKind::kSingles0123
-                                                        : QuadKind::kAny;
+    for (int p = 0; p < kPlanes; ++p) a[p] = b[p] = Quad<T>{};
+    const QuadPlace place = shared_at<const QuadPlace>(link.kinds)[q];
+    at = shared_at<const T>(source.at(k, taps->first) + place.first);
+    kind = place.kind;
+    if (!kComposed) return;
+    more_taps = link.more_rows == 0 ? nullptr : shared_at<const MoreTaps<T>>(link.more_rows) + row;
+    more_columns = link.more_columns == 0 ? nullptr : shared_at<const MoreTaps<T>>(link.more_columns) + q;
   }
 
   // A row of the source at its columns.
-  HMSA_DEVICE void stretch(const T* from, Quad<T>& to) const {
-    const auto set = [&](int j, T first, T second) { to.of[j] = first_weight[j] * first + second_weight[j] * second; };
-    if (kind == QuadKind::kPairs0112) {
+  HMSA_DEVICE void stretch(const T* from, Quad<T> (&to)[kPlanes]) const {
+    const Quad<T> first_weights = weights[0];
+    const Quad<T> second_weights = weights[quads];
+    const auto set = [&](int p, int j, T first, T second) {
+      to[p].of[j] = first_weights.of[j] * first + second_weights.of[j] * second;
+    };
+    if (kind == QuadKind::k0112Aligned) {
       struct alignas(2 * sizeof(T)) Pair {
         T of[2];
       };
-      const Pair low = reinterpret_cast<const Pair*>(from)[0];
-      const Pair high = reinterpret_cast<const Pair*>(from)[1];
-      set(0, low.of[0], low.of[1]);
-      set(1, low.of[1], high.of[0]);
-      set(2, low.of[1], high.of[0]);
-      set(3, high.of[0], high.of[1]);
-    } else if (kind == QuadKind::kPairs0011) {
-      const T x0 = from[0];
-      const T x1 = from[1];
-      const T x2 = from[2];
-      set(0, x0, x1);
-      set(1, x0, x1);
-      set(2, x1, x2);
-      set(3, x1, x2);
-    } else if (kind == QuadKind::kPairs0000) {
-      const T x0 = from[0];
-      const T x1 = from[1];
       HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) set(j, x0, x1);
-    } else if (!kComposed && kind == QuadKind::kSingles0123) {
+      for (int p = 0; p < kPlanes; ++p) {
+        const Pair low = reinterpret_cast<const Pair*>(below(from, p * pair))[0];
+        const Pair high = reinterpret_cast<const Pair*>(below(from, p * pair))[1];
+        set(p, 0, low.of[0], low.of[1]);
+        set(p, 1, low.of[1], high.of[0]);
+        set(p, 2, low.of[1], high.of[0]);
+        set(p, 3, high.of[0], high.of[1]);
+      }
+    } else if (kind == QuadKind::k0011) {
       HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) to.of[j] = from[j];
+      for (int p = 0; p < kPlanes; ++p) {
+        const T* const x = below(from, p * pair);
+        set(p, 0, x[0], x[1]);
+        set(p, 1, x[0], x[1]);
+        set(p, 2, x[1], x[2]);
+        set(p, 3, x[1], x[2]);
+      }
+    } else if (kind == QuadKind::k0112) {
+      HMSA_UNROLL
+      for (int p = 0; p < kPlanes; ++p) {
+        const T* const x = below(from, p * pair);
+        set(p, 0, x[0], x[1]);
+        set(p, 1, x[1], x[2]);
+        set(p, 2, x[1], x[2]);
+        set(p, 3, x[2], x[3]);
+      }
+    } else if (kind == QuadKind::k0000) {
+      HMSA_UNROLL
+      for (int p = 0; p < kPlanes; ++p) {
+        const T* const x = below(from, p * pair);
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) set(p, j, x[0], x[1]);
+      }
     } else {
-      const int32_t origin = columns[0].first;
+      const T* const start = below(from, -columns->first);
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
-        const Tap<T> tap = columns[j * quads];
-        set(j, *below(from, tap.first - origin), *below(from, tap.second - origin));
-      }
-      if (kComposed && more_columns != nullptr) {
+        const Tap<T>& tap = columns[j * only_here(quads)];
         HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) {
-          const MoreTaps<T>& more = more_columns[j * quads];
-          HMSA_ROLLED
-          for (int t = 0; t < more.count; ++t) to.of[j] += more.weight[t] * *below(from, more.index[t] - origin);
+        for (int p = 0; p < kPlanes; ++p) {
+          const T* const x = below(start, p * pair);
+          set(p, j, *below(x, tap.first), *below(x, tap.second));
+        }
+        if (!kComposed || more_columns == nullptr) continue;
+        const MoreTaps<T>& more = more_columns[j * only_here(quads)];
+        HMSA_ROLLED
+        for (int t = 0; t < more.count; ++t) {
+          HMSA_UNROLL
+          for (int p = 0; p < kPlanes; ++p) to[p].of[j] += more.weight[t] * *below(start, p * pair + more.index[t]);
         }
       }
     }
   }
 
-  // The next row of the outputs.
-  HMSA_DEVICE Quad<T> next() {
+  // On to the next row of the outputs; value() is then what it reads.
+  HMSA_DEVICE Tap<T> step() {
     const Tap<T> tap = *taps++;
-    if (tap.second != lower || (kComposed && tap.first != upper)) {
-      HMSA_ROLLED
-      for (; lower < tap.second; ++lower) {
-        a = b;
-        stretch(at, b);
-        at = below(at, pitch);
-      }
-      if (tap.first == tap.second) {
-        not_predicated();
-        a = b;
-      }
-      upper = tap.first;
+    if (tap.second != lower || (kComposed && tap.first != upper)) advance(tap);
+    return tap;
+  }
+  HMSA_DEVICE void advance(const Tap<T>& tap) {
+    const int32_t rows = tap.second - lower;
+    if (rows != 1 && rows != 2) {
+      // Rows that no output reads are left out, and the virtual row before the first may read more than the first.
+      not_predicated();
+      at = below(at, (tap.first - 1 - lower) * pitch);
+      lower = tap.first - 1;
     }
+    HMSA_ROLLED
+    do {
+      if (!single_rows) {
+        HMSA_UNROLL
+        for (int p = 0; p < kPlanes; ++p) a[p] = b[p];
+      }
+      stretch(at, b);
+      at = below(at, pitch);
+    } while (++lower < tap.second);
+    if (kComposed && tap.first == tap.second && !single_rows) {
+      not_predicated();
+      HMSA_UNROLL
+      for (int p = 0; p < kPlanes; ++p) a[p] = b[p];
+    }
+    upper = tap.first;
+  }
+  HMSA_DEVICE Quad<T> value(const Tap<T>& tap, int p) const {
     Quad<T> value;
     HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) value.of[j] = tap.first_weight * a.of[j] + tap.second_weight * b.of[j];
-    if (kComposed && more_taps != nullptr) {
-      const MoreTaps<T>& more = *more_taps++;
-      HMSA_ROLLED
-      for (int t = 0; t < more.count; ++t) {
-        Quad<T> other;
-        stretch(below(at, (more.index[t] - lower - 1) * pitch), other);
+    for (int j = 0; j < kQuad; ++j) value.of[j] = tap.first_weight * a[p].of[j] + tap.second_weight * b[p].of[j];
+    return value;
+  }
+
+  // The next row of the outputs, of all planes or of the only one.
+  HMSA_DEVICE void next(Quad<T> (&values)[kPlanes]) {
+    const Tap<T> tap = step();
+    HMSA_UNROLL
+    for (int p = 0; p < kPlanes; ++p) values[p] = value(tap, p);
+    add_more(values);
+  }
+  // What the third and the fourth row add to the values.
+  HMSA_DEVICE void add_more(Quad<T> (&values)[kPlanes]) {
+    if (!kComposed || more_taps == nullptr) return;
+    const MoreTaps<T>& more = *more_taps++;
+    HMSA_ROLLED
+    for (int t = 0; t < more.count; ++t) {
+      Quad<T> other[kPlanes];
+      stretch(below(at, (more.index[t] - lower - 1) * pitch), other);
+      HMSA_UNROLL
+      for (int p = 0; p < kPlanes; ++p) {
         HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) value.of[j] += more.weight[t] * other.of[j];
+        for (int j = 0; j < kQuad; ++j) values[p].of[j] += more.weight[t] * other[p].of[j];
       }
     }
-    return value;
+  }
+  HMSA_DEVICE Quad<T> next() {
+    static_assert(kPlanes == 1, "there is one value for each plane");
+    Quad<T> values[kPlanes];
+    next(values);
+    return values[0];
   }
 };
 
@@ -264,14 +318,14 @@ struct ChainTile {
     const int32_t quads = layout.quads[slot];
     const int32_t length = layout.run[slot];
     const int32_t items = layout.by_run[slot].quotient(range.size() + length - 1) * planes * quads;
-    const bool many = planes == layout.planes;
+    const Division by_planes = planes == layout.pairs ? layout.by_pairs : layout.by_planes;
     HMSA_ROLLED
     for (int32_t item = thread(); item < items; item += threads()) {
       // Where channels are neighbours in memory, threads of neighbouring channels are neighbours, too.
       Item at;
       int32_t rest;
-      if (layout.together && many) {
-        rest = layout.by_planes.quotient(item);
+      if (layout.together && planes == by_planes.divisor) {
+        rest = by_planes.quotient(item);
         at.k = item - rest * planes;
         const int32_t run = layout.by_quads[slot].quotient(rest);
         at.q = rest - run * quads;
@@ -279,7 +333,7 @@ struct ChainTile {
       } else {
         const int32_t line = layout.by_quads[slot].quotient(item);
         at.q = item - line * quads;
-        rest = many ? layout.by_planes.quotient(line) : planes == 1 ? line : line / planes;
+        rest = planes == by_planes.divisor ? by_planes.quotient(line) : planes == 1 ? line : line / planes;
         at.k = line - rest * planes;
       }
       at.row = range.lo + rest * length;
@@ -290,23 +344,36 @@ struct ChainTile {
 
   // ---- tables ---------------------------------------------------------------------------------------------------------
 
-  // Whether any of the columns that this thread made, or of the rows, reads more than two inputs.
+  // Whether any of the columns that this thread made, or of the rows, reads more than two inputs. There is a barrier in
+  // the first of them.
   HMSA_DEVICE_PHASE bool fill_columns() const {
     bool more = false;
+    HMSA_ROLLED
     for (int i = 0; i < chain().count; ++i) {
       const int next = next_slot(chain(), i);
+      const int slot = is_composed(chain(), i) ? next : i;
       const TileWindows& at = windows();
+      const LinkTables& up = layout.up[i];
+      const int32_t head = at.head_columns[i].lo;
       if (is_composed(chain(), i)) {
-        more = fill_column_taps<T>(layout.up[i].columns, layout.up[i].more_columns, chain().composed_columns(),
-                                   at.columns[next], at.head_columns[i].lo, layout.quads[next]);
+        more = fill_column_taps<T>(up.columns, up.more_columns, chain().composed_columns(), at.columns[slot], head,
+                                   layout.quads[slot]);
       } else {
-        fill_column_taps<T>(layout.up[i].columns, 0, chain().up[i].columns, at.columns[i], at.head_columns[i].lo,
-                            layout.quads[i]);
+        fill_column_taps<T>(up.columns, 0, chain().up[i].columns, at.columns[slot], head, layout.quads[slot]);
       }
-      if (has_level(chain(), i)) {
-        fill_column_taps<T>(layout.across[i].columns, 0, chain().across[i].columns, at.columns[next], at.columns[i].lo,
-                            layout.quads[next]);
-      }
+      fill_column_weights<T>(up, layout.quads[slot]);
+      if (!has_level(chain(), i)) continue;
+      const LinkTables& across = layout.across[i];
+      fill_column_taps<T>(across.columns, 0, chain().across[i].columns, at.columns[next], at.columns[i].lo,
+                          layout.quads[next]);
+      fill_column_weights<T>(across, layout.quads[next]);
+    }
+    __syncthreads();
+    HMSA_ROLLED
+    for (int i = 0; i < chain().count; ++i) {
+      const int next = next_slot(chain(), i);
+      fill_quad_places<T>(layout.up[i], layout.quads[is_composed(chain(), i) ? next : i]);
+      if (has_level(chain(), i)) fill_quad_places<T>(layout.across[i], layout.quads[next]);
     }
     return more;
   }
@@ -334,11 +401,70 @@ struct ChainTile {
   HMSA_DEVICE int32_t source_row(int i, int32_t row) const { return element_of(row, chain().heads[i].height); }
   HMSA_DEVICE int32_t source_column(int i, int32_t column) const { return element_of(column, chain().heads[i].width); }
 
+  // What is set under a condition here, and in RowStream::begin, is zero before: unset it would hold its registers from the
+  // start of the kernel on, since the compiler cannot know that it is read under the same condition.
+
+  // Copies the window of a head to shared memory, `planes` channels of it: whole quads of it, where it has such. `lies`
+  // says whether they lie so in memory. At the borders of the map, and elsewhere, they are put together of elements.
+  HMSA_DEVICE void stage_quads(int i, const MapView<const S>& map, bool lies, int64_t first, int32_t planes,
+                               const Map& to) const {
+    constexpr int kAhead = 5;
+    const Range rows = windows().head_rows[i];
+    const Range columns = windows().head_columns[i];
+    const Division by_quads = layout.head_columns[i];
+    const Division by_area = layout.head_areas[i];
+    // No more threads share the planes than have several each.
+    const int32_t parts = larger(1, smaller(by_area.quotient(threads()), planes / (kAhead - 1)));
+    const int64_t step = parts * map.channel;
+    const int32_t place_step = parts * to.plane;
+    HMSA_ROLLED
+    for (int32_t item = thread(); item < parts * by_area.divisor; item += threads()) {
+      const int32_t part = by_area.quotient(item);
+      const int32_t row = by_quads.quotient(item - part * by_area.divisor);
+      const int32_t q = item - part * by_area.divisor - row * by_quads.divisor;
+      const int32_t column = columns.lo + q * kQuad;
+      if (row >= rows.size() || column >= columns.hi) continue;
+      const bool inside = column >= 0 && column < chain().heads[i].width;
+      // Of a quad beyond the borders only the element beside them is ever read.
+      const int32_t beside = inside ? 0 : column < 0 ? kQuad - 1 : 0;
+      const S* from = map.at(b, first + part, source_row(i, rows.lo + row), source_column(i, column + beside));
+      int32_t place = to.at(part, row) + q * static_cast<int32_t>(sizeof(Quad<T>));
+      if (inside && lies) {
+        HMSA_ROLLED
+        for (int32_t k = part; k < planes; k += kAhead * parts) {
+          StoredQuad<S> values[kAhead];
+          HMSA_UNROLL
+          for (int n = 0; n < kAhead; ++n, from += step) {
+            values[n] = StoredQuad<S>{};
+            if (k + n * parts < planes) values[n] = *reinterpret_cast<const StoredQuad<S>*>(from);
+          }
+          HMSA_UNROLL
+          for (int n = 0; n < kAhead; ++n, place += place_step) {
+            if (k + n * parts >= planes) continue;
+            Quad<T> quad;
+            HMSA_UNROLL
+            for (int j = 0; j < kQuad; ++j) quad.of[j] = to_arithmetic(values[n].of[j]);
+            put_quad(place, quad);
+          }
+        }
+      } else {
+        const int32_t elements = inside ? kQuad : 1;
+        HMSA_ROLLED
+        for (int32_t k = part; k < planes; k += parts, from += step, place += place_step) {
+          HMSA_ROLLED
+          for (int32_t j = 0; j < elements; ++j) {
+            shared_at<T>(place)[beside + j] = to_arithmetic(from[j * map.column]);
+          }
+        }
+      }
+    }
+  }
+
   // Copies the window of a head to shared memory, `planes` channels of it. Several elements are read before the first is
   // written: their latencies overlap. A thread keeps to one place in the map and goes through channels, or the other way
   // round where channels are neighbours in memory.
   HMSA_DEVICE void stage(int i, const MapView<const S>& map, int64_t first, int32_t planes, const Map& to) const {
-    constexpr int kAhead = 4;
+    constexpr int kAhead = 5;
     constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
     const Range rows = windows().head_rows[i];
     const Range columns = windows().head_columns[i];
@@ -360,6 +486,7 @@ struct ChainTile {
           const int32_t pixel = start + n * at_once;
           const int32_t row = by_columns.quotient(pixel);
           const int32_t column = pixel - row * by_columns.divisor;
+          values[n] = T(0);
           if (row < rows.size() && column < columns.size()) {
             values[n] = to_arithmetic(
                 from[source_row(i, rows.lo + row) * map.row + source_column(i, columns.lo + column) * map.column]);
@@ -386,29 +513,44 @@ struct ChainTile {
       const S* from = corner + source_row(i, rows.lo + row) * map.row +
                       source_column(i, columns.lo + column) * map.column + part * map.channel;
       int32_t place = to.at(part, 0) + pixel * kBytes;
-      int32_t left = planes > part ? (planes - part + parts - 1) / parts : 0;
       HMSA_ROLLED
-      for (; left >= kAhead; left -= kAhead) {
+      for (int32_t k = part; k < planes; k += kAhead * parts) {
         S values[kAhead];
         HMSA_UNROLL
-        for (int n = 0; n < kAhead; ++n, from += step) values[n] = *from;
+        for (int n = 0; n < kAhead; ++n, from += step) {
+          values[n] = S{};
+          if (k + n * parts < planes) values[n] = *from;
+        }
         HMSA_UNROLL
-        for (int n = 0; n < kAhead; ++n, place += place_step) *shared_at<T>(place) = to_arithmetic(values[n]);
+        for (int n = 0; n < kAhead; ++n, place += place_step) {
+          if (k + n * parts < planes) *shared_at<T>(place) = to_arithmetic(values[n]);
+        }
       }
-      HMSA_ROLLED
-      for (; left > 0; --left, from += step, place += place_step) *shared_at<T>(place) = to_arithmetic(*from);
     }
   }
 
   HMSA_DEVICE_PHASE void stage_heads() const {
     HMSA_ROLLED
-    for (int i = 0; i < chain().count; ++i) stage(i, inputs.logits[i], channel, count, layout.heads[i]);
+    for (int n = 0; n < chain().count; ++n) {
+      const int i = only_here(n);
+      if (layout.head_quads[i]) {
+        stage_quads(i, inputs.logits[i], true, channel, count, layout.heads[i]);
+      } else {
+        stage(i, inputs.logits[i], channel, count, layout.heads[i]);
+      }
+    }
   }
 
   HMSA_DEVICE_PHASE void stage_attention() const {
     HMSA_ROLLED
-    for (int i = 1; i < chain().count; ++i) {
-      stage(i, inputs.attention[i], chain().class_wise ? channel : 0, 1, layout.attention_heads[i]);
+    for (int n = 1; n < chain().count; ++n) {
+      const int i = only_here(n);
+      const int64_t first = chain().class_wise ? channel : 0;
+      if (layout.head_quads[i]) {
+        stage_quads(i, inputs.attention[i], layout.attention_quads[i], first, 1, layout.attention_heads[i]);
+      } else {
+        stage(i, inputs.attention[i], first, 1, layout.attention_heads[i]);
+      }
     }
   }
 
@@ -428,28 +570,33 @@ struct ChainTile {
     int32_t factor_row;
   };
 
-  template <After kAfter>
+  // kPlanes: plane k goes with plane k + pairs.
+  template <After kAfter, int kPlanes = 1>
   HMSA_DEVICE void resample(const Resampling& job) const {
     const int32_t base = windows().rows[job.slot].lo;
-    for_runs(job.slot, job.rows, job.planes, [&](const Item& item) {
-      RowStream<T, false> source;
+    for_runs(job.slot, job.rows, kPlanes > 1 ? layout.pairs : job.planes, [&](const Item& item) {
+      if (kPlanes > 1 && item.k >= job.planes) return;
+      RowStream<T, false, kPlanes> source;
       source.begin(job.link, layout.quads[job.slot], item.q, job.source, item.k, item.row - base);
       const int32_t column = item.q * static_cast<int32_t>(sizeof(Quad<T>));
       int32_t to = job.target.at(item.k, item.row - job.target_row) + column;
       int32_t factor = job.factor.at(item.k, item.row - job.factor_row) + column;
+      const int32_t end = to + item.height * job.target.pitch;
       HMSA_ROLLED
-      for (int32_t r = 0; r < item.height; ++r, to += job.target.pitch, factor += job.factor.pitch) {
-        Quad<T> value = source.next();
-        if (kAfter == After::kFactor) {
-          const Quad<T> by = quad_at<T>(factor);
+      for (; to != end; to += job.target.pitch, factor += job.factor.pitch) {
+        const Tap<T> tap = source.step();
+        Quad<T> by{};
+        if (kAfter == After::kFactor) by = quad_at<T>(factor);
+        HMSA_UNROLL
+        for (int p = 0; p < kPlanes; ++p) {
+          Quad<T> value = source.value(tap, p);
           HMSA_UNROLL
-          for (int j = 0; j < kQuad; ++j) value.of[j] *= by.of[j];
+          for (int j = 0; j < kQuad; ++j) {
+            if (kAfter == After::kFactor) value.of[j] *= by.of[j];
+            if (kAfter == After::kComplement) value.of[j] = T(1) - value.of[j];
+          }
+          put_quad(to + p * job.target.pair, value);
         }
-        if (kAfter == After::kComplement) {
-          HMSA_UNROLL
-          for (int j = 0; j < kQuad; ++j) value.of[j] = T(1) - value.of[j];
-        }
-        put_quad(to, value);
       }
     });
   }
@@ -476,75 +623,106 @@ struct ChainTile {
   // ---- the chain ------------------------------------------------------------------------------------------------------
 
   // P of an upper scale on rows `range` of its grid; on the output, the lower scales follow. kUpper says whether L of the
-  // scale is blended in, kLowers how many lower scales there are, or kAnyLowers. The sink gets, row by row,
-  //
-  //     upper(i, logit, before)   L and R P where they are blended by the attention of scale i
-  //     lower(i, before)          P before the product of scale i comes in; false ends the row
-  //     result(fused)             P
-  //
-  // after begin(item), which says whether the item is wanted.
-  template <bool kUpper, int kLowers, typename Sink>
+  // scale is blended in, kLowers how many lower scales there are, or kAnyLowers. Plane k goes with plane k + pairs if
+  // kPlanes is 2. The sink gets begin(item), then put<whole>(plane, P) for every plane and next() for every row; `whole`
+  // is what it has said of itself.
+  template <bool kUpper, int kLowers, int kPlanes, typename Sink>
   HMSA_DEVICE void fuse(int slot, Range range, Sink& sink) const {
-    constexpr int kStreams = kLowers == kAnyLowers ? kMaxScales : kLowers > 0 ? kLowers : 1;
-    const int32_t quads = layout.quads[slot];
     const int32_t base = windows().rows[slot].lo;
-    const int unit = chain().unit;
-    const int lowers = slot == output_slot(chain()) ? chain().count - 1 - unit : 0;
-    for_runs(slot, range, count, [&](const Item& item) {
-      if (!sink.begin(item)) return;
-      const int32_t row = item.row - base;
-      const bool from_head = slot == 0 || is_composed(chain(), slot - 1);
-      const int source = slot == 0 ? 0 : slot - 1;
-      LinkTables link = from_head ? layout.up[source] : layout.across[source];
-      // A branch that no warp takes costs less than loops over no taps.
-      if (!more_rows) link.more_rows = 0;
-      if (!more_columns) link.more_columns = 0;
-      RowStream<T, kUpper || kLowers == kAnyLowers> start;
-      RowStream<T, false> own;
-      RowStream<T, false> products[kStreams];
-      start.begin(link, quads, item.q, from_head ? layout.heads[source] : layout.levels[source], item.k, row);
-      if (kUpper) own.begin(layout.up[slot], quads, item.q, layout.heads[slot], item.k, row);
-      const auto for_lowers = [&](const auto& body) {
-        if constexpr (kLowers == kAnyLowers) {
-          HMSA_ROLLED
-          for (int l = 0; l < lowers; ++l) body(l);
-        } else {
-          HMSA_UNROLL
-          for (int l = 0; l < kLowers; ++l) body(l);
-        }
-      };
-      for_lowers([&](int l) {
-        const int i = unit + 1 + l;
-        products[l].begin(layout.across[i], quads, item.q, layout.levels[i], item.k, row);
-      });
-      const int32_t pitch = layout.pitch[slot];
-      const int32_t pixel = row * pitch + item.q * static_cast<int32_t>(sizeof(Quad<T>));
-      // All single planes of the output lie one behind the other.
-      const T* factors =
-          shared_at<const T>(kUpper ? layout.attention[slot].offset + pixel : layout.keep[unit + 1].offset + pixel);
-      HMSA_ROLLED
-      for (int32_t r = 0; r < item.height; ++r) {
-        Quad<T> fused = start.next();
-        if (kUpper) {
-          const Quad<T> logit = own.next();
-          const Quad<T> a = *reinterpret_cast<const Quad<T>*>(factors);
-          sink.upper(slot, logit, fused);
-          HMSA_UNROLL
-          for (int j = 0; j < kQuad; ++j) fused.of[j] = a.of[j] * logit.of[j] + (T(1) - a.of[j]) * fused.of[j];
-        }
-        for_lowers([&](int l) {
-          const int i = unit + 1 + l;
-          sink.lower(i, fused);
-          const Quad<T> product = products[l].next();
-          const int32_t plane = (l + (kUpper ? 1 : 0)) * layout.factor_plane;
-          const Quad<T> keep = *reinterpret_cast<const Quad<T>*>(below(factors, plane));
-          HMSA_UNROLL
-          for (int j = 0; j < kQuad; ++j) fused.of[j] = product.of[j] + keep.of[j] * fused.of[j];
-        });
-        sink.result(fused);
-        factors = below(factors, pitch);
+    for_runs(slot, range, kPlanes > 1 ? layout.pairs : layout.planes, [&](const Item& item) {
+      if (item.k >= count || !sink.begin(item)) return;
+      Streams<kUpper, kLowers, kPlanes> streams;
+      begin_streams(streams, slot, item, item.row - base);
+      // Loops of their own for the two ways to store keep the strides of one out of the registers of the other.
+      if (sink.whole) {
+        fuse_rows<true>(streams, slot, sink);
+      } else {
+        fuse_rows<false>(streams, slot, sink);
       }
     });
+  }
+
+ private:
+  // What the rows of a run are made of.
+  template <bool kUpper, int kLowers, int kPlanes>
+  struct Streams {
+    static constexpr int kCount = kLowers == kAnyLowers ? kMaxScales : kLowers > 0 ? kLowers : 1;
+    RowStream<T, kUpper || kLowers <= 0, kPlanes> start;
+    RowStream<T, false, kPlanes> own;
+    RowStream<T, false, kPlanes> products[kCount];
+    int32_t factor;  // A of the scale, else 1 - R A of the first lower one; those behind it are whole planes further
+    int32_t end;
+    int lowers;
+  };
+
+  template <bool kUpper, int kLowers, int kPlanes>
+  HMSA_DEVICE void begin_streams(Streams<kUpper, kLowers, kPlanes>& streams, int slot, const Item& item,
+                                 int32_t row) const {
+    const int32_t quads = layout.quads[slot];
+    const int unit = kLowers > 0 ? slot : chain().unit;
+    const bool from_head = kLowers > 0 || slot == 0 || is_composed(chain(), slot - 1);
+    const int source = slot == 0 ? 0 : slot - 1;
+    LinkTables link = from_head ? layout.up[source] : layout.across[source];
+    // A branch that no warp takes costs less than loops over no taps.
+    if (!more_rows) link.more_rows = 0;
+    if (!more_columns) link.more_columns = 0;
+    streams.start.begin(link, quads, item.q, from_head ? layout.heads[source] : layout.levels[source], item.k, row);
+    if (kUpper) streams.own.begin(layout.up[slot], quads, item.q, layout.heads[slot], item.k, row);
+    streams.lowers = slot == output_slot(chain()) ? chain().count - 1 - unit : 0;
+    HMSA_UNROLL
+    for (int l = 0; l < (kLowers == kAnyLowers ? streams.lowers : kLowers); ++l) {
+      const int i = unit + 1 + l;
+      streams.products[l].begin(layout.across[i], quads, item.q, layout.levels[i], item.k, row);
+    }
+    const int32_t pitch = layout.pitch[slot];
+    streams.factor = (kUpper ? layout.attention[slot].offset : layout.keep[unit + 1].offset) + row * pitch +
+                     item.q * static_cast<int32_t>(sizeof(Quad<T>));
+    streams.end = streams.factor + item.height * pitch;
+  }
+
+  template <bool kWhole, bool kUpper, int kLowers, int kPlanes, typename Sink>
+  HMSA_DEVICE void fuse_rows(Streams<kUpper, kLowers, kPlanes>& streams, int slot, Sink& sink) const {
+    HMSA_ROLLED
+    for (; streams.factor != streams.end; streams.factor += layout.pitch[slot]) {
+      // All streams go on before any value is made: fewer numbers are held meanwhile.
+      constexpr bool kAny = kLowers == kAnyLowers;
+      const Tap<T> tap = streams.start.step();
+      Tap<T> own_tap;
+      if (kUpper) own_tap = streams.own.step();
+      Tap<T> lower_taps[kAny || kLowers == 0 ? 1 : kLowers];
+      HMSA_UNROLL
+      for (int l = 0; l < (kAny ? 0 : kLowers); ++l) lower_taps[l] = streams.products[l].step();
+      Quad<T> fused[kPlanes];
+      HMSA_UNROLL
+      for (int p = 0; p < kPlanes; ++p) fused[p] = streams.start.value(tap, p);
+      streams.start.add_more(fused);
+      if (kUpper) {
+        const Quad<T> a = quad_at<T>(streams.factor);
+        HMSA_UNROLL
+        for (int p = 0; p < kPlanes; ++p) {
+          const Quad<T> logit = streams.own.value(own_tap, p);
+          HMSA_UNROLL
+          for (int j = 0; j < kQuad; ++j) {
+            fused[p].of[j] = a.of[j] * logit.of[j] + (T(1) - a.of[j]) * fused[p].of[j];
+          }
+        }
+      }
+      HMSA_UNROLL
+      for (int l = 0; l < (kAny ? streams.lowers : kLowers); ++l) {
+        auto& product = streams.products[l];
+        if (kAny) lower_taps[0] = product.step();
+        const Quad<T> keep = quad_at<T>(streams.factor + (l + (kUpper ? 1 : 0)) * layout.factor_plane);
+        HMSA_UNROLL
+        for (int p = 0; p < kPlanes; ++p) {
+          const Quad<T> added = product.value(lower_taps[kAny ? 0 : l], p);
+          HMSA_UNROLL
+          for (int j = 0; j < kQuad; ++j) fused[p].of[j] = added.of[j] + keep.of[j] * fused[p].of[j];
+        }
+      }
+      HMSA_UNROLL
+      for (int p = 0; p < kPlanes; ++p) sink.template put<kWhole>(p, fused[p]);
+      sink.next();
+    }
   }
 };
 
@@ -580,25 +758,41 @@ TileSizes tile_sizes(const Chain& chain, Extent output, const Also& also) {
   return sizes;
 }
 
+// Which heads are read quad by quad. To be said before place_tile; windows then need widen_to_quads.
+template <typename S>
+void choose_head_quads(const ChainInputs<S>& inputs, TileLayout& layout) {
+  for (int i = 0; i < inputs.chain.count; ++i) {
+    const Extent size = inputs.chain.heads[i];
+    layout.head_quads[i] = lies_in_quads(inputs.logits[i], inputs.batch, inputs.classes, size);
+    layout.attention_quads[i] =
+        i > 0 && lies_in_quads(inputs.attention[i], inputs.batch, inputs.chain.class_wise ? inputs.classes : 1, size);
+  }
+}
+
 // Gives the tables and planes of the forward direction their places. `levels_to`: of the lower scales before it.
+// `at_once`: planes of a thread.
 template <typename T>
 void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int levels_to, int32_t run_threads,
-                Arena& arena, TileLayout& layout) {
+                Arena& arena, TileLayout& layout, int at_once = 1) {
   layout.planes = planes;
   layout.by_planes = division_by(planes);
+  layout.pairs = divide_up(planes, 2);
+  layout.by_pairs = division_by(layout.pairs);
   layout.windows = arena.take_array<TileWindows>(1);
+  const int32_t lanes = at_once > 1 ? layout.pairs : planes;
+  const int32_t places = at_once * lanes;  // a last plane without a second has room for one
   for (int slot = 0; slot < kGridSlots; ++slot) {
     layout.rows[slot] = sizes.grids[slot].height;
     layout.quads[slot] = larger(1, divide_up(sizes.grids[slot].width, kQuad));
     layout.by_quads[slot] = division_by(layout.quads[slot]);
     layout.pitch[slot] = layout.quads[slot] * static_cast<int32_t>(sizeof(Quad<T>));
     // Runs of one length as long as they may be, if every thread has one.
-    const int32_t all = smaller(run_threads, 1024) / larger(1, layout.quads[slot] * planes);
+    const int32_t all = smaller(run_threads, 1024) / larger(1, layout.quads[slot] * lanes);
     const int32_t runs = larger(1, smaller(all, layout.rows[slot] / kRun));
     layout.run[slot] = larger(1, divide_up(layout.rows[slot], runs));
     layout.by_run[slot] = division_by(layout.run[slot]);
   }
-  const auto tables = [&](int slot, bool composed) {
+  const auto tables = [&](int slot, const Map& source, bool composed, bool same_rows) {
     LinkTables link{};
     const int32_t rows = layout.rows[slot] + kRun;
     const int32_t columns = layout.quads[slot] * kQuad;
@@ -606,25 +800,38 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
     link.columns = arena.take_array<Tap<T>>(columns);
     if (composed) link.more_rows = arena.take_array<MoreTaps<T>>(rows);
     if (composed) link.more_columns = arena.take_array<MoreTaps<T>>(columns);
+    link.weights = arena.take_array<T>(2 * columns);
+    link.kinds = arena.take_array<QuadPlace>(layout.quads[slot]);
+    link.aligned = (source.offset | source.plane | source.pitch) % static_cast<int32_t>(2 * sizeof(T)) == 0;
+    link.single_rows = same_rows && !composed;
     return link;
   };
-  // An odd number of elements from plane to plane: threads of neighbouring channels find different banks.
+  const auto head_columns = [&](int i) {
+    const int32_t columns = larger(1, sizes.heads[i].width);
+    return layout.head_quads[i] ? round_up(columns + kQuad - 1, kQuad) : columns;
+  };
+  // Threads of neighbouring channels find different banks if there is an odd number of elements from plane to plane,
+  // threads of neighbouring columns read pairs if it is even.
   const auto head = [&](int i, int32_t count) {
     Map map{};
-    const int32_t columns = larger(1, sizes.heads[i].width);
+    const int32_t columns = head_columns(i);
     map.pitch = columns * static_cast<int32_t>(sizeof(T));
     const int32_t elements = columns * larger(1, sizes.heads[i].height);
-    map.plane = (elements + (elements % 2 == 0 ? 1 : 0)) * static_cast<int32_t>(sizeof(T));
+    const int32_t gap = layout.head_quads[i] || (elements % 2 == 1) == layout.together ? 0 : 1;
+    map.plane = (elements + gap) * static_cast<int32_t>(sizeof(T));
+    map.pair = layout.pairs * map.plane;
     map.offset = arena.take(static_cast<int64_t>(count) * map.plane);
     return map;
   };
   const int output = output_slot(chain);
   for (int i = 0; i < chain.count; ++i) {
     const int next = next_slot(chain, i);
-    layout.head_columns[i] = division_by(larger(1, sizes.heads[i].width));
-    layout.head_areas[i] = division_by(larger(1, sizes.heads[i].width) * larger(1, sizes.heads[i].height));
-    layout.up[i] = tables(is_composed(chain, i) ? next : i, is_composed(chain, i));
-    layout.heads[i] = head(i, planes);
+    const int32_t across = layout.head_quads[i] ? head_columns(i) / kQuad : head_columns(i);
+    layout.head_columns[i] = division_by(across);
+    layout.head_areas[i] = division_by(across * larger(1, sizes.heads[i].height));
+    layout.heads[i] = head(i, places);
+    layout.up[i] =
+        tables(is_composed(chain, i) ? next : i, layout.heads[i], is_composed(chain, i), chain.up[i].rows.identity());
     if (i > 0) {
       layout.attention_heads[i] = head(i, 1);
       layout.attention[i] = arena.take_map<T>(1, layout.rows[i], layout.quads[i]);
@@ -635,8 +842,11 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
         layout.keep[l] = arena.take_map<T>(1, layout.rows[output], layout.quads[output]);
     }
     if (!has_level(chain, i)) continue;
-    layout.across[i] = tables(next, false);
-    if (i < levels_to) layout.levels[i] = arena.take_map<T>(planes, layout.rows[i], layout.quads[i]);
+    if (i < levels_to) {
+      layout.levels[i] = arena.take_map<T>(places, layout.rows[i], layout.quads[i]);
+      layout.levels[i].pair = layout.pairs * layout.levels[i].plane;
+    }
+    layout.across[i] = tables(next, layout.levels[i], false, chain.across[i].rows.identity());
   }
 }
 

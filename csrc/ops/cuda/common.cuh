@@ -33,6 +33,14 @@ HMSA_DEVICE void not_predicated() {
 #endif
 }
 
+// The same number, from which nothing is worked out ahead of a loop: what seldom comes must not hold registers.
+HMSA_DEVICE int32_t only_here(int32_t number) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(number));
+#endif
+  return number;
+}
+
 HMSA_DEVICE int32_t thread() { return static_cast<int32_t>(threadIdx.x); }
 HMSA_DEVICE int32_t threads() { return static_cast<int32_t>(blockDim.x); }
 
@@ -88,6 +96,7 @@ struct Map {
   int32_t offset;
   int32_t plane;
   int32_t pitch;
+  int32_t pair;  // from a plane to the one that a thread makes with it
 
   HMSA_HOST_DEVICE int32_t at(int32_t k, int32_t row) const { return offset + k * plane + row * pitch; }
 };
@@ -113,7 +122,7 @@ struct Arena {
     const int64_t pitch = quads * kQuad * static_cast<int64_t>(sizeof(T));
     const int64_t plane = rows * pitch + gap;
     const int32_t at = take(planes * plane);
-    return bytes >= kTooMuch ? Map{} : Map{at, static_cast<int32_t>(plane), static_cast<int32_t>(pitch)};
+    return bytes >= kTooMuch ? Map{} : Map{at, static_cast<int32_t>(plane), static_cast<int32_t>(pitch), 0};
   }
 };
 
@@ -240,12 +249,18 @@ HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const AxisMap& map, Axis axis, int32_t 
   return any;
 }
 
+// For columns at the borders of the middle map, too, where all that is read is the first or the last element.
 template <typename T>
-HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, Axis, int32_t o) {
+HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, Axis axis, int32_t o) {
   const ComposedTaps<T> taps = map.taps<T>(o);
   AnyTaps<T> any{};
   if (taps.count == 1) {
-    any.tap = Tap<T>{taps.index[0], taps.index[0], T(0.5) * taps.weight[0], T(0.5) * taps.weight[0]};
+    const bool last = axis == Axis::kColumns && taps.index[0] > 0 && taps.index[0] == map.inner.in - 1 && !map.copies();
+    any.tap = Tap<T>{taps.index[0], taps.index[0] + (last ? 1 : 0), T(0.5) * taps.weight[0], T(0.5) * taps.weight[0]};
+    return any;
+  }
+  if (axis == Axis::kColumns && taps.count == 2 && taps.index[0] == 0 && taps.index[1] == 1 && taps.weight[1] == T(0)) {
+    any.tap = Tap<T>{-1, 0, T(0), taps.weight[0]};
     return any;
   }
   any.tap = Tap<T>{taps.index[0], taps.index[1], taps.weight[0], taps.weight[1]};
@@ -262,6 +277,15 @@ HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, Axis, int32_t o
 HMSA_HOST_DEVICE int32_t outputs_of(const AxisMap& map) { return map.out; }
 HMSA_HOST_DEVICE int32_t outputs_of(const ComposedMap& map) { return map.outer.out; }
 
+// How the first taps of the columns of a quad lie, counted from the first of them, where the second ones are the neighbours:
+// at nearly all quads of a resize by a whole number they are a few neighbouring elements. `Aligned`: at an even one.
+enum class QuadKind : int32_t { kAny, k0000, k0011, k0112, k0112Aligned };
+
+struct alignas(8) QuadPlace {
+  int32_t first;  // tap of the first column, in bytes
+  QuadKind kind;
+};
+
 // Tables of taps in shared memory, offsets in bytes. Taps of columns are stored by place in the quad, then by quad, so
 // that neighbouring threads read neighbouring taps.
 struct LinkTables {
@@ -269,7 +293,24 @@ struct LinkTables {
   int32_t more_rows;  // 0 where two taps are enough
   int32_t columns;
   int32_t more_columns;
+  int32_t weights;   // of the columns once more: first weights quad by quad, then second ones
+  int32_t kinds;     // QuadPlace of each quad
+  bool aligned;      // pairs of elements of the source lie at multiples of their size
+  bool single_rows;  // the number of rows stays: both taps of one are the same
 };
+
+// The taps of rows, too, but where their number stays: there a first row that is zero, times -0, is added to the second.
+// That leaves any number as it is, and nobody needs to copy the row.
+template <typename T>
+HMSA_HOST_DEVICE AnyTaps<T> row_taps_of(const AxisMap& map, int32_t o) {
+  AnyTaps<T> any = taps_of<T>(map, Axis::kRows, o);
+  if (map.identity()) any.tap = Tap<T>{any.tap.first, any.tap.first, T(-0.0), T(1)};
+  return any;
+}
+template <typename T>
+HMSA_HOST_DEVICE AnyTaps<T> row_taps_of(const ComposedMap& map, int32_t o) {
+  return taps_of<T>(map, Axis::kRows, o);
+}
 
 // Fills the taps of rows `range`, and of kRun more that repeat the last of them, so that whole runs can be read. Returns
 // whether any of those that this thread made reads more than two inputs.
@@ -277,7 +318,7 @@ template <typename T, typename AnyMap>
 HMSA_DEVICE_CALL bool fill_row_taps(int32_t table, int32_t more, const AnyMap map, Range range, int32_t first_source) {
   bool any_more = false;
   for (int32_t k = thread(); k < range.size() + kRun; k += threads()) {
-    AnyTaps<T> any = taps_of<T>(map, Axis::kRows, element_of(smaller(range.lo + k, range.hi - 1), outputs_of(map)));
+    AnyTaps<T> any = row_taps_of<T>(map, element_of(smaller(range.lo + k, range.hi - 1), outputs_of(map)));
     any.tap.first -= first_source;
     any.tap.second -= first_source;
     shared_at<Tap<T>>(table)[k] = any.tap;
@@ -309,6 +350,43 @@ HMSA_DEVICE_CALL bool fill_column_taps(int32_t table, int32_t more, const AnyMap
   return any_more;
 }
 
+// The weights of columns whose taps this thread has just filled, once more (LinkTables::weights).
+template <typename T>
+HMSA_DEVICE void fill_column_weights(const LinkTables& link, int32_t quads) {
+  for (int32_t k = thread(); k < quads * kQuad; k += threads()) {
+    const Tap<T>& tap = shared_at<const Tap<T>>(link.columns)[k];
+    const int32_t place = k % quads * kQuad + k / quads;
+    shared_at<T>(link.weights)[place] = tap.first_weight;
+    shared_at<T>(link.weights)[quads * kQuad + place] = tap.second_weight;
+  }
+}
+
+// How the quads lie, after a barrier behind fill_column_taps.
+template <typename T>
+HMSA_DEVICE_CALL void fill_quad_places(const LinkTables& link, int32_t quads) {
+  constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
+  for (int32_t q = thread(); q < quads; q += threads()) {
+    const Tap<T>* const taps = shared_at<const Tap<T>>(link.columns) + q;
+    bool neighbours = true;
+    int32_t pattern = 0;
+    for (int j = 0; j < kQuad; ++j) {
+      const Tap<T>& tap = taps[j * quads];
+      neighbours = neighbours && tap.second - tap.first == kBytes;
+      if (link.more_columns != 0) {
+        neighbours = neighbours && shared_at<const MoreTaps<T>>(link.more_columns)[j * quads + q].count == 0;
+      }
+      pattern = pattern * 16 + (tap.first - taps->first) / kBytes;
+    }
+    const bool aligned = link.aligned && taps->first % (2 * kBytes) == 0;
+    shared_at<QuadPlace>(link.kinds)[q] = {taps->first, !neighbours ? QuadKind::kAny
+                                                        : pattern == 0x0112
+                                                            ? (aligned ? QuadKind::k0112Aligned : QuadKind::k0112)
+                                                        : pattern == 0x0011 ? QuadKind::k0011
+                                                        : pattern == 0x0000 ? QuadKind::k0000
+                                                                            : QuadKind::kAny};
+  }
+}
+
 // ---- bounds of windows, for the host --------------------------------------------------------------------------------
 
 // Most inputs, first to last, that n consecutive outputs read, with the copies before and behind.
@@ -318,7 +396,8 @@ inline int32_t most_sources(const AxisMap& map, int32_t n) {
   return most < map.in + 2 ? static_cast<int32_t>(most) : map.in + 2;
 }
 inline int32_t most_sources(const ComposedMap& map, int32_t n) {
-  return most_sources(map.inner, most_sources(map.outer, n));
+  if (n == 0) return 0;
+  return smaller(most_sources(map.inner, most_sources(map.outer, n)) + 2, map.inner.in + 2);
 }
 
 // Most outputs that read any of n consecutive inputs: as many as integers fit an open interval.

@@ -16,6 +16,12 @@ constexpr int32_t kForwardThreads = 320;
 template <typename T>
 constexpr int kForwardBlocks = sizeof(T) == 4 ? 2 : 1;
 
+// Of the output, in bytes.
+struct Strides {
+  int64_t row;
+  int64_t pair;  // from a channel to the one that a thread makes with it
+};
+
 struct ForwardPlan {
   TileLayout tile;
   Extent size;     // of a tile
@@ -23,6 +29,7 @@ struct ForwardPlan {
   int32_t groups;  // of channels
   int32_t shares;  // of the groups, each a block's
   bool quads;      // a quad of the output is one store
+  Strides strides;
   int32_t bytes;
 };
 
@@ -33,18 +40,18 @@ struct LevelSink {
   const ChainTile<S>& tile;
   int slot;
   int32_t to;
+  static constexpr bool whole = true;
 
   HMSA_DEVICE bool begin(const Item& item) {
     to = tile.layout.levels[slot].at(item.k, item.row - tile.windows().rows[slot].lo) +
          item.q * static_cast<int32_t>(sizeof(Quad<T>));
     return true;
   }
-  HMSA_DEVICE void upper(int, const Quad<T>&, const Quad<T>&) const {}
-  HMSA_DEVICE void lower(int, const Quad<T>&) const {}
-  HMSA_DEVICE void result(const Quad<T>& fused) {
+  template <bool>
+  HMSA_DEVICE void put(int, const Quad<T>& fused) const {
     put_quad(to, fused);
-    to += tile.layout.levels[slot].pitch;
   }
+  HMSA_DEVICE void next() { to += tile.layout.levels[slot].pitch; }
 };
 
 // P of the output, to global memory.
@@ -53,31 +60,46 @@ struct OutputSink {
   using T = arithmetic_t<S>;
   const MapView<S>& output;
   const ChainTile<S>& tile;
-  bool quads;
+  const Strides& strides;
+  bool whole;
   S* to;
   int32_t columns;
+  bool both;  // planes of the item are wanted
 
   HMSA_DEVICE bool begin(const Item& item) {
     const Range range = tile.windows().columns[output_slot(tile.chain())];
     const int32_t column = range.lo + item.q * kQuad;
     columns = range.hi - column;
     to = output.at(tile.b, tile.channel + item.k, item.row, column);
-    return columns > 0 && item.k < tile.count;
+    both = item.k + tile.layout.pairs < tile.count;
+    return columns > 0;
   }
-  HMSA_DEVICE void upper(int, const Quad<T>&, const Quad<T>&) const {}
-  HMSA_DEVICE void lower(int, const Quad<T>&) const {}
-  HMSA_DEVICE void result(const Quad<T>& fused) {
-    store_quad(to, output.column, quads, columns, fused);
-    to += output.row;
+  template <bool kWhole>
+  HMSA_DEVICE void put(int p, const Quad<T>& fused) const {
+    if (p == 0) store_quad(to, output.column, kWhole, columns, fused);
+    if (p > 0 && both) store_quad(beyond(to, strides.pair), output.column, kWhole, columns, fused);
+  }
+  HMSA_DEVICE void next() { to = beyond(to, strides.row); }
+  static HMSA_DEVICE S* beyond(S* from, int64_t bytes) {
+    return reinterpret_cast<S*>(reinterpret_cast<unsigned char*>(from) + bytes);
   }
 };
+
+// Planes of a thread: as many as its registers hold.
+constexpr int planes_of(int lowers, bool upper) { return lowers == kAnyLowers || lowers + upper > 2 ? 1 : 2; }
 
 template <typename S, bool kUpper, int kLowers>
 __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S>>)
     fuse_scales_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER ForwardPlan plan) {
   using After = typename ChainTile<S>::After;
+  constexpr int kPlanes = planes_of(kLowers, kUpper);
   const Chain& chain = problem.chain;
-  const int output = output_slot(chain);
+  // Usual chains have their indices in the code: what the layout says of them is then read from constant memory where it
+  // is needed, and held in no register.
+  constexpr bool kUsual = kLowers > 0;
+  const int unit = kUsual ? (kUpper ? 1 : 0) : chain.unit;
+  const int count = kUsual ? unit + 1 + kLowers : chain.count;
+  const int output = kUsual ? unit : output_slot(chain);
   ChainTile<S> tile{problem, plan.tile, 0, 0, 0, false, false};
   TileWindows& windows = tile.windows();
   if (thread() < 2) {
@@ -89,6 +111,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
                       smaller((index + 1) * side, axis == Axis::kRows ? chain.size.height : chain.size.width)};
     set_windows(chain, axis, range, axis == Axis::kRows ? windows.rows : windows.columns,
                 axis == Axis::kRows ? windows.head_rows : windows.head_columns, [](int) { return Range{0, 0}; });
+    if (axis == Axis::kColumns) widen_to_quads(chain, plan.tile, windows.head_columns);
   }
   __syncthreads();
   const bool more_columns = tile.fill_columns();
@@ -107,25 +130,27 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
       __syncthreads();
       // First A of every scale, then what is made with it: 1 - R A, A * L.
       if (attend) {
-        for (int i = 1; i < chain.count; ++i) tile.template resample<After::kNothing>(tile.attention_job(i));
+        HMSA_ROLLED
+        for (int i = 1; i < count; ++i) tile.template resample<After::kNothing>(tile.attention_job(only_here(i)));
         __syncthreads();
-        for (int i = chain.unit + 1; i < chain.count; ++i) {
-          tile.template resample<After::kComplement>(tile.keep_job(i));
+        HMSA_ROLLED
+        for (int i = unit + 1; i < count; ++i) {
+          tile.template resample<After::kComplement>(tile.keep_job(only_here(i)));
         }
       }
-      for (int i = chain.unit + 1; i < chain.count; ++i) {
-        tile.template resample<After::kFactor>(tile.level_job(i));
+      for (int i = unit + 1; i < count; ++i) {
+        tile.template resample<After::kFactor, kPlanes>(tile.level_job(i));
       }
       __syncthreads();
       if constexpr (kLowers == kAnyLowers) {
         for (int slot = 1; slot < output; ++slot) {
           LevelSink<S> sink{tile, slot, 0};
-          tile.template fuse<true, kAnyLowers>(slot, windows.rows[slot], sink);
+          tile.template fuse<true, kAnyLowers, 1>(slot, windows.rows[slot], sink);
           __syncthreads();
         }
       }
-      OutputSink<S> sink{problem.output, tile, plan.quads, nullptr, 0};
-      tile.template fuse<kUpper, kLowers>(output, windows.rows[output], sink);
+      OutputSink<S> sink{problem.output, tile, plan.strides, plan.quads, nullptr, 0, false};
+      tile.template fuse<kUpper, kLowers, kPlanes>(output, windows.rows[output], sink);
       __syncthreads();
     }
   }
@@ -134,7 +159,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
 // ---- the launch ----------------------------------------------------------------------------------------------------
 
 template <typename S>
-ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t planes) {
+ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t planes, bool together) {
   using T = arithmetic_t<S>;
   const Chain& chain = problem.chain;
   ForwardPlan plan{};
@@ -143,7 +168,9 @@ ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t p
   plan.groups = static_cast<int32_t>((problem.classes + planes - 1) / planes);
   Arena arena;
   const TileSizes sizes = tile_sizes(chain, size, [](int, Extent) { return Extent{0, 0}; });
-  place_tile<T>(chain, sizes, planes, chain.count, kForwardThreads, arena, plan.tile);
+  plan.tile.together = together;
+  choose_head_quads(problem, plan.tile);
+  place_tile<T>(chain, sizes, planes, chain.count, kForwardThreads, arena, plan.tile, 2);
   int32_t widest = 1;
   for (const int32_t quads : plan.tile.quads) widest = larger(widest, quads);
   arena.take(static_cast<int64_t>(kRun) * widest * sizeof(Quad<T>));  // the last run of a map may end below it
@@ -165,7 +192,7 @@ ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
   Extent tile{smaller(size.height, pixels ? 16 : 64), smaller(size.width, pixels ? 32 : 64)};
   const int32_t budget = shared_budget(kForwardBlocks<T>);
   const int32_t most = shared_budget(1);
-  ForwardPlan plan = plan_for(problem, tile, planes);
+  ForwardPlan plan = plan_for(problem, tile, planes, pixels);
   while (plan.bytes > budget && (tile.height > 1 || tile.width > 1 || planes > 1)) {
     if (planes > 4) {
       planes = divide_up(planes, 2);
@@ -180,10 +207,11 @@ ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
     } else {
       tile = Extent{divide_up(tile.height, 2), divide_up(tile.width, 2)};
     }
-    plan = plan_for(problem, tile, planes);
+    plan = plan_for(problem, tile, planes, pixels);
   }
-  plan.tile.together = pixels;
   plan.quads = lies_in_quads(problem.output, problem.batch, problem.classes, size) && plan.size.width % kQuad == 0;
+  plan.strides = Strides{problem.output.row * static_cast<int64_t>(sizeof(S)),
+                         problem.output.channel * plan.tile.pairs * static_cast<int64_t>(sizeof(S))};
   // Few tiles share their groups among blocks, as many as the device runs at once.
   const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width * problem.batch;
   const int64_t wanted = wanted_blocks() / tiles;

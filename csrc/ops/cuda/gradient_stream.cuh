@@ -59,7 +59,7 @@ struct Ring {
   HMSA_HOST_DEVICE int32_t at(int32_t row) const { return offset + (row & mask) * pitch; }
 };
 
-// The rows of a source, stretched along columns, as a lane goes down the rows of a resize: RowStream for a warp. A source
+// The rows of a source, stretched along columns, as a lane goes down the rows of a resize. A source
 // has a member row(r), which gives its row r as a function of the column, counted from the lane's first tap; rows and
 // columns that the map does not have are those that taps_of speaks of.
 template <typename T, bool kComposed, typename Source>
@@ -69,42 +69,46 @@ struct LaneStream {
   T first_weight[kComposed ? kQuad : 1];  // 1 - second_weight where taps are two
   Quad<T> a, b;                           // stretched rows: `lower` is that of b, a is the one above
   int32_t upper, lower;
-  int32_t kind;  // a QuadKind, or kThree and a bit for each column
+  int32_t kind;
+
+  // Which elements the columns of a quad read: any; two pairs of three neighbours, with a bit for each column that has the
+  // second pair; four neighbours, of which the two in the middle have the same pair.
+  static constexpr int32_t kAny = 0;
+  static constexpr int32_t kFour = 1;
 
   // `columns` says what taps count from and how many columns the source has, with those that stand for others.
   HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, Range columns, const Source& from) {
     constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
     source = from;
-    RowStream<T, kComposed> rows;
-    rows.begin(link, quads, q, Map{}, 0, 0);
-    HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) second_weight[j] = rows.second_weight[j];
-    HMSA_UNROLL
-    for (int j = 0; kComposed && j < kQuad; ++j) first_weight[j] = rows.first_weight[j];
-    lower = rows.lower;
-    upper = rows.upper;
+    lower = shared_at<const Tap<T>>(link.rows)->first - 1;
+    upper = lower;
     const int32_t first = columns.lo + shared_at<const Tap<T>>(link.columns)[q].first / kBytes;
-    const int32_t last = columns.lo + shared_at<const Tap<T>>(link.columns)[3 * quads + q].second / kBytes;
-    const bool inside = first >= 0 && last < columns.hi;
-    kind = inside && rows.kind != QuadKind::kSingles0123 ? static_cast<int32_t>(rows.kind) : 0;
-    if (inside && kind == 0) {
-      // Where quads do not begin with a column that lies on a source, they still have pairs of three neighbours.
-      bool three = true;
-      int32_t mask = 0;
-      HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) {
-        const Tap<T> tap = shared_at<const Tap<T>>(link.columns)[j * quads + q];
-        const int32_t step = columns.lo + tap.first / kBytes - first;
-        three = three && tap.second - tap.first == kBytes && (step == 0 || step == 1);
-        mask |= (step & 1) << j;
+    bool pairs = first >= 0;
+    bool three = true;
+    bool four = kComposed;
+    int32_t mask = 0;
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      const Tap<T> tap = shared_at<const Tap<T>>(link.columns)[j * quads + q];
+      second_weight[j] = tap.second_weight;
+      if (kComposed) first_weight[kComposed ? j : 0] = tap.first_weight;
+      const int32_t step = columns.lo + tap.first / kBytes - first;
+      pairs = pairs && tap.second - tap.first == kBytes && columns.lo + tap.second / kBytes < columns.hi;
+      three = three && (step == 0 || step == 1);
+      four = four && step == (j + 1) / 2;
+      mask |= (step & 1) << j;
+      if (kComposed && link.more_columns != 0) {
+        pairs = pairs && shared_at<const MoreTaps<T>>(link.more_columns)[j * quads + q].count == 0;
       }
-      if (three && !kComposed) kind = kThree + mask;
     }
-    source.begin(inside ? first : 0);
+    kind = pairs && three ? kThree + mask : pairs && four ? kFour : kAny;
+    source.begin(pairs ? first : 0);
   }
 
   // Pairs of three neighbours: which columns have the second pair.
   static constexpr int32_t kThree = 256;
+
+  HMSA_DEVICE static int32_t mask_of(int32_t kind) { return kind % kThree; }
 
   HMSA_DEVICE T first_of(int j) const { return kComposed ? first_weight[kComposed ? j : 0] : T(1) - second_weight[j]; }
 
@@ -112,7 +116,7 @@ struct LaneStream {
                            Quad<T>& to) const {
     const auto from = source.row(row);
     const auto set = [&](int j, T first, T second) { to.of[j] = first_of(j) * first + second_weight[j] * second; };
-    if (kind == static_cast<int32_t>(QuadKind::kPairs0011)) {
+    if (kind == kThree + 0xc) {
       const T x0 = from(0);
       const T x1 = from(1);
       const T x2 = from(2);
@@ -120,17 +124,17 @@ struct LaneStream {
       set(1, x0, x1);
       set(2, x1, x2);
       set(3, x1, x2);
-    } else if (kComposed && kind == static_cast<int32_t>(QuadKind::kPairs0112)) {
+    } else if (kComposed && kind == kFour) {
       const T x1 = from(1);
       const T x2 = from(2);
       set(0, from(0), x1);
       set(1, x1, x2);
       set(2, x1, x2);
       set(3, x2, from(3));
-    } else if (!kComposed && kind >= kThree) {
+    } else if (kind >= kThree) {
       const T x0 = from(0);
       const T x1 = from(1);
-      const T x2 = from(2);
+      const T x2 = from(mask_of(kind) != 0 ? 2 : 1);
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) set(j, kind >> j & 1 ? x1 : x0, kind >> j & 1 ? x2 : x1);
     } else {
@@ -163,7 +167,8 @@ struct LaneStream {
         a = b;
         stretch(lower, link, quads, q, columns, b);
       }
-      if (uniform(tap.first == tap.second)) a = b;
+      // Where the number of rows stays, the first row has no weight: it is zero, and is not read.
+      if (uniform(tap.first == tap.second)) a = kComposed ? b : Quad<T>{};
       upper = tap.first;
     }
     Quad<T> value;
@@ -265,10 +270,11 @@ struct RowSums {
 
   // A row of the source, whose first tap is the current row. `single`: taps may be the same row.
   HMSA_DEVICE void add(const Tap<T>& tap, const MoreTaps<T>* more, bool single, const Quad<T>& quad) {
-    add_to(0, tap.first_weight, quad);
     if (single && uniform(tap.second == tap.first)) {
+      if (kComposed) add_to(0, tap.first_weight, quad);
       add_to(0, tap.second_weight, quad);
     } else {
+      add_to(0, tap.first_weight, quad);
       add_to(1, tap.second_weight, quad);
     }
     if (kComposed && more != nullptr) {
