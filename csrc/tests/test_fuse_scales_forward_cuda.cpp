@@ -10,22 +10,6 @@ namespace {
 
 using namespace testing;
 
-// Which instantiation a launch takes. Names are those of the template's parameters.
-enum class Path { kPlanes4, kPixels4, kOneByOne };
-
-const char* name_of(Path path) {
-  return path == Path::kPlanes4   ? "planes, four at once"
-         : path == Path::kPixels4 ? "pixels, four at once"
-                                  : "one by one";
-}
-
-template <typename S>
-Path path_of(const hmsa::FuseScalesForward<S>& problem) {
-  const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(problem);
-  if (!hmsa::cuda::forward::goes_in_vectors(problem, layout)) return Path::kOneByOne;
-  return layout.pixels ? Path::kPixels4 : Path::kPlanes4;
-}
-
 template <typename S>
 Stored<S> forward(const Case& c, const Setup<S>& setup, Layout layout) {
   Stored<S> output(c.batch, c.channels, c.size, layout);
@@ -53,15 +37,6 @@ void expect_forward(const Case& c, Layout layout) {
   expect_forward<S>(c, layout, layout);
 }
 
-template <typename S>
-void expect_path(const Case& c, Layout layout, Path path) {
-  const Setup<S> setup(c, layout);
-  Stored<S> output(c.batch, c.channels, c.size, layout);
-  const Path taken = path_of(forward_problem(c, setup, output));
-  EXPECT(taken == path, text_of(c), ", ", name_of(layout), " goes ", name_of(taken), " instead of ", name_of(path));
-  expect_forward<S>(c, layout);
-}
-
 void forward_matches_plain_loops() {
   for (const Case& c : cases()) expect_forward<float>(c, Layout::kContiguous);
 }
@@ -70,27 +45,26 @@ void forward_matches_in_channels_last() {
   for (const Case& c : cases()) expect_forward<float>(c, Layout::kChannelsLast);
 }
 
-// Every instantiation, on a shape that four positions divide and on one that they do not.
+// A width of whole quads and one that is not, contiguous, channels_last and with gaps.
 template <typename S>
-void expect_every_path() {
-  const bool wide = sizeof(S) <= sizeof(float);  // double goes one by one
+void expect_quads_and_others() {
   const Case even{{2.0, 1.0, 0.5}, {11, 12}, {{6, 6}, {3, 4}, {2, 2}}, 2, 5, false, false};
   const Case odd{{1.0, 0.5}, {11, 13}, {{3, 4}, {2, 2}}, 2, 5, false, false};
-  expect_path<S>(even, Layout::kContiguous, wide ? Path::kPlanes4 : Path::kOneByOne);
-  expect_path<S>(odd, Layout::kContiguous, Path::kOneByOne);
-  expect_path<S>(even, Layout::kChannelsLast, wide ? Path::kPixels4 : Path::kOneByOne);
-  expect_path<S>(odd, Layout::kChannelsLast, Path::kOneByOne);
-  expect_path<S>(even, Layout::kGaps, Path::kOneByOne);
+  expect_forward<S>(even, Layout::kContiguous);
+  expect_forward<S>(odd, Layout::kContiguous);
+  expect_forward<S>(even, Layout::kChannelsLast);
+  expect_forward<S>(odd, Layout::kChannelsLast);
+  expect_forward<S>(even, Layout::kGaps);
 }
 
-void every_dtype_takes_every_path() {
-  expect_every_path<float>();
-  expect_every_path<double>();
-  expect_every_path<Half>();
-  expect_every_path<BFloat16>();
+void every_dtype_matches_in_every_layout() {
+  expect_quads_and_others<float>();
+  expect_quads_and_others<double>();
+  expect_quads_and_others<Half>();
+  expect_quads_and_others<BFloat16>();
 }
 
-void chains_of_all_kinds_match_four_at_once() {
+void chains_of_all_kinds_match() {
   const std::vector<Case> chains = {
       {{1.0}, {9, 8}, {{3, 2}}, 1, 5, false, false},    // one scale,
       {{0.5}, {19, 20}, {{3, 3}}, 1, 5, false, false},  // through a grid of its own
@@ -110,50 +84,44 @@ void chains_of_all_kinds_match_four_at_once() {
       {{1.0, 0.02}, {100, 60}, {{3, 2}, {1, 1}}, 1, 3, false, false},
   };
   for (const Case& c : chains) {
-    expect_path<float>(c, Layout::kContiguous, Path::kPlanes4);
-    expect_path<float>(c, Layout::kChannelsLast, Path::kPixels4);
+    expect_forward<float>(c, Layout::kContiguous);
+    expect_forward<float>(c, Layout::kChannelsLast);
   }
 }
 
 void class_wise_attention_matches() {
   const Case c{{2.0, 1.0, 0.5}, {17, 20}, {{9, 10}, {5, 5}, {3, 3}}, 1, 7, true, false};
-  expect_path<float>(c, Layout::kContiguous, Path::kPlanes4);
-  expect_path<float>(c, Layout::kChannelsLast, Path::kOneByOne);
+  expect_forward<float>(c, Layout::kContiguous);
+  expect_forward<float>(c, Layout::kChannelsLast);
 }
 
 // Blocks that make several groups of channels, and groups that are divided among blocks; the last ones are ragged.
 void groups_of_channels_match() {
-  expect_path<float>({{1.0, 0.5}, {10, 24}, {{3, 6}, {2, 3}}, 1, 19, false, false}, Layout::kContiguous,
-                     Path::kPlanes4);
-  expect_path<float>({{1.0, 0.5}, {66, 132}, {{17, 33}, {9, 17}}, 2, 5, false, false}, Layout::kContiguous,
-                     Path::kPlanes4);
-  expect_path<float>({{1.0, 0.5}, {34, 40}, {{9, 10}, {5, 5}}, 1, 19, false, false}, Layout::kChannelsLast,
-                     Path::kPixels4);
+  expect_forward<float>({{1.0, 0.5}, {10, 24}, {{3, 6}, {2, 3}}, 1, 19, false, false}, Layout::kContiguous);
+  expect_forward<float>({{1.0, 0.5}, {66, 132}, {{17, 33}, {9, 17}}, 2, 5, false, false}, Layout::kContiguous);
+  expect_forward<float>({{1.0, 0.5}, {34, 40}, {{9, 10}, {5, 5}}, 1, 19, false, false}, Layout::kChannelsLast);
 }
 
-// More channels than a line of pixels has room for.
+// More channels than a block takes at a time.
 void chunks_of_channels_match() {
-  const auto with_channels = [](int channels) {
-    return Case{{1.0, 0.5}, {9, 12}, {{3, 4}, {2, 2}}, 1, channels, false, false};
-  };
   for (const int channels : {164, 161}) {
-    const Case c = with_channels(channels);
-    const Setup<Half> setup(c, Layout::kChannelsLast);
-    Stored<Half> output(c.batch, c.channels, c.size, Layout::kChannelsLast);
-    const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(forward_problem(c, setup, output));
-    EXPECT(layout.groups > 1 && channels % layout.channels != 0, "one group of ", layout.channels, " channels");
-    expect_path<Half>(c, Layout::kChannelsLast, channels % 4 == 0 ? Path::kPixels4 : Path::kOneByOne);
+    expect_forward<Half>({{1.0, 0.5}, {9, 12}, {{3, 4}, {2, 2}}, 1, channels, false, false}, Layout::kChannelsLast);
+    expect_forward<Half>({{1.0, 0.5}, {9, 12}, {{3, 4}, {2, 2}}, 1, channels, false, false}, Layout::kContiguous);
   }
 }
 
 // A ratio between scales so large that a tile has to shrink.
-void steep_ratios_shrink_the_tile() {
-  const Case c{{40.0, 2.0, 1.0}, {12, 16}, {{480, 640}, {24, 32}, {3, 4}}, 1, 2, false, false};
-  const Setup<float> setup(c, Layout::kContiguous);
-  Stored<float> output(c.batch, c.channels, c.size, Layout::kContiguous);
-  const hmsa::cuda::forward::ForwardLayout layout = hmsa::cuda::forward::plan(forward_problem(c, setup, output));
-  EXPECT(layout.tile.height < 12, "a tile has ", layout.tile.height, " rows");
-  expect_path<float>(c, Layout::kContiguous, Path::kPlanes4);
+void steep_ratios_match() {
+  expect_forward<float>({{40.0, 2.0, 1.0}, {12, 16}, {{480, 640}, {24, 32}, {3, 4}}, 1, 2, false, false},
+                        Layout::kContiguous);
+}
+
+// Grids of which three rows or columns lie on one of the head: the first one's taps and the second one's differ.
+void ratios_of_three_match() {
+  expect_forward<float>({{1.0, 0.5}, {19, 48}, {{5, 12}, {3, 6}}, 1, 3, false, false}, Layout::kContiguous);
+  expect_forward<float>({{1.0, 0.5}, {48, 19}, {{12, 5}, {6, 3}}, 1, 3, false, false}, Layout::kChannelsLast);
+  expect_forward<float>({{2.0, 1.0, 0.5}, {18, 36}, {{12, 24}, {6, 12}, {3, 6}}, 1, 3, false, false},
+                        Layout::kContiguous);
 }
 
 void layouts_may_be_mixed() {
@@ -163,21 +131,20 @@ void layouts_may_be_mixed() {
   }
 }
 
-// Offsets inside a tile that need 64 bits: only the generic kernel has them.
-void wide_strides_go_one_by_one() {
+// Offsets between channels that need 64 bits.
+void wide_strides_match() {
   const Case c{{1.0, 0.5}, {9, 8}, {{3, 2}, {2, 1}}, 1, 1, false, false};
   const Setup<float> setup(c, Layout::kContiguous);
   Stored<float> output(c.batch, c.channels, c.size, Layout::kContiguous);
   hmsa::FuseScalesForward<float> problem = forward_problem(c, setup, output);
-  EXPECT(path_of(problem) == Path::kPlanes4);
   problem.output.channel = int64_t{1} << 40;
   problem.logits[1].channel = int64_t{1} << 40;
-  EXPECT(path_of(problem) == Path::kOneByOne);
   hmsa::cuda::launch_fuse_scales_forward(problem, nullptr);
   expect_close<float>(output.load(), reference::fuse_scales(setup.problem), text_of(c) + ", wide strides");
 }
 
-void vectors_need_alignment() {
+// A quad is one store only where it lies at a multiple of its size.
+void any_alignment_matches() {
   const Case c{{1.0}, {4, 8}, {{2, 2}}, 1, 2, false, false};
   const Setup<float> setup(c, Layout::kContiguous);
   Stored<float> output(c.batch, c.channels, c.size, Layout::kContiguous);
@@ -187,7 +154,6 @@ void vectors_need_alignment() {
     float* start = memory.data();
     while (reinterpret_cast<uintptr_t>(start) % 16 != 0) ++start;
     problem.output.data = start + shift;
-    EXPECT(path_of(problem) == (shift == 0 ? Path::kPlanes4 : Path::kOneByOne), "shift ", shift);
     hmsa::cuda::launch_fuse_scales_forward(problem, nullptr);
     std::memcpy(output.memory.data(), start + shift, output.memory.size() * sizeof(float));
     expect_close<float>(output.load(), reference::fuse_scales(setup.problem), text_of(c) + ", shifted");
@@ -230,15 +196,16 @@ void forward_matches_on_random_shapes() {
 int main() {
   RUN_TEST(forward_matches_plain_loops);
   RUN_TEST(forward_matches_in_channels_last);
-  RUN_TEST(every_dtype_takes_every_path);
-  RUN_TEST(chains_of_all_kinds_match_four_at_once);
+  RUN_TEST(every_dtype_matches_in_every_layout);
+  RUN_TEST(chains_of_all_kinds_match);
   RUN_TEST(class_wise_attention_matches);
   RUN_TEST(groups_of_channels_match);
   RUN_TEST(chunks_of_channels_match);
-  RUN_TEST(steep_ratios_shrink_the_tile);
+  RUN_TEST(steep_ratios_match);
+  RUN_TEST(ratios_of_three_match);
   RUN_TEST(layouts_may_be_mixed);
-  RUN_TEST(wide_strides_go_one_by_one);
-  RUN_TEST(vectors_need_alignment);
+  RUN_TEST(wide_strides_match);
+  RUN_TEST(any_alignment_matches);
   RUN_TEST(equal_sizes_are_copied);
   RUN_TEST(forward_matches_on_random_shapes);
   return testing::finish();
