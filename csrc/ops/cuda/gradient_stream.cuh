@@ -154,18 +154,30 @@ struct LaneStream {
     }
   }
 
+  // Whether the row of these taps lies between other rows of the source than the one before it.
+  HMSA_DEVICE bool moves(const Tap<T>& tap) const {
+    return uniform(tap.second != lower || (kComposed && tap.first != upper));
+  }
+  HMSA_DEVICE void move(const Tap<T>& tap, const LinkTables& link, int32_t quads, int32_t q, Range columns) {
+    HMSA_ROLLED
+    while (uniform(lower < tap.second)) {
+      ++lower;
+      a = b;
+      stretch(lower, link, quads, q, columns, b);
+    }
+    if (uniform(tap.first == tap.second)) a = b;
+    upper = tap.first;
+  }
+
   HMSA_DEVICE Quad<T> next(const Tap<T>& tap, const MoreTaps<T>* more, const LinkTables& link, int32_t quads, int32_t q,
                            Range columns) {
-    if (uniform(tap.second != lower || (kComposed && tap.first != upper))) {
-      HMSA_ROLLED
-      while (uniform(lower < tap.second)) {
-        ++lower;
-        a = b;
-        stretch(lower, link, quads, q, columns, b);
-      }
-      if (uniform(tap.first == tap.second)) a = b;
-      upper = tap.first;
-    }
+    if (moves(tap)) move(tap, link, quads, q, columns);
+    return value(tap, more, link, quads, q, columns);
+  }
+
+  // The row between the two.
+  HMSA_DEVICE Quad<T> value(const Tap<T>& tap, const MoreTaps<T>* more, const LinkTables& link, int32_t quads,
+                            int32_t q, Range columns) const {
     Quad<T> value;
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) value.of[j] = tap.first_weight * a.of[j] + tap.second_weight * b.of[j];
@@ -398,7 +410,8 @@ HMSA_DEVICE void gathered_two(const GatherTable& table, const Quad<T>& quad, T (
 template <typename T>
 HMSA_DEVICE T gathered_one(const GatherTable& table, const Quad<T>& quad) {
   const int32_t at = table.weights + lane() * static_cast<int32_t>(sizeof(Quad<T>));
-  const T low = weighted(quad_at<T>(at), of_lane_before(quad.of[2]), of_lane_before(quad.of[3]), quad.of[0], quad.of[1]);
+  const T low =
+      weighted(quad_at<T>(at), of_lane_before(quad.of[2]), of_lane_before(quad.of[3]), quad.of[0], quad.of[1]);
   return low + weighted(quad_at<T>(at + kLanes * static_cast<int32_t>(sizeof(Quad<T>))), quad.of[2], quad.of[3],
                         of_lane_behind(quad.of[0]), of_lane_behind(quad.of[1]));
 }
