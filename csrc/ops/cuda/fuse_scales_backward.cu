@@ -27,12 +27,15 @@ namespace fuse {
 namespace {
 
 constexpr int32_t kBand = 4;  // rows between barriers
-constexpr int32_t kMostPlanes = 10;
 
 // Two blocks share a multiprocessor, but for chains on both sides of 1.0: these need more memory than half of it.
 template <bool kUpper, bool kLower>
 constexpr int kRegisters = kUpper && kLower ? 168 : 88;
 constexpr int32_t blocks_with(bool upper, bool lower) { return upper && lower ? 1 : 2; }
+// Warps for which a multiprocessor has the registers.
+constexpr int32_t most_warps(bool upper, bool lower) {
+  return 65536 / (kLanes * (upper && lower ? kRegisters<true, true> : kRegisters<false, true>));
+}
 constexpr int32_t kParked = 5;  // rows of the grid that wait; odd, so that the lanes' quads lie in different banks
 constexpr int32_t kGridRing =
     16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
@@ -430,19 +433,12 @@ struct BackwardBlock {
       }
     } else {
       if (plan.sums) {
-        const Quad<T> logit = next_parked(state, tap);
-        if (on_grid()) {
-          Quad<T> product;
-          HMSA_UNROLL
-          for (int j = 0; j < kQuad; ++j) product.of[j] = logit.of[j] * grid.of[j];
-          put_quad(grid_product_at(warp(), slot), product);
-        }
+        Quad<T> product = next_parked(state, tap);
+        times(product, grid);
+        if (on_grid()) put_quad(own_memory + plan.warp.grid_products + slot * plan.grid.pitch + quad_offset(), product);
       }
-      if (on_grid()) {
-        const Quad<T> a = quad_at<T>(plan.grid.at(row) + quad_offset());
-        HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) grid.of[j] *= a.of[j];
-      }
+      // Lanes behind the grid go along with its last quad: nothing is done with what they make.
+      times(grid, quad_at<T>(plan.grid.at(row) + grid_quad() * static_cast<int32_t>(sizeof(Quad<T>))));
     }
     unpark_sums(state);
     state.lower_sums.finish_until(tap.first, [&](int32_t head_row, const Quad<T>& sums) {
@@ -671,10 +667,10 @@ struct BackwardBlock {
       const int which = kSums > 1 && n >= kBand ? 1 : 0;
       int32_t from =
           slot < 0 ? product_at(0, which, band) + (n - which * kBand) * kRowBytes<T> : grid_product_at(0, slot);
-      const int32_t end = from + count * plan.warp.bytes;
+      // A count, since a bound of the addresses would be divided by what lies between them.
       Quad<T> sum{};
       HMSA_UNROLL_BY(4)
-      for (; from < end; from += plan.warp.bytes) {
+      for (int32_t k = 0; k < count; ++k, from += plan.warp.bytes) {
         const Quad<T> product = quad_at<T>(from);
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) sum.of[j] += product.of[j];
@@ -921,43 +917,49 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
     return most;
   };
   rim = rows_with(coarsest) - divide_up(chain.size.height, coarsest);
-  const int64_t slots = blocks_with(chain.unit > 0, chain.count > chain.unit + 1) *
-                        static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
   const int64_t images = problem.batch * (chain.class_wise ? problem.classes : 1);
-  int64_t best = INT64_MAX;
-  for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
-    const int64_t blocks = images * plan.parts.width * parts;
-    const int64_t rows = divide_up(chain.size.height, parts) + rim + 8;  // as many as the set-up takes
-    if (rows > 1024 && parts < coarsest) continue;
-    const int64_t cost = (blocks + slots - 1) / slots * rows;
-    if (cost >= best) continue;
-    best = cost;
-    plan.parts.height = parts;
-  }
-  if (plan.parts.height == 0) return false;
-  int32_t rows = 0;
-  for (int32_t k = 0; k < plan.parts.height; ++k) {
-    rows = larger(rows, backward_tiles(chain, Extent{plan.parts.height, 1}, k, 0).output.rows.size());
-  }
-  // As many planes as leave the most warps on a multiprocessor, where two blocks have the registers.
+  const auto multiprocessors = static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
+  // Blocks on a multiprocessor: fewer of them with more planes each make their factors and rims less often, more of them
+  // keep it busy while some wait for others.
   BackwardPlan best_plan{};
-  int32_t best_warps = 0;
-  for (int32_t most = chain.class_wise ? 1 : kMostPlanes; most >= 1; --most) {
-    BackwardPlan candidate = plan;
-    candidate.chunks = chain.class_wise ? 1 : divide_up(classes, most);
-    candidate.planes = chain.class_wise ? 1 : divide_up(classes, candidate.chunks);
-    if (candidate.planes < most && most > 1) continue;
-    place_backward(problem, Extent{rows, chain.size.width}, candidate);
-    if (candidate.bytes > shared_budget(1)) continue;
-    const int32_t blocks =
-        candidate.bytes > shared_budget(2) ? 1 : blocks_with(chain.unit > 0, chain.count > chain.unit + 1);
-    const int32_t warps = blocks * (candidate.planes + 1);
-    if (warps <= best_warps) continue;
-    best_warps = warps;
-    best_plan = candidate;
+  double best_cost = 0;
+  for (int32_t blocks = blocks_with(chain.unit > 0, chain.count > chain.unit + 1); blocks >= 1; --blocks) {
+    const int64_t slots = blocks * multiprocessors;
+    int64_t best = INT64_MAX;
+    BackwardPlan divided = plan;
+    for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
+      const int64_t all = images * plan.parts.width * parts;
+      const int64_t rows = divide_up(chain.size.height, parts) + rim + 8;  // as many as the set-up takes
+      if (rows > 1024 && parts < coarsest) continue;
+      const int64_t cost = (all + slots - 1) / slots * rows;
+      if (cost >= best) continue;
+      best = cost;
+      divided.parts.height = parts;
+    }
+    if (divided.parts.height == 0) continue;
+    int32_t rows = 0;
+    for (int32_t k = 0; k < divided.parts.height; ++k) {
+      rows = larger(rows, backward_tiles(chain, Extent{divided.parts.height, 1}, k, 0).output.rows.size());
+    }
+    const int32_t most_planes = most_warps(chain.unit > 0, chain.count > chain.unit + 1) / blocks - 1;
+    for (int32_t most = chain.class_wise ? 1 : most_planes; most >= 1; --most) {
+      BackwardPlan candidate = divided;
+      candidate.chunks = chain.class_wise ? 1 : divide_up(classes, most);
+      candidate.planes = chain.class_wise ? 1 : divide_up(classes, candidate.chunks);
+      if (candidate.planes < most && most > 1) continue;
+      place_backward(problem, Extent{rows, chain.size.width}, candidate);
+      if (candidate.bytes > shared_budget(blocks)) continue;
+      // Up to 24 warps the time for a row is about the same. The share of a lone block's time in which warps wait is a guess.
+      const int32_t warps = blocks * (candidate.planes + 1);
+      const double waits = blocks == 1 ? 1.15 : 1.0;
+      const double cost = waits * static_cast<double>(best) * candidate.chunks * warps / smaller(warps, 24);
+      if (best_cost > 0 && cost >= best_cost) continue;
+      best_cost = cost;
+      best_plan = candidate;
+    }
   }
   plan = best_plan;
-  return best_warps > 0;
+  return best_cost > 0;
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ struct LaneStream {
   T first_weight[kComposed ? kQuad : 1];  // 1 - second_weight where taps are two
   Quad<T> a, b;                           // stretched rows: `lower` is that of b, a is the one above
   int32_t upper, lower;
-  int32_t kind;  // a QuadKind, or kThree and a bit for each column
+  int32_t kind;  // a QuadKind for two resizes in one; else kThree and what it says, or 0
 
   // `columns` says what taps count from and how many columns the source has, with those that stand for others.
   HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, Range columns, const Source& from) {
@@ -87,8 +87,10 @@ struct LaneStream {
     const int32_t last = columns.lo + shared_at<const Tap<T>>(link.columns)[3 * quads + q].second / kBytes;
     const bool inside = first >= 0 && last < columns.hi;
     kind = inside && rows.kind != QuadKind::kSingles0123 ? static_cast<int32_t>(rows.kind) : 0;
-    if (inside && kind == 0) {
-      // Where quads do not begin with a column that lies on a source, they still have pairs of three neighbours.
+    int32_t origin = inside ? first : 0;
+    if (!kComposed) {
+      // Nearly all quads have pairs of three neighbours, those at the borders of the map among them: where a neighbour is
+      // a copy of another element, the distance says so.
       bool three = true;
       int32_t mask = 0;
       HMSA_UNROLL
@@ -98,12 +100,18 @@ struct LaneStream {
         three = three && tap.second - tap.first == kBytes && (step == 0 || step == 1);
         mask |= (step & 1) << j;
       }
-      if (three && !kComposed) kind = kThree + mask;
+      kind = 0;
+      if (three) {
+        origin = element_of(first, columns.hi);
+        kind = kThree + mask + (element_of(first + 1, columns.hi) - origin + 1) * 16 +
+               (element_of(first + 2, columns.hi) - origin + 1) * 64;
+      }
     }
-    source.begin(inside ? first : 0);
+    source.begin(origin);
   }
 
-  // Pairs of three neighbours: which columns have the second pair.
+  // Pairs of three neighbours. In the four bits that come first: which columns have the second pair; in two bits each: how
+  // far the second and the third element lie behind the first, plus 1.
   static constexpr int32_t kThree = 256;
 
   HMSA_DEVICE T first_of(int j) const { return kComposed ? first_weight[kComposed ? j : 0] : T(1) - second_weight[j]; }
@@ -112,7 +120,20 @@ struct LaneStream {
                            Quad<T>& to) const {
     const auto from = source.row(row);
     const auto set = [&](int j, T first, T second) { to.of[j] = first_of(j) * first + second_weight[j] * second; };
-    if (kind == static_cast<int32_t>(QuadKind::kPairs0011)) {
+    if (!kComposed && kind >= kThree) {
+      const T x0 = from(0);
+      const T x1 = from((kind >> 4 & 3) - 1);
+      const T x2 = from((kind >> 6 & 3) - 1);
+      if ((kind & 15) == 12) {
+        set(0, x0, x1);
+        set(1, x0, x1);
+        set(2, x1, x2);
+        set(3, x1, x2);
+      } else {
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) set(j, kind >> j & 1 ? x1 : x0, kind >> j & 1 ? x2 : x1);
+      }
+    } else if (kComposed && kind == static_cast<int32_t>(QuadKind::kPairs0011)) {
       const T x0 = from(0);
       const T x1 = from(1);
       const T x2 = from(2);
@@ -127,12 +148,6 @@ struct LaneStream {
       set(1, x1, x2);
       set(2, x1, x2);
       set(3, x2, from(3));
-    } else if (!kComposed && kind >= kThree) {
-      const T x0 = from(0);
-      const T x1 = from(1);
-      const T x2 = from(2);
-      HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) set(j, kind >> j & 1 ? x1 : x0, kind >> j & 1 ? x2 : x1);
     } else {
       // At the borders, and where no whole number is the ratio. Columns count from where the source begins.
       constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
