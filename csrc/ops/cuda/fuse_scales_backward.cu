@@ -27,12 +27,16 @@ namespace fuse {
 namespace {
 
 constexpr int32_t kBand = 4;  // rows between barriers
-constexpr int32_t kMostPlanes = 10;
 
 // Two blocks share a multiprocessor, but for chains on both sides of 1.0: these need more memory than half of it.
 template <bool kUpper, bool kLower>
 constexpr int kRegisters = kUpper && kLower ? 168 : 88;
 constexpr int32_t blocks_with(bool upper, bool lower) { return upper && lower ? 1 : 2; }
+// Warps for which a multiprocessor has the registers.
+constexpr int32_t most_warps(bool upper, bool lower) {
+  return 65536 / (kLanes * (upper && lower ? kRegisters<true, true> : kRegisters<false, true>));
+}
+constexpr int32_t kParked = 5;  // rows of the grid that wait; odd, so that the lanes' quads lie in different banks
 constexpr int32_t kGridRing =
     16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
 
@@ -44,7 +48,8 @@ struct GradientWindows {
   Range grid_columns;
   Range head_columns[kMaxScales];  // for the forward direction
   Tile owned[kMaxScales];
-  int32_t grid_finished;  // rows of the grid that the band has finished
+  Range targets[kMaxScales];  // `lo`: the first target of lane 0 among the owned columns, `hi`: how many are owned
+  int32_t grid_finished;      // rows of the grid that the band has finished
 };
 
 // Where a warp's memory lies, from its first byte.
@@ -53,7 +58,7 @@ struct WarpLayout {
   int32_t products;  // [sums][kBand] rows; the first of them in the place of g where it is stored in as many bytes
   int32_t grid_products;
   int32_t line;
-  int32_t parked;     // [5] rows of the grid
+  int32_t parked;     // kParked rows of the grid, a lane's quads side by side
   int32_t stretched;  // [2] rows of scale 1.0's logits, and of those above
   int32_t bytes;
 };
@@ -100,6 +105,7 @@ struct BackwardBlock {
   int32_t chunk;
   int32_t own_memory;  // of the warp
   int32_t own_quad;    // of the lane in a row, in bytes
+  int32_t own_parked;  // where the lane's quads of rows of the grid wait
 
   // ---- places ---------------------------------------------------------------------------------------------------------
 
@@ -139,6 +145,11 @@ struct BackwardBlock {
     return shared_at<const Tap<T>>(link.rows)[row];
   }
 
+  // How columns of a head's gradient are gathered.
+  HMSA_DEVICE const GatherTable& gather_of(int i) const {
+    return i == unit() ? plan.gather_own : i < unit() ? plan.gather_above : plan.gather_lower;
+  }
+
   // ---- once for a block -----------------------------------------------------------------------------------------------
 
   // Ends with a barrier.
@@ -156,6 +167,10 @@ struct BackwardBlock {
       }
       for (int i = 0; i < chain().count; ++i) {
         at.owned[i] = tiles.owned[i];
+        const Range owned = at.owned[i].columns;
+        const GatherKind kind = gather_of(i).kind;
+        const int32_t under = kind == GatherKind::kOne ? 4 : 2;  // columns of the output for a target
+        at.targets[i] = {kind == GatherKind::kLine ? 0 : at.output_columns.lo / under - owned.lo, owned.size()};
         if (kUpper && i == 0) {
           at.head_columns[i] = chain().composed_columns().sources(at.output_columns);
         } else {
@@ -220,31 +235,40 @@ struct BackwardBlock {
     RowSums<T, false> grid_sums;   // R^T
     RowSums<T, false> lower_sums;  // U^T behind it
     int32_t grid_start;            // the first row of the grid that the band finishes
+    int32_t lower_tap;             // where the taps of the grid's next row are
+    // Where the lane's first target of the next owned row is: pointers that go on by a row spare 64-bit products.
+    S* own_to;
+    S* above_to;
+    S* lower_to;
   };
+
+  HMSA_DEVICE S* first_target(int i, bool attention, int64_t channel) const {
+    const MapView<S>& map = gradient(i, attention);
+    if (map.data == nullptr) return nullptr;
+    const GradientWindows& at = windows();
+    const int32_t target = at.targets[i].lo + lane() * (gather_of(i).kind == GatherKind::kTwo ? 2 : 1);
+    return map.at(b, channel, at.owned[i].rows.lo, at.owned[i].columns.lo + target);
+  }
 
   // Stretched rows of the plane, which change with every few rows: kept in shared memory, since registers are few.
   HMSA_DEVICE int32_t stretched_at(int which) const {
     return memory() + plan.warp.stretched + which * kRowBytes<T> + quad_offset();
   }
-  template <typename Stream, typename Next>
-  HMSA_DEVICE Quad<T> next_stretched(Stream& stream, int which, const Tap<T>& tap, bool composed,
-                                     const Next& next) const {
+  template <typename Stream>
+  HMSA_DEVICE Quad<T> next_stretched(Stream& stream, int which, const Tap<T>& tap, const MoreTaps<T>* more,
+                                     const LinkTables& link, int i) const {
     stream.a = quad_at<T>(stretched_at(which));
     stream.b = quad_at<T>(stretched_at(which + 1));
-    const bool moves = uniform(tap.second != stream.lower || (composed && tap.first != stream.upper));
-    const Quad<T> value = next();
-    if (moves) {
+    if (stream.moves(tap)) {
+      stream.move(tap, link, kLanes, lane(), columns_of(i));
       put_quad(stretched_at(which), stream.a);
       put_quad(stretched_at(which + 1), stream.b);
     }
-    return value;
+    return stream.value(tap, more, link, kLanes, lane(), columns_of(i));
   }
 
   // Rows of the grid are few: what goes down them waits in shared memory meanwhile.
-  HMSA_DEVICE int32_t parked_at(int which) const {
-    return memory() + plan.warp.parked +
-           (which * plan.grid_quads + grid_quad()) * static_cast<int32_t>(sizeof(Quad<T>));
-  }
+  HMSA_DEVICE int32_t parked_at(int which) const { return own_parked + which * static_cast<int32_t>(sizeof(Quad<T>)); }
   HMSA_DEVICE void park_sums(const State& state) const {
     if (!on_grid()) return;
     put_quad(parked_at(0), state.lower_sums.sum[0]);
@@ -262,15 +286,15 @@ struct BackwardBlock {
   HMSA_DEVICE Quad<T> next_parked(State& state, const Tap<T>& tap) const {
     state.lower.a = quad_at<T>(parked_at(2));
     state.lower.b = quad_at<T>(parked_at(3));
-    const bool moves = uniform(tap.second != state.lower.lower);
-    if (moves) {
+    const Range columns = columns_of(below_unit());
+    if (state.lower.moves(tap)) {
       const Quad<T> weight = quad_at<T>(parked_at(4));
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) state.lower.second_weight[j] = weight.of[j];
+      state.lower.move(tap, plan.lower, plan.grid_quads, grid_quad(), columns);
+      park_stream(state);
     }
-    const Quad<T> value = next_lower(state.lower, tap);
-    if (moves) park_stream(state);
-    return value;
+    return state.lower.value(tap, nullptr, plan.lower, plan.grid_quads, grid_quad(), columns);
   }
 
   HMSA_DEVICE HeadSource<S> source(const MapView<const S>& map, int64_t channel, int i) const {
@@ -290,6 +314,9 @@ struct BackwardBlock {
     const GradientWindows& at = windows();
     // Rows that nothing reads come before the first tap, or behind the last: their gradients are zero.
     state.own_sums.begin(smaller(row_tap(plan.own, 0).first, at.owned[unit()].rows.lo));
+    if (kUpper || !attention) state.own_to = first_target(unit(), attention, channel);
+    if (kUpper && !attention) state.above_to = first_target(0, attention, channel);
+    if (kLower) state.lower_to = first_target(below_unit(), attention, channel);
     if (!attention) {
       state.own.begin(plan.own, kLanes, lane(), columns_of(unit()), source(problem.logits[unit()], channel, unit()));
     }
@@ -301,7 +328,9 @@ struct BackwardBlock {
     }
     if (kLower) {
       const int i = below_unit();
-      const int32_t first = row_tap(plan.lower, row_tap(plan.across, 0).first - at.grid_rows.lo).first;
+      const int32_t grid_row = row_tap(plan.across, 0).first - at.grid_rows.lo;
+      const int32_t first = row_tap(plan.lower, grid_row).first;
+      state.lower_tap = plan.lower.rows + grid_row * static_cast<int32_t>(sizeof(Tap<T>));
       state.grid_sums.begin(row_tap(plan.across, 0).first);
       state.lower_sums.begin(smaller(first, at.owned[i].rows.lo));
       if (!attention) {
@@ -327,38 +356,40 @@ struct BackwardBlock {
   // ---- rows of the heads' gradients -----------------------------------------------------------------------------------
 
   // Columns of a finished row of a head's gradient, of the plane or, for the attention, of all planes so far.
-  HMSA_DEVICE void write_row(const MapView<S>& map, const GatherTable& table, int i, int64_t channel, bool attention,
-                             int32_t row, const Quad<T>& quad) const {
-    const Tile& owned = windows().owned[i];
-    if (map.data == nullptr || uniform(row < owned.rows.lo || row >= owned.rows.hi)) return;
-    const int32_t columns = owned.columns.size();
-    S* const to = map.at(b, channel, row, owned.columns.lo);
-    const auto write = [&](int32_t t, T value) {
-      if (t < 0 || t >= columns) return;
-      if (attention && plan.chunks > 1) {
-        T& total = shared_at<T>(plan.totals[i])[(row - owned.rows.lo) * columns + t];
+  template <bool kAttention>
+  HMSA_DEVICE void write_row(int i, S*& to, const GatherTable& table, int32_t row, const Quad<T>& quad) const {
+    const MapView<S>& map = gradient(i, kAttention);
+    const Range rows = windows().owned[i].rows;
+    if (map.data == nullptr || uniform(row < rows.lo || row >= rows.hi)) return;
+    const Range targets = windows().targets[i];
+    const auto write = [&](int32_t t, S* at, T value) {
+      if (static_cast<uint32_t>(t) >= static_cast<uint32_t>(targets.hi)) return;
+      if (kAttention && plan.chunks > 1) {
+        T& total = shared_at<T>(plan.totals[i])[(row - rows.lo) * targets.hi + t];
         if (chunk > 0) value += total;
         total = value;
       }
-      if (!attention || chunk + 1 == plan.chunks) from_arithmetic(to + t * map.column, value);
+      if (!kAttention || chunk + 1 == plan.chunks) from_arithmetic(at, value);
     };
     if (table.kind == GatherKind::kOne) {
-      write(windows().output_columns.lo / 4 + lane() - owned.columns.lo, gathered_one(table, quad));
+      write(targets.lo + lane(), to, gathered_one(table, quad));
     } else if (table.kind == GatherKind::kTwo) {
-      T targets[2];
-      gathered_two(table, quad, targets);
-      const int32_t t = windows().output_columns.lo / 2 + 2 * lane() - owned.columns.lo;
-      write(t, targets[0]);
-      write(t + 1, targets[1]);
+      T two[2];
+      gathered_two(table, quad, two);
+      const int32_t t = targets.lo + 2 * lane();
+      write(t, to, two[0]);
+      write(t + 1, to + map.column, two[1]);
     } else {
       put_quad(line() + quad_offset(), quad);
       __syncwarp();
+      S* at = to;
       HMSA_ROLLED
-      for (int32_t t = lane(); uniform(t < columns); t += kLanes) {
-        if (t < columns) write(t, gathered<T>(table, line(), t));
+      for (int32_t t = lane(); uniform(t < targets.hi); t += kLanes, at += kLanes * map.column) {
+        if (t < targets.hi) write(t, at, gathered<T>(table, line(), t));
       }
       __syncwarp();
     }
+    to += map.row;
   }
 
   HMSA_DEVICE const MapView<S>& gradient(int i, bool attention) const {
@@ -366,7 +397,8 @@ struct BackwardBlock {
   }
 
   // A finished row on the grid of the lower scale: of dLoss/d(A L), or of R^T of the products for the attention.
-  HMSA_DEVICE void grid_row(State& state, bool attention, int64_t channel, int32_t row, const Quad<T>& quad) const {
+  template <bool kAttention>
+  HMSA_DEVICE void grid_row(State& state, int32_t row, const Quad<T>& quad) const {
     const int i = below_unit();
     Quad<T> grid{};
     if (plan.gather_across.kind == GatherKind::kTwo) {
@@ -390,9 +422,10 @@ struct BackwardBlock {
       }
       __syncwarp();
     }
-    const Tap<T> tap = row_tap(plan.lower, row - windows().grid_rows.lo);
+    const Tap<T> tap = *shared_at<const Tap<T>>(state.lower_tap);
+    state.lower_tap += static_cast<int32_t>(sizeof(Tap<T>));
     const int32_t slot = row - state.grid_start;
-    if (attention) {
+    if (kAttention) {
       if (on_grid()) {
         const Quad<T> products = quad_at<T>(grid_summed_at(slot));
         HMSA_UNROLL
@@ -400,23 +433,16 @@ struct BackwardBlock {
       }
     } else {
       if (plan.sums) {
-        const Quad<T> logit = next_parked(state, tap);
-        if (on_grid()) {
-          Quad<T> product;
-          HMSA_UNROLL
-          for (int j = 0; j < kQuad; ++j) product.of[j] = logit.of[j] * grid.of[j];
-          put_quad(grid_product_at(warp(), slot), product);
-        }
+        Quad<T> product = next_parked(state, tap);
+        times(product, grid);
+        if (on_grid()) put_quad(own_memory + plan.warp.grid_products + slot * plan.grid.pitch + quad_offset(), product);
       }
-      if (on_grid()) {
-        const Quad<T> a = quad_at<T>(plan.grid.at(row) + quad_offset());
-        HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) grid.of[j] *= a.of[j];
-      }
+      // Lanes behind the grid go along with its last quad: nothing is done with what they make.
+      times(grid, quad_at<T>(plan.grid.at(row) + grid_quad() * static_cast<int32_t>(sizeof(Quad<T>))));
     }
     unpark_sums(state);
     state.lower_sums.finish_until(tap.first, [&](int32_t head_row, const Quad<T>& sums) {
-      write_row(gradient(i, attention), plan.gather_lower, i, channel, attention, head_row, sums);
+      write_row<kAttention>(i, state.lower_to, plan.gather_lower, head_row, sums);
     });
     state.lower_sums.add(tap, nullptr, plan.single_lower, grid);
     park_sums(state);
@@ -473,15 +499,15 @@ struct BackwardBlock {
 
   // Rows of g of a plane, or, for the attention, of its products summed over the planes.
   template <bool kAttention>
-  HMSA_DEVICE_PHASE void go_down(State& state, int32_t band, int64_t channel) const {
+  HMSA_DEVICE_PHASE void go_down(State& state, int32_t band) const {
     const Range rows = band_rows(band);
     const auto finish_own = [&](int32_t row, const Quad<T>& sums) {
-      write_row(gradient(unit(), kAttention), plan.gather_own, unit(), channel, kAttention, row, sums);
+      write_row<kAttention>(unit(), state.own_to, plan.gather_own, row, sums);
     };
     const auto finish_above = [&](int32_t row, const Quad<T>& sums) {
-      write_row(problem.grad_logits[0], plan.gather_above, 0, channel, false, row, sums);
+      write_row<false>(0, state.above_to, plan.gather_above, row, sums);
     };
-    const auto finish_grid = [&](int32_t row, const Quad<T>& sums) { grid_row(state, kAttention, channel, row, sums); };
+    const auto finish_grid = [&](int32_t row, const Quad<T>& sums) { grid_row<kAttention>(state, row, sums); };
     if (kLower) state.grid_start = state.grid_sums.current;
     constexpr int32_t kTapBytes = static_cast<int32_t>(sizeof(Tap<T>));
     int32_t taps = (rows.lo - windows().output_rows.lo) * kTapBytes;
@@ -508,7 +534,7 @@ struct BackwardBlock {
         if (kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
         Quad<T> before{};
         if (plan.sums && kSums > 0) {
-          before = next_stretched(state.own, 0, own_tap, false, [&] { return next_own(state.own, own_tap); });
+          before = next_stretched(state.own, 0, own_tap, nullptr, plan.own, unit());
         }
         if constexpr (kUpper) {
           const Quad<T> a = quad_at<T>(factors + at);
@@ -518,9 +544,7 @@ struct BackwardBlock {
                                         : shared_at<const MoreTaps<T>>(plan.above.more_rows) + taps / kTapBytes;
           if (plan.sums) {
             const Quad<T> logit = before;
-            before = next_stretched(state.above, 2, above_tap, true, [&] {
-              return state.above.next(above_tap, more, plan.above, kLanes, lane(), columns_of(0));
-            });
+            before = next_stretched(state.above, 2, above_tap, more, plan.above, 0);
             Quad<T> product;
             HMSA_UNROLL
             for (int j = 0; j < kQuad; ++j) {
@@ -566,10 +590,10 @@ struct BackwardBlock {
         state.grid_sums.finish_all(smaller(at.grid_rows.hi, chain().grids[i].height), chain().grids[i].height,
                                    finish_grid);
         unpark_sums(state);
-        state.lower_sums.finish_all(
-            at.owned[i].rows.hi, chain().heads[i].height, [&](int32_t row, const Quad<T>& sums) {
-              write_row(gradient(i, kAttention), plan.gather_lower, i, channel, kAttention, row, sums);
-            });
+        state.lower_sums.finish_all(at.owned[i].rows.hi, chain().heads[i].height,
+                                    [&](int32_t row, const Quad<T>& sums) {
+                                      write_row<kAttention>(i, state.lower_to, plan.gather_lower, row, sums);
+                                    });
       }
     }
     if (kLower && !kAttention && thread() == 0) windows().grid_finished = state.grid_sums.current - state.grid_start;
@@ -643,10 +667,10 @@ struct BackwardBlock {
       const int which = kSums > 1 && n >= kBand ? 1 : 0;
       int32_t from =
           slot < 0 ? product_at(0, which, band) + (n - which * kBand) * kRowBytes<T> : grid_product_at(0, slot);
-      const int32_t end = from + count * plan.warp.bytes;
+      // A count, since a bound of the addresses would be divided by what lies between them.
       Quad<T> sum{};
       HMSA_UNROLL_BY(4)
-      for (; from < end; from += plan.warp.bytes) {
+      for (int32_t k = 0; k < count; ++k, from += plan.warp.bytes) {
         const Quad<T> product = quad_at<T>(from);
         HMSA_UNROLL
         for (int j = 0; j < kQuad; ++j) sum.of[j] += product.of[j];
@@ -684,7 +708,7 @@ struct BackwardBlock {
         from += kBand * problem.grad_output.row;
         fetch(band + 1, from);
         await_copies();
-        go_down<false>(state, band, channel);
+        go_down<false>(state, band);
       }
       finish_band(band, band < all);
     }
@@ -704,7 +728,7 @@ struct BackwardBlock {
     HMSA_ROLLED
     for (int32_t band = 0; uniform(band <= all); ++band) {
       if (kFactors > 0) {
-        if (plan.sums && uniform(band > 0)) go_down<true>(state, band - 1, channel);
+        if (plan.sums && uniform(band > 0)) go_down<true>(state, band - 1);
         make_factors(factors, band + 1);
       }
       finish_band(band, band < all);
@@ -719,20 +743,18 @@ struct BackwardBlock {
     }
   }
 
-  HMSA_DEVICE static void meet() { __syncthreads(); }
+  // A call, so that it is one barrier for both.
+  HMSA_DEVICE_CALL static void meet() { __syncthreads(); }
 };
 
 template <typename S, bool kUpper, bool kLower>
 __global__ void HMSA_MOST_REGISTERS((kRegisters<kUpper, kLower>))
     fuse_scales_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER BackwardPlan plan) {
-  BackwardBlock<S, kUpper, kLower> block{problem,
-                                         plan,
-                                         0,
-                                         0,
-                                         0,
-                                         0,
-                                         plan.warps + warp() * plan.warp.bytes,
-                                         lane() * static_cast<int32_t>(sizeof(Quad<arithmetic_t<S>>))};
+  using Block = BackwardBlock<S, kUpper, kLower>;
+  constexpr auto kQuadBytes = static_cast<int32_t>(sizeof(Quad<arithmetic_t<S>>));
+  const int32_t memory = plan.warps + warp() * plan.warp.bytes;
+  const int32_t parked = memory + plan.warp.parked + smaller(lane(), plan.grid_quads - 1) * kParked * kQuadBytes;
+  Block block{problem, plan, 0, 0, 0, 0, memory, lane() * kQuadBytes, parked};
   block.begin();
   const auto classes = static_cast<int32_t>(problem.classes);
   for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
@@ -854,7 +876,7 @@ void place_backward(const FuseScalesBackward<S>& problem, Extent rows_and_column
   }
   Arena warp;
   plan.warp.line = warp.take(kRowBytes<T>);
-  plan.warp.parked = warp.take(static_cast<int64_t>(5) * plan.grid.pitch);
+  plan.warp.parked = warp.take(static_cast<int64_t>(kParked) * plan.grid.pitch);
   const int32_t of_attention = warp.bytes;
   plan.warp.stretched = warp.take(static_cast<int64_t>(sums > 0 ? upper ? 4 : 2 : 0) * kRowBytes<T>);
   plan.warp.g = warp.take(static_cast<int64_t>(2) * kBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
@@ -896,42 +918,49 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
     return most;
   };
   rim = rows_with(coarsest) - divide_up(chain.size.height, coarsest);
-  const int64_t slots = blocks_with(chain.unit > 0, chain.count > chain.unit + 1) * multiprocessor_count();
   const int64_t images = problem.batch * (chain.class_wise ? problem.classes : 1);
-  int64_t best = INT64_MAX;
-  for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
-    const int64_t blocks = images * plan.parts.width * parts;
-    const int64_t rows = divide_up(chain.size.height, parts) + rim + 8;  // as many as the set-up takes
-    if (rows > 1024 && parts < coarsest) continue;
-    const int64_t cost = (blocks + slots - 1) / slots * rows;
-    if (cost >= best) continue;
-    best = cost;
-    plan.parts.height = parts;
-  }
-  if (plan.parts.height == 0) return false;
-  int32_t rows = 0;
-  for (int32_t k = 0; k < plan.parts.height; ++k) {
-    rows = larger(rows, backward_tiles(chain, Extent{plan.parts.height, 1}, k, 0).output.rows.size());
-  }
-  // As many planes as leave the most warps on a multiprocessor, where two blocks have the registers.
+  const auto multiprocessors = multiprocessor_count();
+  // Blocks on a multiprocessor: fewer of them with more planes each make their factors and rims less often, more of them
+  // keep it busy while some wait for others.
   BackwardPlan best_plan{};
-  int32_t best_warps = 0;
-  for (int32_t most = chain.class_wise ? 1 : kMostPlanes; most >= 1; --most) {
-    BackwardPlan candidate = plan;
-    candidate.chunks = chain.class_wise ? 1 : divide_up(classes, most);
-    candidate.planes = chain.class_wise ? 1 : divide_up(classes, candidate.chunks);
-    if (candidate.planes < most && most > 1) continue;
-    place_backward(problem, Extent{rows, chain.size.width}, candidate);
-    if (candidate.bytes > shared_budget(1)) continue;
-    const int32_t blocks =
-        candidate.bytes > shared_budget(2) ? 1 : blocks_with(chain.unit > 0, chain.count > chain.unit + 1);
-    const int32_t warps = blocks * (candidate.planes + 1);
-    if (warps <= best_warps) continue;
-    best_warps = warps;
-    best_plan = candidate;
+  double best_cost = 0;
+  for (int32_t blocks = blocks_with(chain.unit > 0, chain.count > chain.unit + 1); blocks >= 1; --blocks) {
+    const int64_t slots = blocks * multiprocessors;
+    int64_t best = INT64_MAX;
+    BackwardPlan divided = plan;
+    for (int32_t parts = 1; parts <= smaller(coarsest, 64); ++parts) {
+      const int64_t all = images * plan.parts.width * parts;
+      const int64_t rows = divide_up(chain.size.height, parts) + rim + 8;  // as many as the set-up takes
+      if (rows > 1024 && parts < coarsest) continue;
+      const int64_t cost = (all + slots - 1) / slots * rows;
+      if (cost >= best) continue;
+      best = cost;
+      divided.parts.height = parts;
+    }
+    if (divided.parts.height == 0) continue;
+    int32_t rows = 0;
+    for (int32_t k = 0; k < divided.parts.height; ++k) {
+      rows = larger(rows, backward_tiles(chain, Extent{divided.parts.height, 1}, k, 0).output.rows.size());
+    }
+    const int32_t most_planes = most_warps(chain.unit > 0, chain.count > chain.unit + 1) / blocks - 1;
+    for (int32_t most = chain.class_wise ? 1 : most_planes; most >= 1; --most) {
+      BackwardPlan candidate = divided;
+      candidate.chunks = chain.class_wise ? 1 : divide_up(classes, most);
+      candidate.planes = chain.class_wise ? 1 : divide_up(classes, candidate.chunks);
+      if (candidate.planes < most && most > 1) continue;
+      place_backward(problem, Extent{rows, chain.size.width}, candidate);
+      if (candidate.bytes > shared_budget(blocks)) continue;
+      // Up to 24 warps the time for a row is about the same. The share of a lone block's time in which warps wait is a guess.
+      const int32_t warps = blocks * (candidate.planes + 1);
+      const double waits = blocks == 1 ? 1.15 : 1.0;
+      const double cost = waits * static_cast<double>(best) * candidate.chunks * warps / smaller(warps, 24);
+      if (best_cost > 0 && cost >= best_cost) continue;
+      best_cost = cost;
+      best_plan = candidate;
+    }
   }
   plan = best_plan;
-  return best_warps > 0;
+  return best_cost > 0;
 }
 
 }  // namespace

@@ -71,10 +71,12 @@ struct LaneStream {
   int32_t upper, lower;
   int32_t kind;
 
-  // Which elements the columns of a quad read: any; two pairs of three neighbours, with a bit for each column that has the
-  // second pair; four neighbours, of which the two in the middle have the same pair.
+  // Which elements the columns of a quad read: any; or four neighbours, of which the two in the middle have the same pair.
   static constexpr int32_t kAny = 0;
   static constexpr int32_t kFour = 1;
+  // Or pairs of three neighbours. In the four bits that come first: which columns have the second pair; in two bits each:
+  // how far the second and the third element lie behind the first, plus 1.
+  static constexpr int32_t kThree = 256;
 
   // `columns` says what taps count from and how many columns the source has, with those that stand for others.
   HMSA_DEVICE void begin(const LinkTables& link, int32_t quads, int32_t q, Range columns, const Source& from) {
@@ -83,9 +85,10 @@ struct LaneStream {
     lower = shared_at<const Tap<T>>(link.rows)->first - 1;
     upper = lower;
     const int32_t first = columns.lo + shared_at<const Tap<T>>(link.columns)[q].first / kBytes;
-    bool pairs = first >= 0;
+    bool pairs = true;
     bool three = true;
     bool four = kComposed;
+    bool inside = first >= 0;
     int32_t mask = 0;
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) {
@@ -93,7 +96,8 @@ struct LaneStream {
       second_weight[j] = tap.second_weight;
       if (kComposed) first_weight[kComposed ? j : 0] = tap.first_weight;
       const int32_t step = columns.lo + tap.first / kBytes - first;
-      pairs = pairs && tap.second - tap.first == kBytes && columns.lo + tap.second / kBytes < columns.hi;
+      pairs = pairs && tap.second - tap.first == kBytes;
+      inside = inside && columns.lo + tap.second / kBytes < columns.hi;
       three = three && (step == 0 || step == 1);
       four = four && step == (j + 1) / 2;
       mask |= (step & 1) << j;
@@ -101,14 +105,18 @@ struct LaneStream {
         pairs = pairs && shared_at<const MoreTaps<T>>(link.more_columns)[j * quads + q].count == 0;
       }
     }
-    kind = pairs && three ? kThree + mask : pairs && four ? kFour : kAny;
-    source.begin(pairs ? first : 0);
+    // Nearly all quads have pairs of three neighbours, those at the borders of the map among them: where a neighbour is a
+    // copy of another element, the distance says so.
+    const int32_t origin = pairs && (three || inside) ? element_of(first, columns.hi) : 0;
+    kind = kAny;
+    if (pairs && three) {
+      kind = kThree + mask + (element_of(first + 1, columns.hi) - origin + 1) * 16 +
+             (element_of(first + 2, columns.hi) - origin + 1) * 64;
+    } else if (pairs && four && inside) {
+      kind = kFour;
+    }
+    source.begin(kind == kAny ? 0 : origin);
   }
-
-  // Pairs of three neighbours: which columns have the second pair.
-  static constexpr int32_t kThree = 256;
-
-  HMSA_DEVICE static int32_t mask_of(int32_t kind) { return kind % kThree; }
 
   HMSA_DEVICE T first_of(int j) const { return kComposed ? first_weight[kComposed ? j : 0] : T(1) - second_weight[j]; }
 
@@ -116,14 +124,19 @@ struct LaneStream {
                            Quad<T>& to) const {
     const auto from = source.row(row);
     const auto set = [&](int j, T first, T second) { to.of[j] = first_of(j) * first + second_weight[j] * second; };
-    if (kind == kThree + 0xc) {
+    if (kind >= kThree) {
       const T x0 = from(0);
-      const T x1 = from(1);
-      const T x2 = from(2);
-      set(0, x0, x1);
-      set(1, x0, x1);
-      set(2, x1, x2);
-      set(3, x1, x2);
+      const T x1 = from((kind >> 4 & 3) - 1);
+      const T x2 = from((kind >> 6 & 3) - 1);
+      if ((kind & 15) == 12) {
+        set(0, x0, x1);
+        set(1, x0, x1);
+        set(2, x1, x2);
+        set(3, x1, x2);
+      } else {
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) set(j, kind >> j & 1 ? x1 : x0, kind >> j & 1 ? x2 : x1);
+      }
     } else if (kComposed && kind == kFour) {
       const T x1 = from(1);
       const T x2 = from(2);
@@ -131,12 +144,6 @@ struct LaneStream {
       set(1, x1, x2);
       set(2, x1, x2);
       set(3, x2, from(3));
-    } else if (kind >= kThree) {
-      const T x0 = from(0);
-      const T x1 = from(1);
-      const T x2 = from(mask_of(kind) != 0 ? 2 : 1);
-      HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) set(j, kind >> j & 1 ? x1 : x0, kind >> j & 1 ? x2 : x1);
     } else {
       // At the borders, and where no whole number is the ratio. Columns count from where the source begins.
       constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
@@ -158,19 +165,31 @@ struct LaneStream {
     }
   }
 
+  // Whether the row of these taps lies between other rows of the source than the one before it.
+  HMSA_DEVICE bool moves(const Tap<T>& tap) const {
+    return uniform(tap.second != lower || (kComposed && tap.first != upper));
+  }
+  HMSA_DEVICE void move(const Tap<T>& tap, const LinkTables& link, int32_t quads, int32_t q, Range columns) {
+    HMSA_ROLLED
+    while (uniform(lower < tap.second)) {
+      ++lower;
+      a = b;
+      stretch(lower, link, quads, q, columns, b);
+    }
+    // Where the number of rows stays, the first row has no weight: it is zero, and is not read.
+    if (uniform(tap.first == tap.second)) a = kComposed ? b : Quad<T>{};
+    upper = tap.first;
+  }
+
   HMSA_DEVICE Quad<T> next(const Tap<T>& tap, const MoreTaps<T>* more, const LinkTables& link, int32_t quads, int32_t q,
                            Range columns) {
-    if (uniform(tap.second != lower || (kComposed && tap.first != upper))) {
-      HMSA_ROLLED
-      while (uniform(lower < tap.second)) {
-        ++lower;
-        a = b;
-        stretch(lower, link, quads, q, columns, b);
-      }
-      // Where the number of rows stays, the first row has no weight: it is zero, and is not read.
-      if (uniform(tap.first == tap.second)) a = kComposed ? b : Quad<T>{};
-      upper = tap.first;
-    }
+    if (moves(tap)) move(tap, link, quads, q, columns);
+    return value(tap, more, link, quads, q, columns);
+  }
+
+  // The row between the two.
+  HMSA_DEVICE Quad<T> value(const Tap<T>& tap, const MoreTaps<T>* more, const LinkTables& link, int32_t quads,
+                            int32_t q, Range columns) const {
     Quad<T> value;
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) value.of[j] = tap.first_weight * a.of[j] + tap.second_weight * b.of[j];
