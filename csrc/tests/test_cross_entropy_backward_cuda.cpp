@@ -6,8 +6,8 @@
 // The kernels see CUDA as a .cu file does.
 #define HMSA_NO_INSTANTIATIONS
 #include "ops/cuda/cross_entropy_backward.cu"
-#include "ops/cuda/gradient_parts.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
+#include "ops/cuda/gradient_parts.cu"
 #include "tests/label_cases.h"
 
 #include <algorithm>

@@ -6,8 +6,8 @@
 #pragma GCC diagnostic ignored "-Warray-bounds"
 // The kernels see CUDA as a .cu file does.
 #define HMSA_NO_INSTANTIATIONS
-#include "ops/cuda/gradient_parts.cu"
 #include "ops/cuda/fuse_scales_channel_sums.cu"
+#include "ops/cuda/gradient_parts.cu"
 #include "ops/cuda/rmi_backward.cu"
 #include "ops/cuda/rmi_forward.cu"
 #include "ops/cuda/rmi_probability.cu"

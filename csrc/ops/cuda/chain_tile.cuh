@@ -34,8 +34,11 @@ struct TileLayout {
   Division by_planes;
   int32_t pairs;  // half of the planes: plane k goes with plane k + pairs
   Division by_pairs;
-  bool together;    // channels of the output are neighbours in memory
-  int32_t windows;  // TileWindows
+  int32_t warp_quads;  // quads side by side of which a warp has all pairs of planes
+  Division by_warp_quads;
+  Division by_warps_across;  // warps that a row of the output takes
+  bool together;             // channels of the output are neighbours in memory
+  int32_t windows;           // TileWindows
   int32_t rows[kGridSlots];
   int32_t quads[kGridSlots];
   Division by_quads[kGridSlots];
@@ -46,8 +49,10 @@ struct TileLayout {
   bool attention_quads[kMaxScales];   // and in the attention
   Division head_columns[kMaxScales];  // of a window, or quads of a row
   Division head_areas[kMaxScales];    // elements of a window, or quads
-  LinkTables up[kMaxScales];          // of each head to its grid; of the largest scale's to the next one, if composed
-  LinkTables across[kMaxScales];      // of each level to the next grid
+  int32_t stage_first[kMaxScales];    // threads that stage each head; all of them if there are none here
+  int32_t stage_threads[kMaxScales];
+  LinkTables up[kMaxScales];      // of each head to its grid; of the largest scale's to the next one, if composed
+  LinkTables across[kMaxScales];  // of each level to the next grid
   Map heads[kMaxScales];
   Map attention_heads[kMaxScales];
   Map levels[kMaxScales];
@@ -293,6 +298,13 @@ struct Item {
   int32_t q;
   int32_t row;     // of the grid
   int32_t height;  // of the run
+  bool wanted = true;
+};
+
+// Threads that do a piece of work together, and which of them this one is.
+struct Team {
+  int32_t thread;
+  int32_t threads;
 };
 
 constexpr int kAnyLowers = -1;
@@ -306,7 +318,7 @@ struct ChainTile {
   int64_t b;
   int64_t channel;  // the first of those at hand
   int32_t count;    // of channels
-  bool more_rows;   // composed taps of the band, and of the tile, are more than two somewhere
+  bool more_rows;   // composed taps of the band, and of the tile, are not all two neighbours
   bool more_columns;
 
   HMSA_DEVICE TileWindows& windows() const { return *shared_at<TileWindows>(layout.windows); }
@@ -337,6 +349,30 @@ struct ChainTile {
         at.k = line - rest * planes;
       }
       at.row = range.lo + rest * length;
+      at.height = smaller(length, range.hi - at.row);
+      body(at);
+    }
+  }
+
+  // The same where channels are neighbours in memory: the lanes of a warp have all pairs of planes, of as many quads side
+  // by side as go into a warp. Lanes that are left over repeat another's work, unwanted: the warp stays together.
+  template <typename Body>
+  HMSA_DEVICE void for_warp_runs(int slot, Range range, const Body& body) const {
+    const int32_t quads = layout.quads[slot];
+    const int32_t length = layout.run[slot];
+    const int32_t runs = layout.by_run[slot].quotient(range.size() + length - 1);
+    const int32_t side = layout.by_pairs.quotient(thread() % 32);
+    const int32_t across = layout.by_warp_quads.quotient(quads + layout.warp_quads - 1);
+    HMSA_ROLLED
+    for (int32_t item = thread() / 32; item < across * runs; item += threads() / 32) {
+      const int32_t run = layout.by_warps_across.quotient(item);
+      const int32_t first = (item - run * across) * layout.warp_quads;
+      Item at;
+      at.k = thread() % 32 - side * layout.pairs;
+      at.q = first + side;
+      at.wanted = side < layout.warp_quads && at.q < quads;
+      if (!at.wanted) at.q = first;
+      at.row = range.lo + run * length;
       at.height = smaller(length, range.hi - at.row);
       body(at);
     }
@@ -407,18 +443,18 @@ struct ChainTile {
   // Copies the window of a head to shared memory, `planes` channels of it: whole quads of it, where it has such. `lies`
   // says whether they lie so in memory. At the borders of the map, and elsewhere, they are put together of elements.
   HMSA_DEVICE void stage_quads(int i, const MapView<const S>& map, bool lies, int64_t first, int32_t planes,
-                               const Map& to) const {
+                               const Map& to, const Team& team) const {
     constexpr int kAhead = 5;
     const Range rows = windows().head_rows[i];
     const Range columns = windows().head_columns[i];
     const Division by_quads = layout.head_columns[i];
     const Division by_area = layout.head_areas[i];
     // No more threads share the planes than have several each.
-    const int32_t parts = larger(1, smaller(by_area.quotient(threads()), planes / (kAhead - 1)));
+    const int32_t parts = larger(1, smaller(by_area.quotient(team.threads), planes / (kAhead - 1)));
     const int64_t step = parts * map.channel;
     const int32_t place_step = parts * to.plane;
     HMSA_ROLLED
-    for (int32_t item = thread(); item < parts * by_area.divisor; item += threads()) {
+    for (int32_t item = team.thread; item < parts * by_area.divisor; item += team.threads) {
       const int32_t part = by_area.quotient(item);
       const int32_t row = by_quads.quotient(item - part * by_area.divisor);
       const int32_t q = item - part * by_area.divisor - row * by_quads.divisor;
@@ -463,7 +499,8 @@ struct ChainTile {
   // Copies the window of a head to shared memory, `planes` channels of it. Several elements are read before the first is
   // written: their latencies overlap. A thread keeps to one place in the map and goes through channels, or the other way
   // round where channels are neighbours in memory.
-  HMSA_DEVICE void stage(int i, const MapView<const S>& map, int64_t first, int32_t planes, const Map& to) const {
+  HMSA_DEVICE void stage(int i, const MapView<const S>& map, int64_t first, int32_t planes, const Map& to,
+                         const Team& team) const {
     constexpr int kAhead = 5;
     constexpr int32_t kBytes = static_cast<int32_t>(sizeof(T));
     const Range rows = windows().head_rows[i];
@@ -472,39 +509,34 @@ struct ChainTile {
     const Division by_area = layout.head_areas[i];
     const S* const corner = map.at(b, first, 0, 0);
     if (map.channel == 1 && planes > 1) {
-      const int32_t at_once = layout.by_planes.quotient(threads());
-      const int32_t first_pixel = layout.by_planes.quotient(thread());
-      const int32_t k = thread() - first_pixel * layout.planes;
-      if (k >= planes || first_pixel >= at_once) return;
-      const S* const from = corner + k;
-      const int32_t place = to.at(k, 0);
       HMSA_ROLLED
-      for (int32_t start = first_pixel; start < by_area.divisor; start += kAhead * at_once) {
-        T values[kAhead];
-        HMSA_UNROLL
-        for (int n = 0; n < kAhead; ++n) {
-          const int32_t pixel = start + n * at_once;
-          const int32_t row = by_columns.quotient(pixel);
-          const int32_t column = pixel - row * by_columns.divisor;
-          values[n] = T(0);
-          if (row < rows.size() && column < columns.size()) {
-            values[n] = to_arithmetic(
-                from[source_row(i, rows.lo + row) * map.row + source_column(i, columns.lo + column) * map.column]);
+      for (int32_t item = team.thread; item < columns.size() * layout.planes; item += team.threads) {
+        const int32_t column = layout.by_planes.quotient(item);
+        const int32_t k = item - column * layout.planes;
+        if (k >= planes) continue;
+        const S* const from = corner + source_column(i, columns.lo + column) * map.column + k;
+        int32_t place = to.at(k, 0) + column * kBytes;
+        HMSA_ROLLED
+        for (int32_t row = rows.lo; row < rows.hi; row += kAhead) {
+          S values[kAhead];
+          HMSA_UNROLL
+          for (int n = 0; n < kAhead; ++n) {
+            values[n] = S{};
+            if (row + n < rows.hi) values[n] = from[source_row(i, row + n) * map.row];
           }
-        }
-        HMSA_UNROLL
-        for (int n = 0; n < kAhead; ++n) {
-          const int32_t pixel = start + n * at_once;
-          if (pixel < by_area.divisor) *shared_at<T>(place + pixel * kBytes) = values[n];
+          HMSA_UNROLL
+          for (int n = 0; n < kAhead; ++n, place += to.pitch) {
+            if (row + n < rows.hi) *shared_at<T>(place) = to_arithmetic(values[n]);
+          }
         }
       }
       return;
     }
-    const int32_t parts = larger(1, by_area.quotient(threads()));
+    const int32_t parts = larger(1, by_area.quotient(team.threads));
     const int64_t step = parts * map.channel;
     const int32_t place_step = parts * to.plane;
     HMSA_ROLLED
-    for (int32_t item = thread(); item < parts * by_area.divisor; item += threads()) {
+    for (int32_t item = team.thread; item < parts * by_area.divisor; item += team.threads) {
       const int32_t part = by_area.quotient(item);
       const int32_t pixel = item - part * by_area.divisor;
       const int32_t row = by_columns.quotient(pixel);
@@ -533,23 +565,27 @@ struct ChainTile {
     HMSA_ROLLED
     for (int n = 0; n < chain().count; ++n) {
       const int i = only_here(n);
+      Team team{thread() - layout.stage_first[i], layout.stage_threads[i]};
+      if (team.threads == 0) team = Team{thread(), threads()};
+      if (team.thread < 0 || team.thread >= team.threads) continue;
       if (layout.head_quads[i]) {
-        stage_quads(i, inputs.logits[i], true, channel, count, layout.heads[i]);
+        stage_quads(i, inputs.logits[i], true, channel, count, layout.heads[i], team);
       } else {
-        stage(i, inputs.logits[i], channel, count, layout.heads[i]);
+        stage(i, inputs.logits[i], channel, count, layout.heads[i], team);
       }
     }
   }
 
   HMSA_DEVICE_PHASE void stage_attention() const {
+    const Team team{thread(), threads()};
     HMSA_ROLLED
     for (int n = 1; n < chain().count; ++n) {
       const int i = only_here(n);
       const int64_t first = chain().class_wise ? channel : 0;
       if (layout.head_quads[i]) {
-        stage_quads(i, inputs.attention[i], layout.attention_quads[i], first, 1, layout.attention_heads[i]);
+        stage_quads(i, inputs.attention[i], layout.attention_quads[i], first, 1, layout.attention_heads[i], team);
       } else {
-        stage(i, inputs.attention[i], first, 1, layout.attention_heads[i]);
+        stage(i, inputs.attention[i], first, 1, layout.attention_heads[i], team);
       }
     }
   }
@@ -624,30 +660,35 @@ struct ChainTile {
 
   // P of an upper scale on rows `range` of its grid; on the output, the lower scales follow. kUpper says whether L of the
   // scale is blended in, kLowers how many lower scales there are, or kAnyLowers. Plane k goes with plane k + pairs if
-  // kPlanes is 2. The sink gets begin(item), then put<whole>(plane, P) for every plane and next() for every row; `whole`
+  // kPlanes is 2. kMore: composed taps may be more than two. The sink gets begin(item), then put<whole>(plane, P) for every plane and next() for every row; `whole`
   // is what it has said of itself.
-  template <bool kUpper, int kLowers, int kPlanes, typename Sink>
+  template <bool kUpper, int kLowers, int kPlanes, bool kMore, typename Sink>
   HMSA_DEVICE void fuse(int slot, Range range, Sink& sink) const {
     const int32_t base = windows().rows[slot].lo;
-    for_runs(slot, range, kPlanes > 1 ? layout.pairs : layout.planes, [&](const Item& item) {
+    const auto body = [&](const Item& item) {
       if (item.k >= count || !sink.begin(item)) return;
-      Streams<kUpper, kLowers, kPlanes> streams;
+      Streams<kUpper, kLowers, kPlanes, kMore> streams;
       begin_streams(streams, slot, item, item.row - base);
       // Loops of their own for the two ways to store keep the strides of one out of the registers of the other.
-      if (sink.whole) {
+      if (Sink::kByWarps || sink.whole) {
         fuse_rows<true>(streams, slot, sink);
-      } else {
+      } else if constexpr (!Sink::kByWarps) {
         fuse_rows<false>(streams, slot, sink);
       }
-    });
+    };
+    if constexpr (Sink::kByWarps) {
+      for_warp_runs(slot, range, body);
+    } else {
+      for_runs(slot, range, kPlanes > 1 ? layout.pairs : layout.planes, body);
+    }
   }
 
  private:
   // What the rows of a run are made of.
-  template <bool kUpper, int kLowers, int kPlanes>
+  template <bool kUpper, int kLowers, int kPlanes, bool kMore>
   struct Streams {
     static constexpr int kCount = kLowers == kAnyLowers ? kMaxScales : kLowers > 0 ? kLowers : 1;
-    RowStream<T, kUpper || kLowers <= 0, kPlanes> start;
+    RowStream<T, kMore, kPlanes> start;
     RowStream<T, false, kPlanes> own;
     RowStream<T, false, kPlanes> products[kCount];
     int32_t factor;  // A of the scale, else 1 - R A of the first lower one; those behind it are whole planes further
@@ -655,8 +696,8 @@ struct ChainTile {
     int lowers;
   };
 
-  template <bool kUpper, int kLowers, int kPlanes>
-  HMSA_DEVICE void begin_streams(Streams<kUpper, kLowers, kPlanes>& streams, int slot, const Item& item,
+  template <bool kUpper, int kLowers, int kPlanes, bool kMore>
+  HMSA_DEVICE void begin_streams(Streams<kUpper, kLowers, kPlanes, kMore>& streams, int slot, const Item& item,
                                  int32_t row) const {
     const int32_t quads = layout.quads[slot];
     const int unit = kLowers > 0 ? slot : chain().unit;
@@ -680,8 +721,8 @@ struct ChainTile {
     streams.end = streams.factor + item.height * pitch;
   }
 
-  template <bool kWhole, bool kUpper, int kLowers, int kPlanes, typename Sink>
-  HMSA_DEVICE void fuse_rows(Streams<kUpper, kLowers, kPlanes>& streams, int slot, Sink& sink) const {
+  template <bool kWhole, bool kUpper, int kLowers, int kPlanes, bool kMore, typename Sink>
+  HMSA_DEVICE void fuse_rows(Streams<kUpper, kLowers, kPlanes, kMore>& streams, int slot, Sink& sink) const {
     HMSA_ROLLED
     for (; streams.factor != streams.end; streams.factor += layout.pitch[slot]) {
       // All streams go on before any value is made: fewer numbers are held meanwhile.
@@ -769,6 +810,29 @@ void choose_head_quads(const ChainInputs<S>& inputs, TileLayout& layout) {
   }
 }
 
+// Shares the warps of a block among the heads that it stages: the largest share of a warp gets the next one.
+inline void share_warps(const Chain& chain, int32_t warps, TileLayout& layout) {
+  if (chain.count > warps) return;
+  int32_t shares[kMaxScales];
+  for (int i = 0; i < chain.count; ++i) shares[i] = 1;
+  for (int32_t left = warps - chain.count; left > 0; --left) {
+    int most = 0;
+    for (int i = 1; i < chain.count; ++i) {
+      if (static_cast<int64_t>(layout.head_areas[i].divisor) * shares[most] >
+          static_cast<int64_t>(layout.head_areas[most].divisor) * shares[i]) {
+        most = i;
+      }
+    }
+    ++shares[most];
+  }
+  int32_t first = 0;
+  for (int i = 0; i < chain.count; ++i) {
+    layout.stage_first[i] = first;
+    layout.stage_threads[i] = 32 * shares[i];
+    first += 32 * shares[i];
+  }
+}
+
 // Gives the tables and planes of the forward direction their places. `levels_to`: of the lower scales before it.
 // `at_once`: planes of a thread.
 template <typename T>
@@ -778,6 +842,8 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
   layout.by_planes = division_by(planes);
   layout.pairs = divide_up(planes, 2);
   layout.by_pairs = division_by(layout.pairs);
+  layout.warp_quads = larger(1, 32 / layout.pairs);
+  layout.by_warp_quads = division_by(layout.warp_quads);
   layout.windows = arena.take_array<TileWindows>(1);
   const int32_t lanes = at_once > 1 ? layout.pairs : planes;
   const int32_t places = at_once * lanes;  // a last plane without a second has room for one
@@ -792,6 +858,7 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
     layout.run[slot] = larger(1, divide_up(layout.rows[slot], runs));
     layout.by_run[slot] = division_by(layout.run[slot]);
   }
+  layout.by_warps_across = division_by(divide_up(layout.quads[output_slot(chain)], layout.warp_quads));
   const auto tables = [&](int slot, const Map& source, bool composed, bool same_rows) {
     LinkTables link{};
     const int32_t rows = layout.rows[slot] + kRun;
@@ -843,7 +910,10 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
     }
     if (!has_level(chain, i)) continue;
     if (i < levels_to) {
-      layout.levels[i] = arena.take_map<T>(places, layout.rows[i], layout.quads[i]);
+      // Threads of neighbouring channels find different banks: an odd number of quads from plane to plane.
+      const bool even = layout.rows[i] * layout.quads[i] % 2 == 0;
+      layout.levels[i] = arena.take_map<T>(places, layout.rows[i], layout.quads[i],
+                                           layout.together && even ? layout.pitch[i] / layout.quads[i] : 0);
       layout.levels[i].pair = layout.pairs * layout.levels[i].plane;
     }
     layout.across[i] = tables(next, layout.levels[i], false, chain.across[i].rows.identity());

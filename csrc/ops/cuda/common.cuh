@@ -255,7 +255,7 @@ HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, Axis axis, int3
   const ComposedTaps<T> taps = map.taps<T>(o);
   AnyTaps<T> any{};
   if (taps.count == 1) {
-    const bool last = axis == Axis::kColumns && taps.index[0] > 0 && taps.index[0] == map.inner.in - 1 && !map.copies();
+    const bool last = taps.index[0] == map.inner.in - 1 && !map.copies();
     any.tap = Tap<T>{taps.index[0], taps.index[0] + (last ? 1 : 0), T(0.5) * taps.weight[0], T(0.5) * taps.weight[0]};
     return any;
   }
@@ -313,7 +313,7 @@ HMSA_HOST_DEVICE AnyTaps<T> row_taps_of(const ComposedMap& map, int32_t o) {
 }
 
 // Fills the taps of rows `range`, and of kRun more that repeat the last of them, so that whole runs can be read. Returns
-// whether any of those that this thread made reads more than two inputs.
+// whether any of those that this thread made reads other inputs than two neighbours.
 template <typename T, typename AnyMap>
 HMSA_DEVICE_CALL bool fill_row_taps(int32_t table, int32_t more, const AnyMap map, Range range, int32_t first_source) {
   bool any_more = false;
@@ -325,7 +325,7 @@ HMSA_DEVICE_CALL bool fill_row_taps(int32_t table, int32_t more, const AnyMap ma
     if (more == 0) continue;
     for (int32_t& index : any.more.index) index -= first_source;
     shared_at<MoreTaps<T>>(more)[k] = any.more;
-    any_more = any_more || any.more.count > 0;
+    any_more = any_more || any.more.count > 0 || any.tap.second != any.tap.first + 1;
   }
   return any_more;
 }

@@ -19,7 +19,8 @@ constexpr int kForwardBlocks = sizeof(T) == 4 ? 2 : 1;
 // Of the output, in bytes.
 struct Strides {
   int64_t row;
-  int64_t pair;  // from a channel to the one that a thread makes with it
+  int64_t pair;   // from a channel to the one that a thread makes with it
+  int32_t pixel;  // in a warp's buffer
 };
 
 struct ForwardPlan {
@@ -29,6 +30,9 @@ struct ForwardPlan {
   int32_t groups;  // of channels
   int32_t shares;  // of the groups, each a block's
   bool quads;      // a quad of the output is one store
+  bool pixels;     // warps have all channels of some pixels, which lie side by side
+  int32_t buffers;
+  int32_t buffer;  // bytes of a warp's
   Strides strides;
   int32_t bytes;
 };
@@ -41,6 +45,7 @@ struct LevelSink {
   int slot;
   int32_t to;
   static constexpr bool whole = true;
+  static constexpr bool kByWarps = false;
 
   HMSA_DEVICE bool begin(const Item& item) {
     to = tile.layout.levels[slot].at(item.k, item.row - tile.windows().rows[slot].lo) +
@@ -65,6 +70,7 @@ struct OutputSink {
   S* to;
   int32_t columns;
   bool both;  // planes of the item are wanted
+  static constexpr bool kByWarps = false;
 
   HMSA_DEVICE bool begin(const Item& item) {
     const Range range = tile.windows().columns[output_slot(tile.chain())];
@@ -82,6 +88,60 @@ struct OutputSink {
   HMSA_DEVICE void next() { to = beyond(to, strides.row); }
   static HMSA_DEVICE S* beyond(S* from, int64_t bytes) {
     return reinterpret_cast<S*>(reinterpret_cast<unsigned char*>(from) + bytes);
+  }
+};
+
+// P of the output where channels are neighbours in memory and a block has them all: the lanes of a warp make a stretch of
+// memory of each row. They put it together in shared memory and write it there from, quad by quad, whatever the number of
+// classes.
+template <typename S>
+struct PixelSink {
+  using T = arithmetic_t<S>;
+  const MapView<S>& output;
+  const ChainTile<S>& tile;
+  const Strides& strides;
+  int32_t buffer;  // of this warp
+  int32_t place;   // of this lane in it
+  StoredQuad<S>* to;
+  int32_t quads;  // of the stretch
+  bool wanted;
+  bool both;
+  static constexpr bool kByWarps = true;
+  static constexpr bool whole = true;
+
+  HMSA_DEVICE bool begin(const Item& item) {
+    const Range range = tile.windows().columns[output_slot(tile.chain())];
+    const int32_t side = tile.layout.by_pairs.quotient(thread() % 32);
+    const int32_t first = item.wanted ? item.q - side : item.q;
+    const int32_t column = range.lo + first * kQuad;
+    const int32_t left = (range.hi - column) / kQuad;
+    quads = smaller(tile.layout.warp_quads, left) * tile.count;
+    wanted = item.wanted && side < left;
+    both = wanted && item.k + tile.layout.pairs < tile.count;
+    place = buffer + (side * kQuad * tile.count + item.k) * static_cast<int32_t>(sizeof(T));
+    to = reinterpret_cast<StoredQuad<S>*>(output.at(tile.b, 0, item.row, column)) + thread() % 32;
+    return true;
+  }
+  template <bool>
+  HMSA_DEVICE void put(int p, const Quad<T>& fused) const {
+    if (p == 0 ? !wanted : !both) return;
+    const int32_t at = place + p * tile.layout.pairs * static_cast<int32_t>(sizeof(T));
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) *shared_at<T>(at + j * strides.pixel) = fused.of[j];
+  }
+  HMSA_DEVICE void next() {
+    __syncwarp();
+    const int32_t lane = thread() % 32;
+    const int32_t from = buffer + lane * static_cast<int32_t>(sizeof(Quad<T>));
+    const auto copy = [&](int32_t n) {
+      store_whole(to[n].of, quad_at<T>(from + n * static_cast<int32_t>(sizeof(Quad<T>))));
+    };
+    if (lane < quads) copy(0);
+    if (lane + 32 < quads) copy(32);
+    HMSA_ROLLED
+    for (int32_t n = 64; lane + n < quads; n += 32) copy(n);
+    to = reinterpret_cast<StoredQuad<S>*>(reinterpret_cast<unsigned char*>(to) + strides.row);
+    __syncwarp();
   }
 };
 
@@ -145,12 +205,27 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
       if constexpr (kLowers == kAnyLowers) {
         for (int slot = 1; slot < output; ++slot) {
           LevelSink<S> sink{tile, slot, 0};
-          tile.template fuse<true, kAnyLowers, 1>(slot, windows.rows[slot], sink);
+          tile.template fuse<true, kAnyLowers, 1, true>(slot, windows.rows[slot], sink);
           __syncthreads();
         }
       }
+      if constexpr (kPlanes == 2) {
+        if (plan.pixels && !(kUpper && (tile.more_rows || tile.more_columns))) {
+          PixelSink<S> sink{problem.output, tile, plan.strides, plan.buffers + thread() / 32 * plan.buffer};
+          tile.template fuse<kUpper, kLowers, kPlanes, false>(output, windows.rows[output], sink);
+          __syncthreads();
+          continue;
+        }
+      }
       OutputSink<S> sink{problem.output, tile, plan.strides, plan.quads, nullptr, 0, false};
-      tile.template fuse<kUpper, kLowers, kPlanes>(output, windows.rows[output], sink);
+      // Code of its own for composed taps that are two neighbours everywhere, as they are for ratios of whole numbers.
+      if constexpr (!kUsual) {
+        tile.template fuse<kUpper, kLowers, 1, true>(output, windows.rows[output], sink);
+      } else if (kUpper && (tile.more_rows || tile.more_columns)) {
+        tile.template fuse<kUpper, kLowers, 1, true>(output, windows.rows[output], sink);
+      } else {
+        tile.template fuse<kUpper, kLowers, kPlanes, false>(output, windows.rows[output], sink);
+      }
       __syncthreads();
     }
   }
@@ -158,65 +233,150 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
 
 // ---- the launch ----------------------------------------------------------------------------------------------------
 
+// Whether there is code of its own for the chain.
 template <typename S>
-ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t planes, bool together) {
+bool is_usual(const Chain& chain) {
+  const int lowers = chain.count - 1 - chain.unit;
+  return sizeof(arithmetic_t<S>) == sizeof(float) && chain.unit < 2 && (lowers == 1 || lowers == 2);
+}
+
+template <typename S>
+ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t planes) {
   using T = arithmetic_t<S>;
   const Chain& chain = problem.chain;
+  const int at_once = is_usual<S>(chain) ? planes_of(chain.count - 1 - chain.unit, chain.unit > 0) : 1;
+  const auto classes = static_cast<int32_t>(problem.classes);
+  const MapView<S>& output = problem.output;
   ForwardPlan plan{};
   plan.size = size;
   plan.tiles = Extent{divide_up(chain.size.height, size.height), divide_up(chain.size.width, size.width)};
-  plan.groups = static_cast<int32_t>((problem.classes + planes - 1) / planes);
+  plan.groups = divide_up(classes, planes);
+  plan.tile.together = output.channel == 1 && output.column != 1;
+  choose_head_quads(problem, plan.tile);
   Arena arena;
   const TileSizes sizes = tile_sizes(chain, size, [](int, Extent) { return Extent{0, 0}; });
-  plan.tile.together = together;
-  choose_head_quads(problem, plan.tile);
-  place_tile<T>(chain, sizes, planes, chain.count, kForwardThreads, arena, plan.tile, 2);
-  int32_t widest = 1;
-  for (const int32_t quads : plan.tile.quads) widest = larger(widest, quads);
-  arena.take(static_cast<int64_t>(kRun) * widest * sizeof(Quad<T>));  // the last run of a map may end below it
+  place_tile<T>(chain, sizes, planes, chain.count, kForwardThreads, arena, plan.tile, at_once);
+  share_warps(chain, kForwardThreads / 32, plan.tile);
+  const auto whole = [](int64_t stride, int64_t count) { return count == 1 || stride % kQuad == 0; };
+  plan.pixels = plan.tile.together && at_once == 2 && planes == classes && plan.tile.pairs <= 32 &&
+                output.column == classes && whole(output.row, chain.size.height) &&
+                whole(output.batch, problem.batch) && chain.size.width % kQuad == 0 && size.width % kQuad == 0 &&
+                aligned_for_quads(output.data);
+  if (plan.pixels) {
+    plan.buffer = plan.tile.warp_quads * planes * static_cast<int32_t>(sizeof(Quad<T>));
+    plan.buffers = arena.take(static_cast<int64_t>(kForwardThreads / 32) * plan.buffer);
+  }
+  plan.quads = lies_in_quads(output, problem.batch, classes, chain.size) && size.width % kQuad == 0;
+  plan.strides = Strides{output.row * static_cast<int64_t>(sizeof(S)),
+                         output.channel * plan.tile.pairs * static_cast<int64_t>(sizeof(S)),
+                         classes * static_cast<int32_t>(sizeof(T))};
   plan.bytes = arena.bytes;
   return plan;
 }
 
-// The largest tile that fits so that several blocks share a multiprocessor; its work is divided evenly.
+// Warp instructions of a block that makes so many groups of channels. Rough: the constants are those of sm_90 code.
+template <typename S>
+double work_of(const FuseScalesForward<S>& problem, const ForwardPlan& plan, int32_t groups) {
+  const Chain& chain = problem.chain;
+  const TileLayout& tile = plan.tile;
+  constexpr double kWarps = kForwardThreads / 32;
+  const int output = output_slot(chain);
+  const int at_once = is_usual<S>(chain) ? planes_of(chain.count - 1 - chain.unit, chain.unit > 0) : 1;
+  const double lanes = at_once == 2 ? tile.pairs : tile.planes;
+  const auto runs = [&](int slot, double planes, double start, double row) {
+    const int32_t count = divide_up(tile.rows[slot], tile.run[slot]);
+    const double warps = plan.pixels && slot == output && planes > 1
+                             ? divide_up(tile.quads[slot], tile.warp_quads) * count
+                             : tile.quads[slot] * planes * count / 32;
+    return warps * (start + tile.run[slot] * row);
+  };
+  double tables = 0;
+  double single = 0;
+  double group = 700 * kWarps + runs(output, lanes, 250 + 150 * chain.count, (at_once == 2 ? 65 : 45) * chain.count);
+  if (plan.pixels) group += runs(output, lanes, 0, 50);
+  for (int i = 0; i < chain.count; ++i) {
+    const double staged = static_cast<double>(tile.head_areas[i].divisor) * tile.planes / 32;
+    group += staged * (tile.head_quads[i] ? 20 : tile.together ? 24 : 15);
+    tables += tile.rows[i] + tile.quads[i] * kQuad;
+    if (i > 0) single += runs(i, 1, 150, 60);
+    if (!has_level(chain, i)) continue;
+    tables += tile.rows[output] + tile.quads[output] * kQuad;
+    single += runs(output, 1, 150, 60);
+    group += runs(i, lanes, 200, at_once == 2 ? 100 : 60);
+  }
+  const double attended = chain.class_wise ? groups : 1;
+  return 600 * kWarps + tables * 6 + attended * single + groups * group;
+}
+
+// Cycles until the busiest multiprocessor is done with its blocks.
+template <typename S>
+double cycles_of(const FuseScalesForward<S>& problem, ForwardPlan& plan, int32_t multiprocessors, int32_t shared) {
+  const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width * problem.batch;
+  const int32_t resident = smaller(kForwardBlocks<arithmetic_t<S>>, shared / (plan.bytes + 1024));
+  // Few tiles share their groups among blocks, as many as the device runs at once.
+  const int64_t wanted = static_cast<int64_t>(multiprocessors) * resident / tiles;
+  plan.shares = static_cast<int32_t>(wanted < 1 ? 1 : wanted < plan.groups ? wanted : plan.groups);
+  const double work = work_of(problem, plan, divide_up(plan.groups, plan.shares));
+  const int64_t blocks = (tiles * plan.shares + multiprocessors - 1) / multiprocessors;
+  // A warp alone starts an instruction every eight cycles; together they start three a cycle.
+  const auto round = [&](double count) {
+    const double rate = 0.13 * (kForwardThreads / 32) * count;
+    return count * work / (rate < 3 ? rate : 3);
+  };
+  return blocks / resident * round(resident) + (blocks % resident > 0 ? round(blocks % resident) : 0);
+}
+
+// The tile and the number of channels at a time that take the least time; where nothing fits, as little as there is.
 template <typename S>
 ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
-  using T = arithmetic_t<S>;
-  const Extent size = problem.chain.size;
+  const Chain& chain = problem.chain;
   const auto classes = static_cast<int32_t>(problem.classes);
-  const bool apart = problem.chain.class_wise;
-  const bool pixels = problem.output.channel == 1 && problem.output.column != 1;
-  int32_t planes = apart ? 1 : smaller(classes, pixels ? 40 : 10);
-  planes = divide_up(classes, divide_up(classes, planes));
-  if (apart) planes = 1;
-  Extent tile{smaller(size.height, pixels ? 16 : 64), smaller(size.width, pixels ? 32 : 64)};
-  const int32_t budget = shared_budget(kForwardBlocks<T>);
+  const int32_t multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
+  const int32_t shared = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   const int32_t most = shared_budget(1);
-  ForwardPlan plan = plan_for(problem, tile, planes, pixels);
-  while (plan.bytes > budget && (tile.height > 1 || tile.width > 1 || planes > 1)) {
-    if (planes > 4) {
-      planes = divide_up(planes, 2);
-    } else if (plan.bytes <= most && tile.height * tile.width <= 512) {
-      break;  // fewer blocks on a multiprocessor cost less than tiles of which most is rim
-    } else if (tile.height > 8) {
-      tile.height = divide_up(tile.height, 2);
-    } else if (tile.width > 8) {
-      tile.width = divide_up(tile.width, 2);
-    } else if (planes > 1) {
-      planes = divide_up(planes, 2);
-    } else {
-      tile = Extent{divide_up(tile.height, 2), divide_up(tile.width, 2)};
+  const int32_t most_planes = chain.class_wise ? 1 : classes;
+  ForwardPlan best{};
+  double least = 0;
+  const auto consider = [&](Extent size, int32_t planes) {
+    size = Extent{smaller(size.height, chain.size.height), smaller(size.width, round_up(chain.size.width, kQuad))};
+    // Groups of one size, of whole pairs.
+    planes = divide_up(classes, divide_up(classes, smaller(planes, most_planes)));
+    if (chain.class_wise) planes = 1;
+    if (planes > 1 && planes < classes) planes = round_up(planes, 2);
+    ForwardPlan plan = plan_for(problem, size, planes);
+    if (plan.bytes > most) return;
+    const double cycles = cycles_of(problem, plan, multiprocessors, shared);
+    if (best.bytes > 0 && cycles >= least) return;
+    best = plan;
+    least = cycles;
+  };
+  const bool together = problem.output.channel == 1 && problem.output.column != 1;
+  const int32_t side = kQuad * larger(1, 32 / divide_up(smaller(classes, 64), 2));
+  for (const int32_t height : {64, 40, 32, 16}) {
+    for (const int32_t width : {128, 64, 32}) {
+      for (const int32_t planes : {40, 20, 10, 4}) {
+        if (together) {
+          consider(Extent{height, larger(1, width / side) * side}, planes);
+        } else {
+          consider(Extent{height, width}, planes);
+        }
+      }
     }
-    plan = plan_for(problem, tile, planes, pixels);
   }
-  plan.quads = lies_in_quads(problem.output, problem.batch, problem.classes, size) && plan.size.width % kQuad == 0;
-  plan.strides = Strides{problem.output.row * static_cast<int64_t>(sizeof(S)),
-                         problem.output.channel * plan.tile.pairs * static_cast<int64_t>(sizeof(S))};
-  // Few tiles share their groups among blocks, as many as the device runs at once.
-  const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width * problem.batch;
-  const int64_t wanted = wanted_blocks() / tiles;
-  plan.shares = static_cast<int32_t>(wanted < 1 ? 1 : wanted < plan.groups ? wanted : plan.groups);
-  return plan;
+  Extent size{smaller(chain.size.height, 16), smaller(chain.size.width, 16)};
+  int32_t planes = smaller(4, most_planes);
+  while (best.bytes == 0) {
+    consider(size, planes);
+    if (best.bytes > 0) break;
+    if (planes > 1) {
+      planes /= 2;
+    } else if (size.height == 1 && size.width == 1) {
+      best = plan_for(problem, size, planes);
+    } else {
+      size = Extent{divide_up(size.height, 2), divide_up(size.width, 2)};
+    }
+  }
+  return best;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ missing __syncwarp.
 
 from __future__ import annotations
 
+import emulator
 import memory
 import numpy as np
 
@@ -32,3 +33,11 @@ class SharedMemoryOfWarps(memory.SharedMemory):
 
 
 memory.SharedMemory = SharedMemoryOfWarps
+
+
+def decode_endcollective(parts):
+    """The end of what a warp does together behind WARPSYNC.COLLECTIVE, for __syncwarp: nothing is done there."""
+    return lambda machine, mask: None
+
+
+emulator.DECODERS["ENDCOLLECTIVE"] = decode_endcollective
