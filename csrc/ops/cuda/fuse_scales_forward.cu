@@ -331,8 +331,8 @@ template <typename S>
 ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
   const Chain& chain = problem.chain;
   const auto classes = static_cast<int32_t>(problem.classes);
-  const int32_t multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
-  const int32_t shared = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const int32_t multiprocessors = multiprocessor_count();
+  const int32_t shared = shared_per_multiprocessor();
   const int32_t most = shared_budget(1);
   const int32_t most_planes = chain.class_wise ? 1 : classes;
   ForwardPlan best{};
