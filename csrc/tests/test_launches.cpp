@@ -256,6 +256,12 @@ void small_problems_run() {
     }
   }
   expect_all_taken(Problem{{8, 11}, {2, 1, 0.5}, 2, 2, 2, false, true}, kAll, true, true);
+  // Chains for which fuse_scales has kernels of their own, or none.
+  for (const std::vector<double>& scales :
+       std::vector<std::vector<double>>{{2}, {1, 0.5}, {2, 1}, {1, 0.5, 0.25}, {2, 1, 0.5, 0.25}, {2, 1.5, 1, 0.5}}) {
+    expect_all_taken(Problem{{8, 12}, scales, 2, 4}, kPredictions | kGradients, true, true);
+    expect_all_taken(Problem{{8, 11}, scales, 2, 5}, kPredictions | kGradients, true, true);
+  }
 }
 
 void predictions_are_taken() {
