@@ -255,7 +255,7 @@ HMSA_HOST_DEVICE_CALL AnyTaps<T> taps_of(const ComposedMap& map, Axis axis, int3
   const ComposedTaps<T> taps = map.taps<T>(o);
   AnyTaps<T> any{};
   if (taps.count == 1) {
-    const bool last = taps.index[0] == map.inner.in - 1 && !map.copies();
+    const bool last = axis == Axis::kColumns && taps.index[0] == map.inner.in - 1 && !map.copies();
     any.tap = Tap<T>{taps.index[0], taps.index[0] + (last ? 1 : 0), T(0.5) * taps.weight[0], T(0.5) * taps.weight[0]};
     return any;
   }
