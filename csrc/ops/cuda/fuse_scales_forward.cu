@@ -9,7 +9,6 @@
 namespace hmsa {
 namespace cuda {
 namespace fuse {
-namespace {
 
 // Some 20 warps on a multiprocessor hide each other's barriers and latencies; 96 registers a thread.
 constexpr int32_t kForwardThreads = 320;
@@ -36,6 +35,8 @@ struct ForwardPlan {
   Strides strides;
   int32_t bytes;
 };
+
+namespace {
 
 // P of an upper scale, to its level in shared memory.
 template <typename S>
@@ -211,7 +212,9 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
       }
       if constexpr (kPlanes == 2) {
         if (plan.pixels && !(kUpper && (tile.more_rows || tile.more_columns))) {
-          PixelSink<S> sink{problem.output, tile, plan.strides, plan.buffers + thread() / 32 * plan.buffer};
+          PixelSink<S> sink{
+              problem.output, tile, plan.strides, plan.buffers + thread() / 32 * plan.buffer, 0, nullptr, 0,
+              false,          false};
           tile.template fuse<kUpper, kLowers, kPlanes, false>(output, windows.rows[output], sink);
           __syncthreads();
           continue;
