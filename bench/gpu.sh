@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and measures the package on a machine with an NVIDIA GPU, in one command of less than nine minutes.
+# Checks and measures the package on a machine with an NVIDIA GPU, in one command that stops after 520 s.
 #
 # Where there is a GPU and nvcc, this builds for that GPU, then runs:
 #

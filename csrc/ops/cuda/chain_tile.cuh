@@ -88,17 +88,15 @@ HMSA_HOST_DEVICE Range tap_sources(const ComposedMap& map, Axis axis, Range rang
                larger(sources.hi, taps_of<float>(map, axis, outputs.hi - 1).tap.second + 1)};
 }
 
-// The windows that a window of the output needs, along one axis. `also` widens those of the grids (the backward pass).
-template <typename Also>
-HMSA_HOST_DEVICE void set_windows(const Chain& chain, Axis axis, Range output, Range* grids, Range* heads,
-                                  const Also& also) {
+// The windows that a window of the output needs, along one axis.
+HMSA_HOST_DEVICE void set_windows(const Chain& chain, Axis axis, Range output, Range* grids, Range* heads) {
   const int last = output_slot(chain);
   grids[last] = output;
   for (int i = chain.unit - 1; i > 0; --i) {
-    grids[i] = hull(tap_sources(axis_of(chain.across[i], axis), axis, grids[i + 1]), also(i));
+    grids[i] = tap_sources(axis_of(chain.across[i], axis), axis, grids[i + 1]);
   }
   for (int i = chain.unit + 1; i < chain.count; ++i) {
-    grids[i] = hull(tap_sources(axis_of(chain.across[i], axis), axis, output), also(i));
+    grids[i] = tap_sources(axis_of(chain.across[i], axis), axis, output);
   }
   for (int i = 0; i < chain.count; ++i) {
     if (is_composed(chain, i)) {
@@ -658,10 +656,10 @@ struct ChainTile {
 
   // ---- the chain ------------------------------------------------------------------------------------------------------
 
-  // P of an upper scale on rows `range` of its grid; on the output, the lower scales follow. kUpper says whether L of the
-  // scale is blended in, kLowers how many lower scales there are, or kAnyLowers. Plane k goes with plane k + pairs if
-  // kPlanes is 2. kMore: composed taps may be more than two. The sink gets begin(item), then put<whole>(plane, P) for every plane and next() for every row; `whole`
-  // is what it has said of itself.
+  // P of an upper scale on rows `range` of its grid; on the output, the lower scales follow. kUpper says whether L of
+  // the scale is blended in, kLowers how many lower scales there are, or kAnyLowers. Plane k goes with plane k + pairs if
+  // kPlanes is 2. kMore: composed taps may be more than two. The sink gets begin(item), then put<whole>(plane, P) for
+  // every plane and next() for every row; `whole` is what it has said of itself.
   template <bool kUpper, int kLowers, int kPlanes, bool kMore, typename Sink>
   HMSA_DEVICE void fuse(int slot, Range range, Sink& sink) const {
     const int32_t base = windows().rows[slot].lo;
@@ -769,26 +767,20 @@ struct ChainTile {
 
 // ---- the host -------------------------------------------------------------------------------------------------------
 
-// Sizes of the windows, at most: for windows of the output of so many rows and columns. `also` as in set_windows.
+// Sizes of the windows, at most: for windows of the output of so many rows and columns.
 struct TileSizes {
   Extent grids[kGridSlots];
   Extent heads[kMaxScales];
 };
 
-template <typename Also>
-TileSizes tile_sizes(const Chain& chain, Extent output, const Also& also) {
+inline TileSizes tile_sizes(const Chain& chain, Extent output) {
   TileSizes sizes{};
   const auto sources = [&](int i, Extent n) {
     return Extent{most_sources(chain.across[i].rows, n.height), most_sources(chain.across[i].columns, n.width)};
   };
-  const auto widened = [&](int i, Extent n) {
-    const Extent more = also(i, n);
-    return Extent{smaller(larger(n.height, more.height), chain.grids[i].height + 2),
-                  smaller(larger(n.width, more.width), chain.grids[i].width + 2)};
-  };
   sizes.grids[output_slot(chain)] = output;
-  for (int i = chain.unit - 1; i > 0; --i) sizes.grids[i] = widened(i, sources(i, sizes.grids[i + 1]));
-  for (int i = chain.unit + 1; i < chain.count; ++i) sizes.grids[i] = widened(i, sources(i, output));
+  for (int i = chain.unit - 1; i > 0; --i) sizes.grids[i] = sources(i, sizes.grids[i + 1]);
+  for (int i = chain.unit + 1; i < chain.count; ++i) sizes.grids[i] = sources(i, output);
   for (int i = 0; i < chain.count; ++i) {
     const Extent grid = sizes.grids[is_composed(chain, i) ? next_slot(chain, i) : i];
     sizes.heads[i] = is_composed(chain, i) ? Extent{most_sources(chain.composed_rows(), grid.height),
@@ -833,11 +825,10 @@ inline void share_warps(const Chain& chain, int32_t warps, TileLayout& layout) {
   }
 }
 
-// Gives the tables and planes of the forward direction their places. `levels_to`: of the lower scales before it.
-// `at_once`: planes of a thread.
+// Gives the tables and planes their places. `at_once`: planes of a thread.
 template <typename T>
-void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int levels_to, int32_t run_threads,
-                Arena& arena, TileLayout& layout, int at_once = 1) {
+void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int at_once, int32_t run_threads,
+                Arena& arena, TileLayout& layout) {
   layout.planes = planes;
   layout.by_planes = division_by(planes);
   layout.pairs = divide_up(planes, 2);
@@ -909,13 +900,11 @@ void place_tile(const Chain& chain, const TileSizes& sizes, int32_t planes, int 
         layout.keep[l] = arena.take_map<T>(1, layout.rows[output], layout.quads[output]);
     }
     if (!has_level(chain, i)) continue;
-    if (i < levels_to) {
-      // Threads of neighbouring channels find different banks: an odd number of quads from plane to plane.
-      const bool even = layout.rows[i] * layout.quads[i] % 2 == 0;
-      layout.levels[i] = arena.take_map<T>(places, layout.rows[i], layout.quads[i],
-                                           layout.together && even ? layout.pitch[i] / layout.quads[i] : 0);
-      layout.levels[i].pair = layout.pairs * layout.levels[i].plane;
-    }
+    // Threads of neighbouring channels find different banks: an odd number of quads from plane to plane.
+    const bool even = layout.rows[i] * layout.quads[i] % 2 == 0;
+    layout.levels[i] = arena.take_map<T>(places, layout.rows[i], layout.quads[i],
+                                         layout.together && even ? layout.pitch[i] / layout.quads[i] : 0);
+    layout.levels[i].pair = layout.pairs * layout.levels[i].plane;
     layout.across[i] = tables(next, layout.levels[i], false, chain.across[i].rows.identity());
   }
 }

@@ -161,20 +161,12 @@ bool lies_in_quads(const MapView<S>& map, int64_t batch, int64_t channels, Exten
          whole(map.channel, channels) && whole(map.row, size.height);
 }
 
-// Four columns of a map in global memory; `quads` as above, else the first `columns` of them one by one.
 template <typename S, typename T = arithmetic_t<S>>
-HMSA_DEVICE Quad<T> load_quad(const S* from, int64_t column, bool quads, int32_t columns) {
-  Quad<T> quad{};
-  if (quads) {
-    const StoredQuad<S> stored = *reinterpret_cast<const StoredQuad<S>*>(from);
-    HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) quad.of[j] = to_arithmetic(stored.of[j]);
-  } else {
-    HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) {
-      if (j < columns) quad.of[j] = to_arithmetic(from[j * column]);
-    }
-  }
+HMSA_DEVICE Quad<T> load_whole(const S* from) {
+  const StoredQuad<S> stored = *reinterpret_cast<const StoredQuad<S>*>(from);
+  Quad<T> quad;
+  HMSA_UNROLL
+  for (int j = 0; j < kQuad; ++j) quad.of[j] = to_arithmetic(stored.of[j]);
   return quad;
 }
 
@@ -189,6 +181,7 @@ HMSA_DEVICE void store_whole(S* to, const Quad<T>& quad) {
   *reinterpret_cast<StoredQuad<S>*>(to) = stored;
 }
 
+// Four columns of a map in global memory; `quads` as above, else the first `columns` of them one by one.
 template <typename S, typename T>
 HMSA_DEVICE void store_quad(S* to, int64_t column, bool quads, int32_t columns, const Quad<T>& quad) {
   if (quads) {
@@ -232,9 +225,9 @@ struct AnyTaps {
 
 // The second tap is the neighbour of the first, at the borders, too: behind the last element of a map lies a copy of it.
 // So that neighbouring quads of columns look alike there is a column before the first, too, a copy of the second: there
-// the taps are (-1, 0) with the weights 0 and 1, which is 0 * second + 1 * first, as in PyTorch. Rows do without it: their
-// taps never go back. Where the side keeps its size both taps are the same element, and half of it is added to itself: exact for all numbers
-// but the subnormal ones, for infinities and NaN.
+// the taps are (-1, 0) with the weights 0 and 1, which is 0 * second + 1 * first, as in PyTorch. Rows do without it:
+// their taps never go back. Where the side keeps its size both taps are the same element, and half of it is added to
+// itself: exact for all numbers but the subnormal ones, for infinities and NaN.
 HMSA_HOST_DEVICE int32_t element_of(int32_t element, int32_t size) {
   return element < 0 ? (size > 1 ? 1 : 0) : smaller(element, size - 1);
 }
@@ -423,9 +416,6 @@ HMSA_HOST_DEVICE ComposedMap composed_axis(const Chain& chain, Axis axis) {
 // A lone scale's final resize gives the output a place of its own among the grids.
 HMSA_HOST_DEVICE int output_slot(const Chain& chain) { return chain.needs_final_resize ? 1 : chain.unit; }
 HMSA_HOST_DEVICE int next_slot(const Chain& chain, int i) { return i < chain.unit ? i + 1 : output_slot(chain); }
-HMSA_HOST_DEVICE Extent slot_extent(const Chain& chain, int slot) {
-  return slot == output_slot(chain) ? chain.size : chain.grids[slot];
-}
 
 }  // namespace fuse
 }  // namespace cuda

@@ -37,8 +37,8 @@ constexpr int32_t most_warps(bool upper, bool lower) {
   return 65536 / (kLanes * (upper && lower ? kRegisters<true, true> : kRegisters<false, true>));
 }
 constexpr int32_t kParked = 5;  // rows of the grid that wait; odd, so that the lanes' quads lie in different banks
-constexpr int32_t kGridRing =
-    16;  // rows of A on a lower grid: those ahead of the output and those that R^T has reached
+// Rows of A on a lower grid: those ahead of the output and those that R^T has reached.
+constexpr int32_t kGridRing = 16;
 
 // What a block owns and needs.
 struct GradientWindows {
@@ -131,12 +131,11 @@ struct BackwardBlock {
   HMSA_DEVICE int32_t summed_at(int which, int32_t r) const {
     return plan.summed + (which * kBand + r) * kRowBytes<T> + quad_offset();
   }
-  HMSA_DEVICE int32_t grid_row_bytes() const { return plan.grid_quads * static_cast<int32_t>(sizeof(Quad<T>)); }
   HMSA_DEVICE int32_t grid_product_at(int32_t w, int32_t slot) const {
-    return memory_of(w) + plan.warp.grid_products + slot * grid_row_bytes() + quad_offset();
+    return memory_of(w) + plan.warp.grid_products + slot * plan.grid.pitch + quad_offset();
   }
   HMSA_DEVICE int32_t grid_summed_at(int32_t slot) const {
-    return plan.grid_summed + slot * grid_row_bytes() + quad_offset();
+    return plan.grid_summed + slot * plan.grid.pitch + quad_offset();
   }
   HMSA_DEVICE bool on_grid() const { return lane() < plan.grid_quads; }
   HMSA_DEVICE int32_t grid_quad() const { return smaller(lane(), plan.grid_quads - 1); }
@@ -527,7 +526,7 @@ struct BackwardBlock {
         if (kUpper && kLower) times(own_part, quad_at<T>(factors + at + kLowerPlace * kPlace));
         if (kLower) grid_part = quad_at<T>(last_products + at);
       } else {
-        const Quad<T> g = load_quad<S>(shared_at<const S>(g_at), 1, true, kQuad);
+        const Quad<T> g = load_whole(shared_at<const S>(g_at));
         g_at += kLanes * kQuad * static_cast<int32_t>(sizeof(S));
         own_part = g;
         grid_part = g;
@@ -623,7 +622,7 @@ struct BackwardBlock {
                           source(problem.attention[i], channel, i));
       // Every column of the grid is there, so that all of them count as inside.
       const Range columns{0, INT32_MAX};
-      factors.keep.begin(plan.across, kLanes, lane(), columns, RingSource<T>{plan.grid, 0, 0});
+      factors.keep.begin(plan.across, kLanes, lane(), columns, RingSource<T>{plan.grid, 0});
       factors.grid_row = windows().grid_rows.lo;
     }
   }
@@ -950,7 +949,8 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
       if (candidate.planes < most && most > 1) continue;
       place_backward(problem, Extent{rows, chain.size.width}, candidate);
       if (candidate.bytes > shared_budget(blocks)) continue;
-      // Up to 24 warps the time for a row is about the same. The share of a lone block's time in which warps wait is a guess.
+      // Assumed, for want of a measurement: up to 24 warps take the same time for a row, and a lone block, whose warps
+      // wait for each other, takes 15 % longer.
       const int32_t warps = blocks * (candidate.planes + 1);
       const double waits = blocks == 1 ? 1.15 : 1.0;
       const double cost = waits * static_cast<double>(best) * candidate.chunks * warps / smaller(warps, 24);

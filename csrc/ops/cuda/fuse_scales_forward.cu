@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<arithmetic_t<S
     const Range range{index * side,
                       smaller((index + 1) * side, axis == Axis::kRows ? chain.size.height : chain.size.width)};
     set_windows(chain, axis, range, axis == Axis::kRows ? windows.rows : windows.columns,
-                axis == Axis::kRows ? windows.head_rows : windows.head_columns, [](int) { return Range{0, 0}; });
+                axis == Axis::kRows ? windows.head_rows : windows.head_columns);
     if (axis == Axis::kColumns) widen_to_quads(chain, plan.tile, windows.head_columns);
   }
   __syncthreads();
@@ -257,8 +257,7 @@ ForwardPlan plan_for(const FuseScalesForward<S>& problem, Extent size, int32_t p
   plan.tile.together = output.channel == 1 && output.column != 1;
   choose_head_quads(problem, plan.tile);
   Arena arena;
-  const TileSizes sizes = tile_sizes(chain, size, [](int, Extent) { return Extent{0, 0}; });
-  place_tile<T>(chain, sizes, planes, chain.count, kForwardThreads, arena, plan.tile, at_once);
+  place_tile<T>(chain, tile_sizes(chain, size), planes, at_once, kForwardThreads, arena, plan.tile);
   share_warps(chain, kForwardThreads / 32, plan.tile);
   const auto whole = [](int64_t stride, int64_t count) { return count == 1 || stride % kQuad == 0; };
   plan.pixels = plan.tile.together && at_once == 2 && planes == classes && plan.tile.pairs <= 32 &&

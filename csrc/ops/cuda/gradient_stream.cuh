@@ -1,5 +1,5 @@
-// What a warp of the backward pass of fuse_scales goes down a plane with: rows of the forward direction out of a ring, sums
-// of rows for the adjoint of a resize, and the gathering of columns.
+// What a warp of the backward pass of fuse_scales goes down a plane with: rows of the forward direction, sums of rows
+// for the adjoint of a resize, and the gathering of columns.
 //
 // A warp has 128 columns of the output, a quad in each lane, for one plane, and streams down the rows. The adjoint of a
 // resize is done in two halves, too: rows first, in registers, since most rows of the target have several rows of the
@@ -59,9 +59,9 @@ struct Ring {
   HMSA_HOST_DEVICE int32_t at(int32_t row) const { return offset + (row & mask) * pitch; }
 };
 
-// The rows of a source, stretched along columns, as a lane goes down the rows of a resize. A source
-// has a member row(r), which gives its row r as a function of the column, counted from the lane's first tap; rows and
-// columns that the map does not have are those that taps_of speaks of.
+// The rows of a source, stretched along columns, as a lane goes down the rows of a resize. A source has a member row(r),
+// which gives its row r as a function of the column, counted from the lane's first tap; rows and columns that the map
+// does not have are those that taps_of speaks of.
 template <typename T, bool kComposed, typename Source>
 struct LaneStream {
   Source source;
@@ -232,12 +232,11 @@ template <typename T>
 struct RingSource {
   Ring ring;
   int32_t first_column;
-  int32_t window;  // the column that lies at the start of a row
 
   HMSA_DEVICE void begin(int32_t column) { first_column = column; }
   HMSA_DEVICE int32_t first() const { return first_column; }
   HMSA_DEVICE auto row(int32_t r) const {
-    const T* const from = shared_at<const T>(ring.at(r)) + (first_column - window);
+    const T* const from = shared_at<const T>(ring.at(r)) + first_column;
     return [from](int32_t column) { return from[column]; };
   }
 };
