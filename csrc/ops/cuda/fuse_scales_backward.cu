@@ -20,6 +20,7 @@
 #include "ops/cuda/fuse_scales.h"
 #include "ops/cuda/gradient_parts.cuh"
 #include "ops/cuda/gradient_stream.cuh"
+#include "ops/cuda/octave_backward.cuh"
 
 namespace hmsa {
 namespace cuda {
@@ -971,6 +972,7 @@ void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, const Wor
                                  StreamHandle stream) {
   fuse::BackwardPlan plan;
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    if (fuse::launch_octave_backward(problem, stream)) return;
     if (fuse::plan_backward(problem, plan)) {
       const Chain& chain = problem.chain;
       const auto at_most = [](int64_t n) { return static_cast<unsigned>(n < 65535 ? n : 65535); };

@@ -9,8 +9,10 @@ missing __syncwarp.
 from __future__ import annotations
 
 import emulator
+import integers
 import memory
 import numpy as np
+from operands import integer, predicate, to_register
 
 LANE_BITS = 5
 WARPS = np.uint32(1 << (memory.THREAD_BITS - LANE_BITS))
@@ -41,3 +43,29 @@ def decode_endcollective(parts):
 
 
 emulator.DECODERS["ENDCOLLECTIVE"] = decode_endcollective
+
+
+def decode_minimum(parts):
+    """VIMNMX and VIADDMNMX with .RELU: of signed numbers, and zero where the result is negative."""
+    if not parts.has("RELU"):
+        return integers.decode_minimum(parts)
+    if parts.has("U32"):
+        raise parts.unknown()
+    write, *rest = parts.arguments
+    write = to_register(write)
+    addends = [integer(text) for text in rest[: 2 if parts.opcode == "VIADDMNMX" else 1]]
+    other, smaller = integer(rest[len(addends)]), predicate(rest[len(addends) + 1])
+
+    def execute(machine, mask):
+        a = addends[0](machine)
+        for addend in addends[1:]:
+            a = a + addend(machine)
+        a, b = a.view(np.int32), other(machine).view(np.int32)
+        result = np.where(smaller(machine), np.minimum(a, b), np.maximum(a, b))
+        write(machine, np.maximum(result, 0).view(np.uint32), mask)
+
+    return execute
+
+
+for opcode in ("VIMNMX", "VIADDMNMX"):
+    emulator.DECODERS[opcode] = decode_minimum

@@ -1,0 +1,947 @@
+// The backward pass of fuse_scales for chains of octaves: scales 1 and 0.5, 2 and 1, or 2, 1 and 0.5, with heads at a
+// quarter of their grids. These are what the networks are trained with, and nearly all that they are run with.
+//
+// Every resize then is by two or by four, so that there is no table of taps: weights are constants, and which element
+// reads which follows from the number of the lane and of the row. At the borders of a map, where PyTorch reads the first
+// or the last element alone, the same weights read it twice; the adjoint adds what reaches the element beyond the border
+// to the one at the border.
+//
+// The work is divided as in fuse_scales_backward.cu: a warp for each plane and one for the attention, bands of four rows.
+// Band k has the rows 4 k + 2 to 4 k + 5 of the output. All of them lie between the rows k and k + 1 of a head of scale
+// 1.0, and they end the rows 2 k and 2 k + 1 of the lower grid, which, for an even k, end row k / 2 - 1 of its head.
+#pragma once
+
+#include "ops/cuda/gradient_stream.cuh"
+
+namespace hmsa {
+namespace cuda {
+namespace fuse {
+
+// A block has 16 units of 8 x 8 outputs side by side, of which the first and the last are rim, and some of them one below
+// the other. A unit has one element of the head of scale 0.5.
+constexpr int32_t kUnit = 8;
+constexpr int32_t kOwnedUnits = kLineColumns / kUnit - 2;
+constexpr int32_t kOctaveBand = 4;      // rows between barriers
+constexpr int32_t kOctaveBuffers = 4;   // bands whose factors are kept: of the one ahead, this one and the one behind
+constexpr int32_t kOctaveGridRows = 8;  // rows of A that are kept on the lower grid
+
+// Two neighbouring columns of a row of the lower grid, or of the head above.
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T of[2];
+};
+
+// ---- resizes by two and by four -------------------------------------------------------------------------------------
+
+// Weight of row k + 1 in row r of band k, and of the second of two elements of a head in the grid four times its size.
+HMSA_DEVICE constexpr float of_four(int r) { return 0.125f + 0.25f * static_cast<float>(r); }
+
+template <typename T>
+HMSA_DEVICE T before(T value) {
+  return __shfl_up_sync(0xffffffffu, value, 1);
+}
+template <typename T>
+HMSA_DEVICE T behind(T value, int lanes = 1) {
+  return __shfl_down_sync(0xffffffffu, value, lanes);
+}
+
+template <typename T>
+HMSA_DEVICE T mixed(T weight, T first, T second) {
+  return (T(1) - weight) * first + weight * second;
+}
+
+// A lane's quad from the element under it and those beside it.
+template <typename T>
+HMSA_DEVICE Quad<T> enlarged_by_four(T element) {
+  const T left = before(element);
+  const T right = behind(element);
+  return {{mixed(T(0.625), left, element), mixed(T(0.875), left, element), mixed(T(0.125), element, right),
+           mixed(T(0.375), element, right)}};
+}
+
+// From the two elements under it.
+template <typename T>
+HMSA_DEVICE Quad<T> enlarged_by_two(const Pair<T>& pair) {
+  const T left = before(pair.of[1]);
+  const T right = behind(pair.of[0]);
+  return {{mixed(T(0.75), left, pair.of[0]), mixed(T(0.25), pair.of[0], pair.of[1]),
+           mixed(T(0.75), pair.of[0], pair.of[1]), mixed(T(0.25), pair.of[1], right)}};
+}
+
+// Where a lane is: what lies beyond the borders of the map goes to the element at the border.
+struct LanePlace {
+  bool exists;  // the lane has columns of the output
+  bool leftmost, rightmost;
+  bool owned;  // its targets are the block's
+};
+
+// The adjoints: of the elements under the quad.
+template <typename T>
+HMSA_DEVICE T reduced_by_four(const Quad<T>& quad, const LanePlace& place) {
+  const T far = before(quad.of[2]) + behind(quad.of[1]);
+  const T near = before(quad.of[3]) + behind(quad.of[0]);
+  return T(0.125) * far + T(0.375) * near + (place.leftmost ? T(1) : T(0.625)) * quad.of[0] +
+         (place.leftmost ? T(1) : T(0.875)) * quad.of[1] + (place.rightmost ? T(1) : T(0.875)) * quad.of[2] +
+         (place.rightmost ? T(1) : T(0.625)) * quad.of[3];
+}
+template <typename T>
+HMSA_DEVICE Pair<T> reduced_by_two(const Quad<T>& quad, const LanePlace& place) {
+  const T left = before(quad.of[3]);
+  const T right = behind(quad.of[0]);
+  return {{T(0.25) * (left + quad.of[2]) + T(0.75) * quad.of[1] + (place.leftmost ? T(1) : T(0.75)) * quad.of[0],
+           T(0.25) * (quad.of[1] + right) + T(0.75) * quad.of[2] + (place.rightmost ? T(1) : T(0.75)) * quad.of[3]}};
+}
+
+// Pairs of the lower grid: two lanes have the four columns over an element of its head, which goes to the even one.
+template <typename T>
+HMSA_DEVICE T reduced_pairs(const Pair<T>& pair, const LanePlace& place) {
+  const bool odd = lane() % 2 != 0;
+  const bool border = odd ? place.rightmost : place.leftmost;
+  const T outer = odd ? pair.of[1] : pair.of[0];
+  const T inner = odd ? pair.of[0] : pair.of[1];
+  const T own = (border ? T(1) : T(0.625)) * outer + (border ? T(1) : T(0.875)) * inner;
+  const T beside = T(0.375) * outer + T(0.125) * inner;
+  return own + behind(own) + before(beside) + behind(beside, 2);
+}
+
+// Sums for the rows k and k + 1 of a map that is enlarged four times. The second is zero between bands.
+template <typename T>
+struct FourfoldSums {
+  Quad<T> first{}, second{};
+
+  template <int r>
+  HMSA_DEVICE void add(const Quad<T>& quad) {
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      first.of[j] += T(1 - of_four(r)) * quad.of[j];
+      second.of[j] = T(of_four(r)) * quad.of[j] + (r == 0 ? T(0) : second.of[j]);
+    }
+  }
+};
+
+// Sums for the rows 2 k to 2 k + 3 of a map that is enlarged twice.
+template <typename T>
+struct TwofoldSums {
+  Quad<T> of[4]{};
+
+  template <int r>
+  HMSA_DEVICE void add(const Quad<T>& quad) {
+    constexpr int kFirst = (r + 1) / 2;
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      of[kFirst].of[j] += T(r % 2 == 0 ? 0.25 : 0.75) * quad.of[j];
+      // Rows 2 and 3 of the sums begin here.
+      const T so_far = kFirst == 0 || r == 2 ? of[kFirst + 1].of[j] : T(0);
+      of[kFirst + 1].of[j] = T(r % 2 == 0 ? 0.75 : 0.25) * quad.of[j] + so_far;
+    }
+  }
+};
+
+template <typename T>
+HMSA_DEVICE void add_to(Quad<T>& quad, const Quad<T>& other) {
+  HMSA_UNROLL
+  for (int j = 0; j < kQuad; ++j) quad.of[j] += other.of[j];
+}
+template <typename T>
+HMSA_DEVICE void multiply(Quad<T>& quad, const Quad<T>& other) {
+  HMSA_UNROLL
+  for (int j = 0; j < kQuad; ++j) quad.of[j] *= other.of[j];
+}
+
+// ---- a block --------------------------------------------------------------------------------------------------------
+
+struct OctavePlan {
+  Extent parts;
+  Extent units;  // of a part
+  int32_t planes;
+  int32_t chunks;              // of the classes, one after the other
+  bool quads;                  // a quad of g is one load
+  bool sums;                   // a gradient of attention is wanted
+  int32_t factors;             // [kOctaveBuffers][sums][kOctaveBand] rows: A of scale 1.0, 1 - R A
+  int32_t grid;                // [kOctaveGridRows] rows of pairs: A of the lower scale on its grid
+  int32_t summed;              // products summed over the planes: [sums][kOctaveBand] rows, and two rows of pairs
+  int32_t totals[kMaxScales];  // of the attention's gradients over the chunks
+  int32_t warps;
+  // From the first byte of a warp's memory.
+  int32_t products;  // as in `summed`, without the rows that take the place of g
+  int32_t warp_bytes;
+  int32_t bytes;
+};
+
+template <typename S, bool kUpper, bool kLower>
+struct OctaveBlock {
+  using T = arithmetic_t<S>;
+  static constexpr int kSums = (kUpper ? 1 : 0) + (kLower ? 1 : 0);
+  static constexpr int kUnitScale = kUpper ? 1 : 0;
+  static constexpr int kLowerScale = kUnitScale + 1;
+  static constexpr int kLowerPlace = kUpper ? 1 : 0;  // among sums and factors
+  static constexpr int32_t kRow = kLineColumns * static_cast<int32_t>(sizeof(T));
+  static constexpr int32_t kStoredRow = kLineColumns * static_cast<int32_t>(sizeof(S));
+  static constexpr int32_t kBandBytes = kOctaveBand * kRow;
+  // Products take the place of the rows of g that they are made of, if these have as many bytes.
+  static constexpr bool kInPlace = sizeof(S) == sizeof(T);
+
+  const FuseScalesBackward<S>& problem;
+  const OctavePlan& plan;
+  Range unit_rows, unit_columns;
+  LanePlace place;
+  int32_t column;  // of the lane's quad in the output
+  int64_t b;
+  int32_t first_class, count, chunk;
+
+  HMSA_DEVICE OctaveBlock(const FuseScalesBackward<S>& of, const OctavePlan& by) : problem(of), plan(by) {
+    const auto index = static_cast<int32_t>(blockIdx.x);
+    const Extent size = problem.chain.size;
+    const auto units = [](int32_t part, int32_t each, int32_t side) {
+      return Range{part * each, smaller((part + 1) * each, divide_up(side, kUnit))};
+    };
+    unit_rows = units(index / plan.parts.width, plan.units.height, size.height);
+    unit_columns = units(index % plan.parts.width, plan.units.width, size.width);
+    column = (unit_columns.lo - 1) * kUnit + lane() * kQuad;
+    place.exists = column >= 0 && column < size.width;
+    place.leftmost = column == 0;
+    place.rightmost = column + kQuad == size.width;
+    place.owned = place.exists && lane() >= 2 && lane() < 2 + 2 * unit_columns.size();
+  }
+
+  // Bands. Those of a lower scale begin earlier and end later, since its two resizes reach farther.
+  HMSA_DEVICE int32_t first_band() const { return larger(2 * unit_rows.lo - (kLower ? 2 : 1), -1); }
+  HMSA_DEVICE int32_t end_band() const { return 2 * unit_rows.hi + (kLower ? 1 : 0); }
+  // Whether rows that end with band k are the block's: k of scale 1.0's head, 2 k and 2 k + 1 of the one above.
+  HMSA_DEVICE bool owns(int32_t k) const {
+    return k >= 2 * unit_rows.lo && k < smaller(2 * unit_rows.hi, problem.chain.size.height / 4);
+  }
+  HMSA_DEVICE bool on_grid(int32_t k) const { return k >= 0 && k < problem.chain.size.height / 4; }
+
+  HMSA_DEVICE int32_t memory_of(int32_t w) const { return plan.warps + w * plan.warp_bytes; }
+  HMSA_DEVICE static int32_t quad_offset() { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
+  HMSA_DEVICE static int32_t pair_offset() { return lane() * static_cast<int32_t>(sizeof(Pair<T>)); }
+  HMSA_DEVICE int32_t factors_of(int32_t k) const {
+    return plan.factors + (k & (kOctaveBuffers - 1)) * kSums * kBandBytes + quad_offset();
+  }
+  HMSA_DEVICE int32_t grid_row(int32_t row) const {
+    return plan.grid + (row & (kOctaveGridRows - 1)) * (kRow / 2) + pair_offset();
+  }
+  // From the first byte of a warp's memory.
+  HMSA_DEVICE int32_t g_of(int32_t k) const { return (k & 1) * kOctaveBand * kStoredRow; }
+  HMSA_DEVICE int32_t products_of(int which, int32_t k) const {
+    return kInPlace && which == 0 ? g_of(k) : plan.products + (which - (kInPlace ? 1 : 0)) * kBandBytes;
+  }
+  HMSA_DEVICE int32_t grid_products() const { return products_of(kSums, 0); }
+
+  HMSA_DEVICE static Pair<T> pair_at(int32_t offset) { return *shared_at<const Pair<T>>(offset); }
+  HMSA_DEVICE static void put_pair(int32_t offset, const Pair<T>& pair) { *shared_at<Pair<T>>(offset) = pair; }
+
+  // ---- maps of the heads, as a lane reads them ------------------------------------------------------------------------
+
+  // Two columns of a head; rows and columns beyond the borders are those at the borders.
+  struct Source {
+    const S* from;  // row 0 of the first column
+    int64_t row_stride;
+    int32_t step;  // to the second column
+    int32_t last;  // row
+
+    HMSA_DEVICE const S* row(int32_t r) const { return from + larger(0, smaller(r, last)) * row_stride; }
+    HMSA_DEVICE T one(int32_t r) const { return to_arithmetic(*row(r)); }
+    HMSA_DEVICE Pair<T> two(int32_t r) const {
+      const S* const at = row(r);
+      return {{to_arithmetic(at[0]), to_arithmetic(at[step])}};
+    }
+  };
+  HMSA_DEVICE Source source(const MapView<const S>& map, int64_t channel, int i, int32_t first) const {
+    const Extent head = problem.chain.heads[i];
+    const auto inside = [&](int32_t c) { return larger(0, smaller(c, head.width - 1)); };
+    return {map.at(b, channel, 0, inside(first)), map.row,
+            static_cast<int32_t>((inside(first + 1) - inside(first)) * map.column), head.height - 1};
+  }
+  HMSA_DEVICE Source own_source(const MapView<const S>* maps, int64_t channel) const {
+    return source(maps[kUnitScale], channel, kUnitScale, column / 4);
+  }
+  // An even lane's pair lies between the element under it and the one before, an odd lane's between it and the next.
+  HMSA_DEVICE Source lower_source(const MapView<const S>* maps, int64_t channel) const {
+    return source(maps[kLowerScale], channel, kLowerScale, unit_columns.lo - 2 + (lane() + 1) / 2);
+  }
+
+  // A head of scale 1.0, row by row: what a band needs next is on its way meanwhile.
+  struct OwnRows {
+    Quad<T> upper;
+    T next;
+    HMSA_DEVICE void begin(const Source& from, int32_t k) {
+      upper = enlarged_by_four(from.one(k));
+      next = from.one(k + 1);
+    }
+  };
+  // The head of the scale above, which its two resizes enlarge twice.
+  struct AboveRows {
+    Quad<T> upper[2];
+    Pair<T> next[2];
+    HMSA_DEVICE void begin(const Source& from, int32_t k) {
+      HMSA_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        upper[r] = enlarged_by_two(from.two(2 * k + r));
+        next[r] = from.two(2 * k + 2 + r);
+      }
+    }
+  };
+  // The head of the lower scale on its grid: the rows 2 k and 2 k + 1 lie between `upper` and `lower`.
+  struct LowerRows {
+    Pair<T> upper, lower, next;
+
+    HMSA_DEVICE static Pair<T> stretched(const Pair<T>& pair) {
+      const T weight = lane() % 2 == 0 ? T(0.625) : T(0.125);
+      return {{mixed(weight, pair.of[0], pair.of[1]), mixed(weight + T(0.25), pair.of[0], pair.of[1])}};
+    }
+    HMSA_DEVICE void begin(const Source& from, int32_t k) {
+      const int32_t m = k >> 1;
+      upper = stretched(from.two(m - 1));
+      lower = stretched(from.two(m));
+      next = from.two(m + 1);
+    }
+    HMSA_DEVICE void move(const Source& from, int32_t k) {
+      if (k % 2 == 0) return;
+      upper = lower;
+      lower = stretched(next);
+      next = from.two((k >> 1) + 2);
+    }
+    HMSA_DEVICE Pair<T> row(T weight) const {
+      return {{mixed(weight, upper.of[0], lower.of[0]), mixed(weight, upper.of[1], lower.of[1])}};
+    }
+  };
+  // Of the lower one of two rows of a head in row 2 k + r of the grid.
+  HMSA_DEVICE static T grid_weight(int32_t k, int r) { return (k % 2 == 0 ? T(0.625) : T(0.125)) + T(0.25) * r; }
+
+  // ---- gradients of the heads -----------------------------------------------------------------------------------------
+
+  // Where the lane's targets in the next row are, for each scale.
+  struct Targets {
+    S* own;
+    S* above;
+    S* lower;
+  };
+
+  template <bool kAttention>
+  HMSA_DEVICE const MapView<S>& gradient(int i) const {
+    return kAttention ? problem.grad_attention[i] : problem.grad_logits[i];
+  }
+  template <bool kAttention>
+  HMSA_DEVICE Targets targets(int64_t channel) const {
+    const auto at = [&](int i, int32_t row, int32_t first) -> S* {
+      const MapView<S>& map = gradient<kAttention>(i);
+      return map.data == nullptr ? nullptr : map.at(b, channel, row, first);
+    };
+    Targets to{};
+    to.own = kUpper || !kAttention ? at(kUnitScale, 2 * unit_rows.lo, column / 4) : nullptr;
+    if (kUpper && !kAttention) to.above = at(0, 4 * unit_rows.lo, column / 2);
+    if (kLower) to.lower = at(kLowerScale, unit_rows.lo, unit_columns.lo - 1 + lane() / 2);
+    return to;
+  }
+
+  // Of the plane or, for the attention, of all planes so far. `target` counts the block's.
+  template <bool kAttention>
+  HMSA_DEVICE void write(int i, S* to, int32_t target, T value) const {
+    if (kAttention && plan.chunks > 1) {
+      T& total = shared_at<T>(plan.totals[i])[target];
+      if (chunk > 0) value += total;
+      total = value;
+      if (chunk + 1 < plan.chunks) return;
+    }
+    from_arithmetic(to, value);
+  }
+
+  // Ends row k of a head of scale 1.0.
+  template <bool kAttention>
+  HMSA_DEVICE void finish_own(FourfoldSums<T>& sums, S*& to, int32_t k) const {
+    const int32_t height = problem.chain.heads[kUnitScale].height;
+    if (owns(k)) {
+      if (k == height - 1) add_to(sums.first, sums.second);
+      const T value = reduced_by_four(sums.first, place);
+      if (to != nullptr) {
+        if (place.owned) {
+          write<kAttention>(kUnitScale, to, (k - 2 * unit_rows.lo) * 2 * unit_columns.size() + lane() - 2, value);
+        }
+        to += gradient<kAttention>(kUnitScale).row;
+      }
+    } else if (k < 0) {
+      add_to(sums.second, sums.first);
+    }
+    sums.first = sums.second;
+  }
+
+  // Ends a row of the head above.
+  HMSA_DEVICE void write_above(const Quad<T>& sums, S*& to) const {
+    const MapView<S>& map = gradient<false>(0);
+    const Pair<T> pair = reduced_by_two(sums, place);
+    if (to == nullptr) return;
+    if (place.owned) {
+      from_arithmetic(to, pair.of[0]);
+      from_arithmetic(to + map.column, pair.of[1]);
+    }
+    to += map.row;
+  }
+  // What ends with row 0 and row 2 of the band, and what is left for the next one.
+  HMSA_DEVICE void add_last(TwofoldSums<T>& sums, int32_t k, int32_t height) const {
+    if (2 * k + 1 == height - 1) add_to(sums.of[1], sums.of[2]);
+  }
+  HMSA_DEVICE void go_on(TwofoldSums<T>& sums, int32_t k) const {
+    if (k < 0) add_to(sums.of[2], sums.of[1]);
+    sums.of[0] = sums.of[2];
+    sums.of[1] = sums.of[3];
+  }
+
+  // Sums of pairs for the rows of the lower head around the rows 2 k and 2 k + 1 of its grid.
+  struct LowerSums {
+    Pair<T> first{}, second{};
+    HMSA_DEVICE void add(T weight, const Pair<T>& pair) {
+      HMSA_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        first.of[j] += (T(1) - weight) * pair.of[j];
+        second.of[j] += weight * pair.of[j];
+      }
+    }
+  };
+  template <bool kAttention>
+  HMSA_DEVICE void finish_lower(LowerSums& sums, S*& to, int32_t k) const {
+    if (k % 2 != 0) return;
+    const int32_t m = k / 2 - 1;
+    const bool last = m == problem.chain.heads[kLowerScale].height - 1;
+    const bool beyond = m < 0;
+    HMSA_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      if (last) sums.first.of[j] += sums.second.of[j];
+      if (beyond) sums.second.of[j] += sums.first.of[j];
+    }
+    if (m >= unit_rows.lo) {
+      const T value = reduced_pairs(sums.first, place);
+      if (to != nullptr) {
+        if (place.owned && lane() % 2 == 0) {
+          write<kAttention>(kLowerScale, to, (m - unit_rows.lo) * unit_columns.size() + lane() / 2 - 1, value);
+        }
+        to += gradient<kAttention>(kLowerScale).row;
+      }
+    }
+    sums.first = sums.second;
+    sums.second = Pair<T>{};
+  }
+
+  // A row of dLoss/d(A L) on the grid, or of R^T of the products for the attention.
+  HMSA_DEVICE Pair<T> grid_pair(const Quad<T>& sums) const {
+    Pair<T> pair = reduced_by_two(sums, place);
+    // The columns beyond the borders have had what they give to those at the borders.
+    HMSA_UNROLL
+    for (int j = 0; j < 2; ++j) pair.of[j] = place.exists ? pair.of[j] : T(0);
+    return pair;
+  }
+
+  // ---- the incoming gradient ------------------------------------------------------------------------------------------
+
+  // What the output does not have is zero: columns here, once; rows when they are asked for.
+  HMSA_DEVICE void clear_beyond() const {
+    if (place.exists) return;
+    const StoredQuad<S> zero{};
+    for (int32_t r = 0; r < 2 * kOctaveBand; ++r) {
+      *shared_at<StoredQuad<S>>(memory_of(warp()) + r * kStoredRow + lane() * sizeof(StoredQuad<S>)) = zero;
+    }
+  }
+
+  // Asks for the rows of band k; `from` is the lane's quad in the first of them.
+  HMSA_DEVICE void fetch(int32_t k, const S* from) const {
+    constexpr auto kBytes = static_cast<int32_t>(sizeof(S));
+    const MapView<const S>& grad = problem.grad_output;
+    const int32_t height = problem.chain.size.height;
+    const int32_t row = 4 * k + 2;
+    int32_t to = memory_of(warp()) + g_of(k) + lane() * kQuad * kBytes;
+    if (place.exists) {
+      if (plan.quads && row >= 0 && row + kOctaveBand <= height) {
+        HMSA_UNROLL
+        for (int r = 0; r < kOctaveBand; ++r, from += grad.row) copy_async<kQuad * kBytes>(to + r * kStoredRow, from);
+      } else {
+        HMSA_ROLLED
+        for (int r = 0; r < kOctaveBand; ++r, from += grad.row, to += kStoredRow) {
+          if (row + r < 0 || row + r >= height) {
+            *shared_at<StoredQuad<S>>(to) = StoredQuad<S>{};
+          } else if (plan.quads) {
+            copy_async<kQuad * kBytes>(to, from);
+          } else {
+            HMSA_UNROLL
+            for (int j = 0; j < kQuad; ++j) {
+              if constexpr (kBytes >= 4) {
+                copy_async<kBytes>(to + j * kBytes, from + j * grad.column);
+              } else {
+                *shared_at<S>(to + j * kBytes) = from[j * grad.column];
+              }
+            }
+          }
+        }
+      }
+    }
+    close_copies();
+  }
+
+  // ---- a plane --------------------------------------------------------------------------------------------------------
+
+  struct Plane {
+    Source own_from, above_from, lower_from;
+    OwnRows own;
+    AboveRows above;
+    LowerRows lower;
+    FourfoldSums<T> own_sums;
+    TwofoldSums<T> above_sums;
+    TwofoldSums<T> grid_sums;
+    LowerSums lower_sums;
+    Targets to;
+  };
+
+  HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
+    const int32_t k = first_band();
+    plane.own_from = own_source(problem.logits, channel);
+    if (plan.sums) plane.own.begin(plane.own_from, k);
+    if (kUpper) {
+      plane.above_from = source(problem.logits[0], channel, 0, column / 2);
+      if (plan.sums) plane.above.begin(plane.above_from, k);
+    }
+    if (kLower) {
+      plane.lower_from = lower_source(problem.logits, channel);
+      if (plan.sums) plane.lower.begin(plane.lower_from, k);
+    }
+    plane.to = targets<false>(channel);
+  }
+
+  // A row of the band: products for the attention, and sums for the heads.
+  template <int r>
+  HMSA_DEVICE void go_down(Plane& plane, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4], int32_t g_at,
+                           int32_t factors, int32_t products, int32_t last_products) const {
+    const Quad<T> g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
+    Quad<T> part = g;
+    if (kLower) multiply(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
+    Quad<T> so_far{};  // P before the lower scale is blended in
+    if (plan.sums) {
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
+    }
+    if constexpr (kUpper) {
+      const Quad<T> a = quad_at<T>(factors + r * kRow);
+      if (plan.sums) {
+        constexpr int kFirst = (r + 1) / 2;
+        Quad<T> product;
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) {
+          const T above = mixed(T(r % 2 == 0 ? 0.75 : 0.25), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
+          product.of[j] = g.of[j] * (so_far.of[j] - above);
+          so_far.of[j] = mixed(a.of[j], above, so_far.of[j]);
+        }
+        if (place.exists) put_quad(products + r * kRow, product);
+      }
+      Quad<T> above_part;
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        above_part.of[j] = (T(1) - a.of[j]) * part.of[j];
+        part.of[j] *= a.of[j];
+      }
+      plane.above_sums.template add<r>(above_part);
+    }
+    plane.own_sums.template add<r>(part);
+    if constexpr (kLower) {
+      if (plan.sums) {
+        multiply(so_far, g);
+        if (place.exists) put_quad(last_products + r * kRow, so_far);
+      }
+      plane.grid_sums.template add<r>(g);
+    }
+  }
+
+  HMSA_DEVICE void finish_above(Plane& plane, const Quad<T>& sums, int32_t k) const {
+    if (owns(k)) write_above(sums, plane.to.above);
+  }
+  template <int r>
+  HMSA_DEVICE void finish_grid(Plane& plane, const Quad<T>& sums, int32_t k) const {
+    if (!on_grid(k)) return;
+    Pair<T> pair = grid_pair(sums);
+    const T weight = grid_weight(k, r);
+    const Pair<T> a = pair_at(grid_row(2 * k + r));
+    Pair<T> product = plan.sums ? plane.lower.row(weight) : Pair<T>{};
+    HMSA_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      product.of[j] *= pair.of[j];
+      pair.of[j] *= a.of[j];
+    }
+    if (plan.sums) put_pair(memory_of(warp()) + grid_products() + r * (kRow / 2) + pair_offset(), product);
+    plane.lower_sums.add(weight, pair);
+  }
+
+  HMSA_DEVICE_PHASE void plane_band(Plane& plane, int32_t k) const {
+    Quad<T> own_lower{};
+    Quad<T> above_rows[4]{};
+    if (plan.sums) {
+      own_lower = enlarged_by_four(plane.own.next);
+      plane.own.next = plane.own_from.one(k + 2);
+      if (kUpper) {
+        HMSA_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          above_rows[r] = plane.above.upper[r];
+          above_rows[2 + r] = enlarged_by_two(plane.above.next[r]);
+          plane.above.next[r] = plane.above_from.two(2 * k + 4 + r);
+        }
+      }
+      if (kLower) plane.lower.move(plane.lower_from, k);
+    }
+    const int32_t memory = memory_of(warp());
+    const int32_t g_at = memory + g_of(k) + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>));
+    const int32_t factors = factors_of(k);
+    const int32_t products = memory + products_of(0, k) + quad_offset();
+    const int32_t last_products = memory + products_of(kSums - 1, k) + quad_offset();
+    const int32_t above_height = kUpper ? problem.chain.heads[0].height : 0;
+    const int32_t grid_height = kLower ? problem.chain.grids[kLowerScale].height : 0;
+    go_down<0>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    if (kUpper) finish_above(plane, plane.above_sums.of[0], k);
+    if constexpr (kLower) finish_grid<0>(plane, plane.grid_sums.of[0], k);
+    go_down<1>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<2>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    if (kUpper) {
+      add_last(plane.above_sums, k, above_height);
+      finish_above(plane, plane.above_sums.of[1], k);
+    }
+    if constexpr (kLower) {
+      add_last(plane.grid_sums, k, grid_height);
+      finish_grid<1>(plane, plane.grid_sums.of[1], k);
+      finish_lower<false>(plane.lower_sums, plane.to.lower, k);
+    }
+    go_down<3>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    finish_own<false>(plane.own_sums, plane.to.own, k);
+    plane.own.upper = own_lower;
+    if (kUpper) {
+      go_on(plane.above_sums, k);
+      plane.above.upper[0] = above_rows[2];
+      plane.above.upper[1] = above_rows[3];
+    }
+    if (kLower) go_on(plane.grid_sums, k);
+  }
+
+  // ---- the attention --------------------------------------------------------------------------------------------------
+
+  struct Attention {
+    // Factors of the bands that come.
+    Source own_from, lower_from;
+    OwnRows own;
+    LowerRows lower;
+    Quad<T> grid_rows[2];  // 2 k and 2 k + 1 of A
+    // Gradients of those that the planes have been through.
+    FourfoldSums<T> own_sums;
+    TwofoldSums<T> grid_sums;
+    LowerSums lower_sums;
+    Targets to;
+  };
+
+  // Rows 2 k and 2 k + 1 of A on the lower grid, for the planes and stretched along columns.
+  HMSA_DEVICE void make_grid_rows(Attention& attention, int32_t k, Quad<T> (&rows)[2]) const {
+    HMSA_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const Pair<T> a = attention.lower.row(grid_weight(k, r));
+      put_pair(grid_row(2 * k + r), a);
+      rows[r] = enlarged_by_two(a);
+    }
+  }
+
+  HMSA_DEVICE_PHASE void start(Attention& attention) const {
+    const int32_t k = first_band();
+    if (kUpper) {
+      attention.own_from = own_source(problem.attention, 0);
+      attention.own.begin(attention.own_from, k);
+    }
+    if (kLower) {
+      attention.lower_from = lower_source(problem.attention, 0);
+      attention.lower.begin(attention.lower_from, k);
+      make_grid_rows(attention, k, attention.grid_rows);
+    }
+    attention.to = targets<true>(0);
+  }
+
+  template <int r>
+  HMSA_DEVICE void put_keep(const Quad<T>& first, const Quad<T>& second, int32_t factors) const {
+    Quad<T> keep;
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - mixed(T(r % 2 == 0 ? 0.75 : 0.25), first.of[j], second.of[j]);
+    put_quad(factors + kLowerPlace * kBandBytes + r * kRow, keep);
+  }
+
+  // A and 1 - R A of the rows of a band.
+  HMSA_DEVICE_PHASE void make_factors(Attention& attention, int32_t k) const {
+    const int32_t factors = factors_of(k);
+    if constexpr (kUpper) {
+      const Quad<T> lower = enlarged_by_four(attention.own.next);
+      attention.own.next = attention.own_from.one(k + 2);
+      HMSA_UNROLL
+      for (int r = 0; r < kOctaveBand; ++r) {
+        Quad<T> a;
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) a.of[j] = mixed(T(of_four(r)), attention.own.upper.of[j], lower.of[j]);
+        put_quad(factors + r * kRow, a);
+      }
+      attention.own.upper = lower;
+    }
+    if constexpr (kLower) {
+      Quad<T> next[2];
+      attention.lower.move(attention.lower_from, k + 1);
+      make_grid_rows(attention, k + 1, next);
+      put_keep<0>(attention.grid_rows[0], attention.grid_rows[1], factors);
+      put_keep<1>(attention.grid_rows[1], next[0], factors);
+      put_keep<2>(attention.grid_rows[1], next[0], factors);
+      put_keep<3>(next[0], next[1], factors);
+      attention.grid_rows[0] = next[0];
+      attention.grid_rows[1] = next[1];
+    }
+  }
+
+  template <int r>
+  HMSA_DEVICE void go_down(Attention& attention, int32_t k) const {
+    const int32_t at = plan.summed + quad_offset() + r * kRow;
+    if constexpr (kUpper) {
+      Quad<T> part = quad_at<T>(at);
+      if (kLower) multiply(part, quad_at<T>(factors_of(k) + kLowerPlace * kBandBytes + r * kRow));
+      attention.own_sums.template add<r>(part);
+    }
+    if constexpr (kLower) attention.grid_sums.template add<r>(quad_at<T>(at + kLowerPlace * kBandBytes));
+  }
+  template <int r>
+  HMSA_DEVICE void finish_grid(Attention& attention, const Quad<T>& sums, int32_t k) const {
+    if (!on_grid(k)) return;
+    Pair<T> pair = grid_pair(sums);
+    const Pair<T> products = pair_at(plan.summed + kSums * kBandBytes + r * (kRow / 2) + pair_offset());
+    HMSA_UNROLL
+    for (int j = 0; j < 2; ++j) pair.of[j] = products.of[j] - pair.of[j];
+    attention.lower_sums.add(grid_weight(k, r), pair);
+  }
+
+  // The gradients of a band whose products are summed.
+  HMSA_DEVICE_PHASE void attention_band(Attention& attention, int32_t k) const {
+    go_down<0>(attention, k);
+    if constexpr (kLower) finish_grid<0>(attention, attention.grid_sums.of[0], k);
+    go_down<1>(attention, k);
+    go_down<2>(attention, k);
+    if constexpr (kLower) {
+      add_last(attention.grid_sums, k, problem.chain.grids[kLowerScale].height);
+      finish_grid<1>(attention, attention.grid_sums.of[1], k);
+      finish_lower<true>(attention.lower_sums, attention.to.lower, k);
+    }
+    go_down<3>(attention, k);
+    if (kUpper) finish_own<true>(attention.own_sums, attention.to.own, k);
+    if (kLower) go_on(attention.grid_sums, k);
+  }
+
+  // ---- all together ---------------------------------------------------------------------------------------------------
+
+  // Products of a band summed over the planes: two columns for each thread.
+  HMSA_DEVICE_PHASE void sum_products(int32_t k) const {
+    constexpr int32_t kPairs = kLineColumns / 2;
+    constexpr int32_t kRows = kSums * kOctaveBand + (kLower ? 1 : 0);
+    HMSA_ROLLED
+    for (int32_t n = thread(); n < kRows * kPairs; n += threads()) {
+      const int32_t at = n * static_cast<int32_t>(sizeof(Pair<T>));
+      int32_t from = plan.warps + at;
+      from += at < kBandBytes ? products_of(0, k) : products_of(1, k) - kBandBytes;
+      Pair<T> sum{};
+      HMSA_UNROLL_BY(4)
+      for (int32_t p = 0; p < count; ++p, from += plan.warp_bytes) {
+        const Pair<T> product = pair_at(from);
+        sum.of[0] += product.of[0];
+        sum.of[1] += product.of[1];
+      }
+      put_pair(plan.summed + at, sum);
+    }
+  }
+
+  HMSA_DEVICE void run() const {
+    if (uniform(warp() < plan.planes)) {
+      run_plane();
+    } else {
+      run_attention();
+    }
+  }
+
+  HMSA_DEVICE_PHASE void run_plane() const {
+    const bool works = uniform(warp() < count);
+    const int32_t end = end_band();
+    const int64_t channel = first_class + warp();
+    const S* from = problem.grad_output.at(b, channel, 4 * first_band() + 2, column);
+    Plane plane{};
+    if (works) {
+      start(plane, channel);
+      clear_beyond();
+      fetch(first_band(), from);
+    }
+    meet();
+    HMSA_ROLLED
+    for (int32_t k = first_band(); k <= end; ++k) {
+      if (works && k < end) {
+        from += kOctaveBand * problem.grad_output.row;
+        if (k + 1 < end) {
+          fetch(k + 1, from);
+        } else {
+          close_copies();
+        }
+        await_copies();
+        plane_band(plane, k);
+      }
+      finish_band(k, k < end);
+    }
+  }
+
+  HMSA_DEVICE_PHASE void run_attention() const {
+    const int32_t end = end_band();
+    Attention attention{};
+    start(attention);
+    make_factors(attention, first_band());
+    meet();
+    HMSA_ROLLED
+    for (int32_t k = first_band(); k <= end; ++k) {
+      if (plan.sums && k > first_band()) attention_band(attention, k - 1);
+      if (k + 1 < end) make_factors(attention, k + 1);
+      finish_band(k, k < end);
+    }
+  }
+
+  HMSA_DEVICE void finish_band(int32_t k, bool has_products) const {
+    meet();
+    if (plan.sums && has_products) {
+      sum_products(k);
+      meet();
+    }
+  }
+
+  // A call, so that it is one barrier for both.
+  HMSA_DEVICE_CALL static void meet() { __syncthreads(); }
+};
+
+// ---- the launch -----------------------------------------------------------------------------------------------------
+
+// Registers of a thread: a block of planes of 20 warps fits once, one of 11 twice.
+constexpr int kOctaveRegisters = 88;
+
+template <typename S, bool kUpper, bool kLower>
+__global__ void HMSA_MOST_REGISTERS(kOctaveRegisters)
+    fuse_scales_octave_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER OctavePlan plan) {
+  OctaveBlock<S, kUpper, kLower> block(problem, plan);
+  const auto classes = static_cast<int32_t>(problem.classes);
+  for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
+    for (block.chunk = 0; block.chunk < plan.chunks; ++block.chunk) {
+      block.first_class = block.chunk * plan.planes;
+      block.count = smaller(plan.planes, classes - block.first_class);
+      block.run();
+      __syncthreads();
+    }
+  }
+}
+
+// Whether the chain is one of octaves.
+inline bool is_octave(const Chain& chain) {
+  if (chain.class_wise || chain.count < 2 || chain.unit > 1 || chain.count > chain.unit + 2) return false;
+  // Enlarged so many times, with corners that are not aligned.
+  const auto enlarges = [](const Resize& resize, int32_t times) {
+    const auto one = [&](const AxisMap& map) {
+      return map.out == map.in * times && map.slope * map.out == map.den * map.in;
+    };
+    return one(resize.rows) && one(resize.columns);
+  };
+  for (int i = 0; i < chain.count; ++i) {
+    if (!enlarges(chain.up[i], 4)) return false;
+  }
+  const Extent size = chain.size;
+  if (chain.unit > 0 && chain.grids[0] != Extent{2 * size.height, 2 * size.width}) return false;
+  return chain.count == chain.unit + 1 || enlarges(chain.across[chain.unit + 1], 2);
+}
+
+template <typename S>
+void place_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
+  using T = arithmetic_t<S>;
+  constexpr auto kRow = kLineColumns * static_cast<int64_t>(sizeof(T));
+  const Chain& chain = problem.chain;
+  const bool lower = chain.count > chain.unit + 1;
+  const int64_t sums = (chain.unit > 0 ? 1 : 0) + (lower ? 1 : 0);
+  const int64_t rows = sums * kOctaveBand + (lower ? 1 : 0);  // of products
+  Arena arena;
+  plan.factors = arena.take(kOctaveBuffers * sums * kOctaveBand * kRow);
+  plan.grid = arena.take(lower ? kOctaveGridRows * kRow / 2 : 0);
+  plan.summed = arena.take(rows * kRow);
+  if (plan.chunks > 1) {
+    if (chain.unit > 0) plan.totals[1] = arena.take_array<T>(int64_t{4} * plan.units.height * plan.units.width);
+    if (lower) plan.totals[chain.unit + 1] = arena.take_array<T>(int64_t{plan.units.height} * plan.units.width);
+  }
+  Arena warp;
+  warp.take(2 * kOctaveBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
+  plan.products = warp.take((rows - (sizeof(S) == sizeof(T) ? kOctaveBand : 0)) * kRow);
+  plan.warp_bytes = warp.bytes;
+  plan.warps = arena.take(static_cast<int64_t>(plan.planes) * warp.bytes);
+  plan.bytes = arena.bytes;
+}
+
+// False if the chain is another one.
+template <typename S>
+bool plan_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
+  const Chain& chain = problem.chain;
+  if (sizeof(arithmetic_t<S>) != sizeof(float) || !is_octave(chain)) return false;
+  const auto classes = static_cast<int32_t>(problem.classes);
+  const Extent units{divide_up(chain.size.height, kUnit), divide_up(chain.size.width, kUnit)};
+  for (int i = 0; i < chain.count; ++i) {
+    const auto is_narrow = [&](const MapView<const S>& map) {
+      return map.column <= INT32_MAX && map.column >= INT32_MIN;
+    };
+    if (!is_narrow(problem.logits[i]) || (i > 0 && !is_narrow(problem.attention[i]))) return false;
+  }
+  OctavePlan base{};
+  for (int i = 1; i < chain.count; ++i) base.sums = base.sums || problem.grad_attention[i].data != nullptr;
+  base.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
+  base.parts.width = divide_up(units.width, kOwnedUnits);
+  base.units.width = divide_up(units.width, base.parts.width);
+  base.parts.width = divide_up(units.width, base.units.width);
+  const auto multiprocessors = multiprocessor_count();
+  double least = 0;
+  for (int32_t blocks = 2; blocks >= 1; --blocks) {
+    const int32_t most_planes = 65536 / (kLanes * kOctaveRegisters) / blocks - 1;
+    const int32_t chunks = divide_up(classes, smaller(most_planes, 31));
+    for (int32_t height = 1; height <= units.height; ++height) {
+      OctavePlan candidate = base;
+      candidate.chunks = chunks;
+      candidate.planes = divide_up(classes, chunks);
+      candidate.units.height = height;
+      candidate.parts.height = divide_up(units.height, height);
+      // Rows of blocks one after the other; the set-up takes as long as three bands.
+      const int64_t all = problem.batch * candidate.parts.width * candidate.parts.height;
+      const int64_t rounds = (all + blocks * multiprocessors - 1) / (blocks * multiprocessors);
+      const double bands = 2 * height + 6;
+      // Assumed, for want of a measurement: a warp alone starts 0.13 instructions a cycle, all of them three at most.
+      const int32_t warps = blocks * (candidate.planes + 1);
+      const double rate = 0.13 * warps < 3 ? 0.13 * warps : 3;
+      const double cost = static_cast<double>(rounds) * bands * chunks * warps / rate;
+      if (least > 0 && cost >= least) continue;
+      place_octaves(problem, candidate);
+      if (candidate.bytes > shared_budget(blocks)) continue;
+      least = cost;
+      plan = candidate;
+    }
+  }
+  return least > 0;
+}
+
+template <typename S>
+bool launch_octave_backward(const FuseScalesBackward<S>& problem, StreamHandle stream) {
+  OctavePlan plan{};
+  if (!plan_octaves(problem, plan)) return false;
+  const Chain& chain = problem.chain;
+  const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
+                  static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
+  const auto start = [&](auto kernel) {
+    HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * kLanes), plan.bytes, static_cast<cudaStream_t>(stream), problem,
+                plan);
+  };
+  if (chain.unit == 0) {
+    start(fuse_scales_octave_backward_kernel<S, false, true>);
+  } else if (chain.count == 2) {
+    start(fuse_scales_octave_backward_kernel<S, true, false>);
+  } else {
+    start(fuse_scales_octave_backward_kernel<S, true, true>);
+  }
+  return true;
+}
+
+}  // namespace fuse
+}  // namespace cuda
+}  // namespace hmsa
