@@ -154,17 +154,8 @@ struct OctavePlan {
   Extent parts;
   Extent units;  // of a part
   int32_t planes;
-  int32_t chunks;              // of the classes, one after the other
-  bool quads;                  // a quad of g is one load
-  bool sums;                   // a gradient of attention is wanted
-  int32_t factors;             // [kOctaveBuffers][sums][kOctaveBand] rows: A of scale 1.0, 1 - R A
-  int32_t grid;                // [kOctaveGridRows] rows of pairs: A of the lower scale on its grid
-  int32_t summed;              // products summed over the planes: [sums][kOctaveBand] rows, and two rows of pairs
-  int32_t totals[kMaxScales];  // of the attention's gradients over the chunks
-  int32_t warps;
-  // From the first byte of a warp's memory.
-  int32_t products;  // as in `summed`, without the rows that take the place of g
-  int32_t warp_bytes;
+  int32_t chunks;  // of the classes, one after the other
+  bool quads;      // a quad of g is one load
   int32_t bytes;
 };
 
@@ -181,22 +172,47 @@ struct OctaveBlock {
   // Products take the place of the rows of g that they are made of, if these have as many bytes.
   static constexpr bool kInPlace = sizeof(S) == sizeof(T);
 
+  // Where what lies in shared memory. Products: [sums][kOctaveBand] rows, and two rows of pairs on the lower grid.
+  static constexpr int32_t kProductBytes = kSums * kBandBytes + (kLower ? kRow : 0);
+  static constexpr int32_t kFactors = 0;  // [kOctaveBuffers][sums][kOctaveBand] rows: A of scale 1.0, 1 - R A
+  static constexpr int32_t kGrid = kFactors + kOctaveBuffers * kSums * kBandBytes;       // rows of A on the lower grid
+  static constexpr int32_t kSummed = kGrid + (kLower ? kOctaveGridRows * kRow / 2 : 0);  // products of all planes
+  static constexpr int32_t kWarps = kSummed + kProductBytes;
+  // From the first byte of a warp's memory, which begins with two bands of g.
+  static constexpr int32_t kProducts = 2 * kOctaveBand * kStoredRow;
+  static constexpr int32_t kParked = kProducts + kProductBytes - (kInPlace ? kBandBytes : 0);  // two rows
+  static constexpr int32_t kWarpBytes = kParked + (kUpper ? 2 * kRow : 0);
+
+  // Of the attention's gradients over the chunks, behind the planes: of scale 1.0's, then of the lower scale's.
+  HMSA_HOST_DEVICE static int32_t totals(const OctavePlan& plan, int i) {
+    const int32_t units = plan.units.height * plan.units.width * static_cast<int32_t>(sizeof(T));
+    return kWarps + plan.planes * kWarpBytes + (kUpper && i == kLowerScale ? 4 * units : 0);
+  }
+  static int32_t bytes(const OctavePlan& plan) {
+    const int32_t units = plan.units.height * plan.units.width * static_cast<int32_t>(sizeof(T));
+    if (plan.chunks == 1) return kWarps + plan.planes * kWarpBytes;
+    return round_up(totals(plan, kLowerScale) + (kLower ? units : 0), 16);
+  }
+
   const FuseScalesBackward<S>& problem;
   const OctavePlan& plan;
   Range unit_rows, unit_columns;
   LanePlace place;
   int32_t column;  // of the lane's quad in the output
   int64_t b;
-  int32_t first_class, count, chunk;
+  int32_t chunk, first_class, count;
 
-  HMSA_DEVICE OctaveBlock(const FuseScalesBackward<S>& of, const OctavePlan& by) : problem(of), plan(by) {
-    const auto index = static_cast<int32_t>(blockIdx.x);
+  HMSA_DEVICE OctaveBlock(const FuseScalesBackward<S>& of, const OctavePlan& by, int32_t part, int64_t image,
+                          int32_t which_classes)
+      : problem(of), plan(by), b(image), chunk(which_classes) {
+    first_class = chunk * plan.planes;
+    count = smaller(plan.planes, static_cast<int32_t>(problem.classes) - first_class);
     const Extent size = problem.chain.size;
-    const auto units = [](int32_t part, int32_t each, int32_t side) {
-      return Range{part * each, smaller((part + 1) * each, divide_up(side, kUnit))};
+    const auto units = [](int32_t n, int32_t each, int32_t side) {
+      return Range{n * each, smaller((n + 1) * each, divide_up(side, kUnit))};
     };
-    unit_rows = units(index / plan.parts.width, plan.units.height, size.height);
-    unit_columns = units(index % plan.parts.width, plan.units.width, size.width);
+    unit_rows = units(part / plan.parts.width, plan.units.height, size.height);
+    unit_columns = units(part % plan.parts.width, plan.units.width, size.width);
     column = (unit_columns.lo - 1) * kUnit + lane() * kQuad;
     place.exists = column >= 0 && column < size.width;
     place.leftmost = column == 0;
@@ -209,23 +225,23 @@ struct OctaveBlock {
   HMSA_DEVICE int32_t end_band() const { return 2 * unit_rows.hi + (kLower ? 1 : 0); }
   // Whether rows that end with band k are the block's: k of scale 1.0's head, 2 k and 2 k + 1 of the one above.
   HMSA_DEVICE bool owns(int32_t k) const {
-    return k >= 2 * unit_rows.lo && k < smaller(2 * unit_rows.hi, problem.chain.size.height / 4);
+    return k >= 2 * unit_rows.lo && k < smaller(2 * unit_rows.hi, problem.chain.heads[kUnitScale].height);
   }
-  HMSA_DEVICE bool on_grid(int32_t k) const { return k >= 0 && k < problem.chain.size.height / 4; }
+  HMSA_DEVICE bool on_grid(int32_t k) const { return k >= 0 && k < problem.chain.heads[kUnitScale].height; }
 
-  HMSA_DEVICE int32_t memory_of(int32_t w) const { return plan.warps + w * plan.warp_bytes; }
+  HMSA_DEVICE static int32_t memory() { return kWarps + warp() * kWarpBytes; }
   HMSA_DEVICE static int32_t quad_offset() { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
   HMSA_DEVICE static int32_t pair_offset() { return lane() * static_cast<int32_t>(sizeof(Pair<T>)); }
   HMSA_DEVICE int32_t factors_of(int32_t k) const {
-    return plan.factors + (k & (kOctaveBuffers - 1)) * kSums * kBandBytes + quad_offset();
+    return kFactors + (k & (kOctaveBuffers - 1)) * kSums * kBandBytes + quad_offset();
   }
   HMSA_DEVICE int32_t grid_row(int32_t row) const {
-    return plan.grid + (row & (kOctaveGridRows - 1)) * (kRow / 2) + pair_offset();
+    return kGrid + (row & (kOctaveGridRows - 1)) * (kRow / 2) + pair_offset();
   }
   // From the first byte of a warp's memory.
   HMSA_DEVICE int32_t g_of(int32_t k) const { return (k & 1) * kOctaveBand * kStoredRow; }
   HMSA_DEVICE int32_t products_of(int which, int32_t k) const {
-    return kInPlace && which == 0 ? g_of(k) : plan.products + (which - (kInPlace ? 1 : 0)) * kBandBytes;
+    return kInPlace && which == 0 ? g_of(k) : kProducts + (which - (kInPlace ? 1 : 0)) * kBandBytes;
   }
   HMSA_DEVICE int32_t grid_products() const { return products_of(kSums, 0); }
 
@@ -234,25 +250,33 @@ struct OctaveBlock {
 
   // ---- maps of the heads, as a lane reads them ------------------------------------------------------------------------
 
+  // Elements count from the first of the tensor, in 32 bits: registers are few.
+  HMSA_DEVICE static int32_t element(const MapView<const S>& map, int64_t image, int64_t channel, int64_t row,
+                                     int64_t c) {
+    return static_cast<int32_t>(image * map.batch + channel * map.channel + row * map.row + c * map.column);
+  }
+
   // Two columns of a head; rows and columns beyond the borders are those at the borders.
   struct Source {
-    const S* from;  // row 0 of the first column
-    int64_t row_stride;
-    int32_t step;  // to the second column
+    const S* data;
+    int32_t first;  // row 0 of the first column
+    int32_t step;   // to the second column
+    int32_t row_stride;
     int32_t last;  // row
 
-    HMSA_DEVICE const S* row(int32_t r) const { return from + larger(0, smaller(r, last)) * row_stride; }
-    HMSA_DEVICE T one(int32_t r) const { return to_arithmetic(*row(r)); }
+    HMSA_DEVICE int32_t row(int32_t r) const { return first + larger(0, smaller(r, last)) * row_stride; }
+    HMSA_DEVICE T one(int32_t r) const { return to_arithmetic(data[row(r)]); }
     HMSA_DEVICE Pair<T> two(int32_t r) const {
-      const S* const at = row(r);
-      return {{to_arithmetic(at[0]), to_arithmetic(at[step])}};
+      const int32_t at = row(r);
+      return {{to_arithmetic(data[at]), to_arithmetic(data[at + step])}};
     }
   };
   HMSA_DEVICE Source source(const MapView<const S>& map, int64_t channel, int i, int32_t first) const {
     const Extent head = problem.chain.heads[i];
     const auto inside = [&](int32_t c) { return larger(0, smaller(c, head.width - 1)); };
-    return {map.at(b, channel, 0, inside(first)), map.row,
-            static_cast<int32_t>((inside(first + 1) - inside(first)) * map.column), head.height - 1};
+    return {map.data, element(map, b, channel, 0, inside(first)),
+            (inside(first + 1) - inside(first)) * static_cast<int32_t>(map.column), static_cast<int32_t>(map.row),
+            head.height - 1};
   }
   HMSA_DEVICE Source own_source(const MapView<const S>* maps, int64_t channel) const {
     return source(maps[kUnitScale], channel, kUnitScale, column / 4);
@@ -271,18 +295,19 @@ struct OctaveBlock {
       next = from.one(k + 1);
     }
   };
-  // The head of the scale above, which its two resizes enlarge twice.
+  // The head of the scale above, which its two resizes enlarge twice. The rows 2 k and 2 k + 1 wait in shared memory,
+  // since registers are few.
   struct AboveRows {
-    Quad<T> upper[2];
     Pair<T> next[2];
-    HMSA_DEVICE void begin(const Source& from, int32_t k) {
-      HMSA_UNROLL
-      for (int r = 0; r < 2; ++r) {
-        upper[r] = enlarged_by_two(from.two(2 * k + r));
-        next[r] = from.two(2 * k + 2 + r);
-      }
-    }
   };
+  HMSA_DEVICE static int32_t parked(int r) { return memory() + kParked + r * kRow + quad_offset(); }
+  HMSA_DEVICE static void begin(AboveRows& rows, const Source& from, int32_t k) {
+    HMSA_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      put_quad(parked(r), enlarged_by_two(from.two(2 * k + r)));
+      rows.next[r] = from.two(2 * k + 2 + r);
+    }
+  }
   // The head of the lower scale on its grid: the rows 2 k and 2 k + 1 lie between `upper` and `lower`.
   struct LowerRows {
     Pair<T> upper, lower, next;
@@ -314,9 +339,9 @@ struct OctaveBlock {
 
   // Where the lane's targets in the next row are, for each scale.
   struct Targets {
-    S* own;
-    S* above;
-    S* lower;
+    int32_t own;
+    int32_t above;
+    int32_t lower;
   };
 
   template <bool kAttention>
@@ -324,13 +349,17 @@ struct OctaveBlock {
     return kAttention ? problem.grad_attention[i] : problem.grad_logits[i];
   }
   template <bool kAttention>
+  HMSA_DEVICE int32_t row_stride(int i) const {
+    return static_cast<int32_t>(gradient<kAttention>(i).row);
+  }
+  template <bool kAttention>
   HMSA_DEVICE Targets targets(int64_t channel) const {
-    const auto at = [&](int i, int32_t row, int32_t first) -> S* {
+    const auto at = [&](int i, int32_t row, int32_t first) {
       const MapView<S>& map = gradient<kAttention>(i);
-      return map.data == nullptr ? nullptr : map.at(b, channel, row, first);
+      return element({map.data, map.batch, map.channel, map.row, map.column}, b, channel, row, first);
     };
     Targets to{};
-    to.own = kUpper || !kAttention ? at(kUnitScale, 2 * unit_rows.lo, column / 4) : nullptr;
+    if (kUpper || !kAttention) to.own = at(kUnitScale, 2 * unit_rows.lo, column / 4);
     if (kUpper && !kAttention) to.above = at(0, 4 * unit_rows.lo, column / 2);
     if (kLower) to.lower = at(kLowerScale, unit_rows.lo, unit_columns.lo - 1 + lane() / 2);
     return to;
@@ -338,28 +367,28 @@ struct OctaveBlock {
 
   // Of the plane or, for the attention, of all planes so far. `target` counts the block's.
   template <bool kAttention>
-  HMSA_DEVICE void write(int i, S* to, int32_t target, T value) const {
+  HMSA_DEVICE void write(int i, int32_t to, int32_t target, T value) const {
     if (kAttention && plan.chunks > 1) {
-      T& total = shared_at<T>(plan.totals[i])[target];
+      T& total = shared_at<T>(totals(plan, i))[target];
       if (chunk > 0) value += total;
       total = value;
       if (chunk + 1 < plan.chunks) return;
     }
-    from_arithmetic(to, value);
+    from_arithmetic(gradient<kAttention>(i).data + to, value);
   }
 
   // Ends row k of a head of scale 1.0.
   template <bool kAttention>
-  HMSA_DEVICE void finish_own(FourfoldSums<T>& sums, S*& to, int32_t k) const {
+  HMSA_DEVICE void finish_own(FourfoldSums<T>& sums, int32_t& to, int32_t k) const {
     const int32_t height = problem.chain.heads[kUnitScale].height;
     if (owns(k)) {
       if (k == height - 1) add_to(sums.first, sums.second);
       const T value = reduced_by_four(sums.first, place);
-      if (to != nullptr) {
+      if (gradient<kAttention>(kUnitScale).data != nullptr) {
         if (place.owned) {
           write<kAttention>(kUnitScale, to, (k - 2 * unit_rows.lo) * 2 * unit_columns.size() + lane() - 2, value);
         }
-        to += gradient<kAttention>(kUnitScale).row;
+        to += row_stride<kAttention>(kUnitScale);
       }
     } else if (k < 0) {
       add_to(sums.second, sums.first);
@@ -368,15 +397,15 @@ struct OctaveBlock {
   }
 
   // Ends a row of the head above.
-  HMSA_DEVICE void write_above(const Quad<T>& sums, S*& to) const {
+  HMSA_DEVICE void write_above(const Quad<T>& sums, int32_t& to) const {
     const MapView<S>& map = gradient<false>(0);
     const Pair<T> pair = reduced_by_two(sums, place);
-    if (to == nullptr) return;
+    if (map.data == nullptr) return;
     if (place.owned) {
-      from_arithmetic(to, pair.of[0]);
-      from_arithmetic(to + map.column, pair.of[1]);
+      from_arithmetic(map.data + to, pair.of[0]);
+      from_arithmetic(map.data + to + static_cast<int32_t>(map.column), pair.of[1]);
     }
-    to += map.row;
+    to += row_stride<false>(0);
   }
   // What ends with row 0 and row 2 of the band, and what is left for the next one.
   HMSA_DEVICE void add_last(TwofoldSums<T>& sums, int32_t k, int32_t height) const {
@@ -400,7 +429,7 @@ struct OctaveBlock {
     }
   };
   template <bool kAttention>
-  HMSA_DEVICE void finish_lower(LowerSums& sums, S*& to, int32_t k) const {
+  HMSA_DEVICE void finish_lower(LowerSums& sums, int32_t& to, int32_t k) const {
     if (k % 2 != 0) return;
     const int32_t m = k / 2 - 1;
     const bool last = m == problem.chain.heads[kLowerScale].height - 1;
@@ -412,11 +441,11 @@ struct OctaveBlock {
     }
     if (m >= unit_rows.lo) {
       const T value = reduced_pairs(sums.first, place);
-      if (to != nullptr) {
+      if (gradient<kAttention>(kLowerScale).data != nullptr) {
         if (place.owned && lane() % 2 == 0) {
           write<kAttention>(kLowerScale, to, (m - unit_rows.lo) * unit_columns.size() + lane() / 2 - 1, value);
         }
-        to += gradient<kAttention>(kLowerScale).row;
+        to += row_stride<kAttention>(kLowerScale);
       }
     }
     sums.first = sums.second;
@@ -439,7 +468,7 @@ struct OctaveBlock {
     if (place.exists) return;
     const StoredQuad<S> zero{};
     for (int32_t r = 0; r < 2 * kOctaveBand; ++r) {
-      *shared_at<StoredQuad<S>>(memory_of(warp()) + r * kStoredRow + lane() * sizeof(StoredQuad<S>)) = zero;
+      *shared_at<StoredQuad<S>>(memory() + r * kStoredRow + lane() * sizeof(StoredQuad<S>)) = zero;
     }
   }
 
@@ -449,7 +478,7 @@ struct OctaveBlock {
     const MapView<const S>& grad = problem.grad_output;
     const int32_t height = problem.chain.size.height;
     const int32_t row = 4 * k + 2;
-    int32_t to = memory_of(warp()) + g_of(k) + lane() * kQuad * kBytes;
+    int32_t to = memory() + g_of(k) + lane() * kQuad * kBytes;
     if (place.exists) {
       if (plan.quads && row >= 0 && row + kOctaveBand <= height) {
         HMSA_UNROLL
@@ -494,14 +523,14 @@ struct OctaveBlock {
   HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
     const int32_t k = first_band();
     plane.own_from = own_source(problem.logits, channel);
-    if (plan.sums) plane.own.begin(plane.own_from, k);
+    plane.own.begin(plane.own_from, k);
     if (kUpper) {
       plane.above_from = source(problem.logits[0], channel, 0, column / 2);
-      if (plan.sums) plane.above.begin(plane.above_from, k);
+      begin(plane.above, plane.above_from, k);
     }
     if (kLower) {
       plane.lower_from = lower_source(problem.logits, channel);
-      if (plan.sums) plane.lower.begin(plane.lower_from, k);
+      plane.lower.begin(plane.lower_from, k);
     }
     plane.to = targets<false>(channel);
   }
@@ -513,24 +542,20 @@ struct OctaveBlock {
     const Quad<T> g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
     Quad<T> part = g;
     if (kLower) multiply(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
-    Quad<T> so_far{};  // P before the lower scale is blended in
-    if (plan.sums) {
-      HMSA_UNROLL
-      for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
-    }
+    Quad<T> so_far;  // P before the lower scale is blended in
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
     if constexpr (kUpper) {
       const Quad<T> a = quad_at<T>(factors + r * kRow);
-      if (plan.sums) {
-        constexpr int kFirst = (r + 1) / 2;
-        Quad<T> product;
-        HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) {
-          const T above = mixed(T(r % 2 == 0 ? 0.75 : 0.25), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
-          product.of[j] = g.of[j] * (so_far.of[j] - above);
-          so_far.of[j] = mixed(a.of[j], above, so_far.of[j]);
-        }
-        if (place.exists) put_quad(products + r * kRow, product);
+      constexpr int kFirst = (r + 1) / 2;
+      Quad<T> product;
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        const T above = mixed(T(r % 2 == 0 ? 0.75 : 0.25), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
+        product.of[j] = g.of[j] * (so_far.of[j] - above);
+        so_far.of[j] = mixed(a.of[j], above, so_far.of[j]);
       }
+      if (place.exists) put_quad(products + r * kRow, product);
       Quad<T> above_part;
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
@@ -541,10 +566,8 @@ struct OctaveBlock {
     }
     plane.own_sums.template add<r>(part);
     if constexpr (kLower) {
-      if (plan.sums) {
-        multiply(so_far, g);
-        if (place.exists) put_quad(last_products + r * kRow, so_far);
-      }
+      multiply(so_far, g);
+      if (place.exists) put_quad(last_products + r * kRow, so_far);
       plane.grid_sums.template add<r>(g);
     }
   }
@@ -558,33 +581,30 @@ struct OctaveBlock {
     Pair<T> pair = grid_pair(sums);
     const T weight = grid_weight(k, r);
     const Pair<T> a = pair_at(grid_row(2 * k + r));
-    Pair<T> product = plan.sums ? plane.lower.row(weight) : Pair<T>{};
+    Pair<T> product = plane.lower.row(weight);
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) {
       product.of[j] *= pair.of[j];
       pair.of[j] *= a.of[j];
     }
-    if (plan.sums) put_pair(memory_of(warp()) + grid_products() + r * (kRow / 2) + pair_offset(), product);
+    put_pair(memory() + grid_products() + r * (kRow / 2) + pair_offset(), product);
     plane.lower_sums.add(weight, pair);
   }
 
   HMSA_DEVICE_PHASE void plane_band(Plane& plane, int32_t k) const {
-    Quad<T> own_lower{};
-    Quad<T> above_rows[4]{};
-    if (plan.sums) {
-      own_lower = enlarged_by_four(plane.own.next);
-      plane.own.next = plane.own_from.one(k + 2);
-      if (kUpper) {
-        HMSA_UNROLL
-        for (int r = 0; r < 2; ++r) {
-          above_rows[r] = plane.above.upper[r];
-          above_rows[2 + r] = enlarged_by_two(plane.above.next[r]);
-          plane.above.next[r] = plane.above_from.two(2 * k + 4 + r);
-        }
-      }
-      if (kLower) plane.lower.move(plane.lower_from, k);
+    const Quad<T> own_lower = enlarged_by_four(plane.own.next);
+    plane.own.next = plane.own_from.one(k + 2);
+    Quad<T> above_rows[4];
+    if constexpr (kUpper) {
+      above_rows[0] = quad_at<T>(parked(0));
+      above_rows[1] = quad_at<T>(parked(1));
+      above_rows[2] = enlarged_by_two(plane.above.next[0]);
+      above_rows[3] = enlarged_by_two(plane.above.next[1]);
+      plane.above.next[0] = plane.above_from.two(2 * k + 4);
+      plane.above.next[1] = plane.above_from.two(2 * k + 5);
     }
-    const int32_t memory = memory_of(warp());
+    if (kLower) plane.lower.move(plane.lower_from, k);
+    const int32_t memory = this->memory();
     const int32_t g_at = memory + g_of(k) + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>));
     const int32_t factors = factors_of(k);
     const int32_t products = memory + products_of(0, k) + quad_offset();
@@ -610,8 +630,8 @@ struct OctaveBlock {
     plane.own.upper = own_lower;
     if (kUpper) {
       go_on(plane.above_sums, k);
-      plane.above.upper[0] = above_rows[2];
-      plane.above.upper[1] = above_rows[3];
+      put_quad(parked(0), above_rows[2]);
+      put_quad(parked(1), above_rows[3]);
     }
     if (kLower) go_on(plane.grid_sums, k);
   }
@@ -693,7 +713,7 @@ struct OctaveBlock {
 
   template <int r>
   HMSA_DEVICE void go_down(Attention& attention, int32_t k) const {
-    const int32_t at = plan.summed + quad_offset() + r * kRow;
+    const int32_t at = kSummed + quad_offset() + r * kRow;
     if constexpr (kUpper) {
       Quad<T> part = quad_at<T>(at);
       if (kLower) multiply(part, quad_at<T>(factors_of(k) + kLowerPlace * kBandBytes + r * kRow));
@@ -705,7 +725,7 @@ struct OctaveBlock {
   HMSA_DEVICE void finish_grid(Attention& attention, const Quad<T>& sums, int32_t k) const {
     if (!on_grid(k)) return;
     Pair<T> pair = grid_pair(sums);
-    const Pair<T> products = pair_at(plan.summed + kSums * kBandBytes + r * (kRow / 2) + pair_offset());
+    const Pair<T> products = pair_at(kSummed + kSums * kBandBytes + r * (kRow / 2) + pair_offset());
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) pair.of[j] = products.of[j] - pair.of[j];
     attention.lower_sums.add(grid_weight(k, r), pair);
@@ -736,16 +756,16 @@ struct OctaveBlock {
     HMSA_ROLLED
     for (int32_t n = thread(); n < kRows * kPairs; n += threads()) {
       const int32_t at = n * static_cast<int32_t>(sizeof(Pair<T>));
-      int32_t from = plan.warps + at;
+      int32_t from = kWarps + at;
       from += at < kBandBytes ? products_of(0, k) : products_of(1, k) - kBandBytes;
       Pair<T> sum{};
       HMSA_UNROLL_BY(4)
-      for (int32_t p = 0; p < count; ++p, from += plan.warp_bytes) {
+      for (int32_t p = 0; p < count; ++p, from += kWarpBytes) {
         const Pair<T> product = pair_at(from);
         sum.of[0] += product.of[0];
         sum.of[1] += product.of[1];
       }
-      put_pair(plan.summed + at, sum);
+      put_pair(kSummed + at, sum);
     }
   }
 
@@ -793,7 +813,7 @@ struct OctaveBlock {
     meet();
     HMSA_ROLLED
     for (int32_t k = first_band(); k <= end; ++k) {
-      if (plan.sums && k > first_band()) attention_band(attention, k - 1);
+      if (k > first_band()) attention_band(attention, k - 1);
       if (k + 1 < end) make_factors(attention, k + 1);
       finish_band(k, k < end);
     }
@@ -801,7 +821,7 @@ struct OctaveBlock {
 
   HMSA_DEVICE void finish_band(int32_t k, bool has_products) const {
     meet();
-    if (plan.sums && has_products) {
+    if (has_products) {
       sum_products(k);
       meet();
     }
@@ -813,18 +833,16 @@ struct OctaveBlock {
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
 
-// Registers of a thread: a block of planes of 20 warps fits once, one of 11 twice.
-constexpr int kOctaveRegisters = 88;
+// Registers of a thread. Chains on both sides of 1.0 have one block on a multiprocessor, others may have two.
+constexpr int octave_registers(bool upper, bool lower) { return upper && lower ? 96 : 88; }
 
 template <typename S, bool kUpper, bool kLower>
-__global__ void HMSA_MOST_REGISTERS(kOctaveRegisters)
+__global__ void HMSA_MOST_REGISTERS((octave_registers(kUpper, kLower)))
     fuse_scales_octave_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER OctavePlan plan) {
-  OctaveBlock<S, kUpper, kLower> block(problem, plan);
-  const auto classes = static_cast<int32_t>(problem.classes);
-  for (block.b = blockIdx.y; block.b < problem.batch; block.b += gridDim.y) {
-    for (block.chunk = 0; block.chunk < plan.chunks; ++block.chunk) {
-      block.first_class = block.chunk * plan.planes;
-      block.count = smaller(plan.planes, classes - block.first_class);
+  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
+    for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      // Anew each time: what a block starts with must not be kept in registers meanwhile.
+      const OctaveBlock<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
       block.run();
       __syncthreads();
     }
@@ -849,54 +867,21 @@ inline bool is_octave(const Chain& chain) {
   return chain.count == chain.unit + 1 || enlarges(chain.across[chain.unit + 1], 2);
 }
 
-template <typename S>
-void place_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
-  using T = arithmetic_t<S>;
-  constexpr auto kRow = kLineColumns * static_cast<int64_t>(sizeof(T));
-  const Chain& chain = problem.chain;
-  const bool lower = chain.count > chain.unit + 1;
-  const int64_t sums = (chain.unit > 0 ? 1 : 0) + (lower ? 1 : 0);
-  const int64_t rows = sums * kOctaveBand + (lower ? 1 : 0);  // of products
-  Arena arena;
-  plan.factors = arena.take(kOctaveBuffers * sums * kOctaveBand * kRow);
-  plan.grid = arena.take(lower ? kOctaveGridRows * kRow / 2 : 0);
-  plan.summed = arena.take(rows * kRow);
-  if (plan.chunks > 1) {
-    if (chain.unit > 0) plan.totals[1] = arena.take_array<T>(int64_t{4} * plan.units.height * plan.units.width);
-    if (lower) plan.totals[chain.unit + 1] = arena.take_array<T>(int64_t{plan.units.height} * plan.units.width);
-  }
-  Arena warp;
-  warp.take(2 * kOctaveBand * kLineColumns * static_cast<int64_t>(sizeof(S)));
-  plan.products = warp.take((rows - (sizeof(S) == sizeof(T) ? kOctaveBand : 0)) * kRow);
-  plan.warp_bytes = warp.bytes;
-  plan.warps = arena.take(static_cast<int64_t>(plan.planes) * warp.bytes);
-  plan.bytes = arena.bytes;
-}
-
-// False if the chain is another one.
-template <typename S>
+// False if nothing fits.
+template <typename S, bool kUpper, bool kLower>
 bool plan_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
   const Chain& chain = problem.chain;
-  if (sizeof(arithmetic_t<S>) != sizeof(float) || !is_octave(chain)) return false;
   const auto classes = static_cast<int32_t>(problem.classes);
   const Extent units{divide_up(chain.size.height, kUnit), divide_up(chain.size.width, kUnit)};
-  for (int i = 0; i < chain.count; ++i) {
-    const auto is_narrow = [&](const MapView<const S>& map) {
-      return map.column <= INT32_MAX && map.column >= INT32_MIN;
-    };
-    if (!is_narrow(problem.logits[i]) || (i > 0 && !is_narrow(problem.attention[i]))) return false;
-  }
   OctavePlan base{};
-  for (int i = 1; i < chain.count; ++i) base.sums = base.sums || problem.grad_attention[i].data != nullptr;
   base.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
-  base.parts.width = divide_up(units.width, kOwnedUnits);
-  base.units.width = divide_up(units.width, base.parts.width);
+  base.units.width = divide_up(units.width, divide_up(units.width, kOwnedUnits));
   base.parts.width = divide_up(units.width, base.units.width);
   const auto multiprocessors = multiprocessor_count();
   double least = 0;
   for (int32_t blocks = 2; blocks >= 1; --blocks) {
-    const int32_t most_planes = 65536 / (kLanes * kOctaveRegisters) / blocks - 1;
-    const int32_t chunks = divide_up(classes, smaller(most_planes, 31));
+    const int32_t most_planes = 65536 / (kLanes * octave_registers(kUpper, kLower)) / blocks - 1;
+    const int32_t chunks = divide_up(classes, most_planes);
     for (int32_t height = 1; height <= units.height; ++height) {
       OctavePlan candidate = base;
       candidate.chunks = chunks;
@@ -912,7 +897,7 @@ bool plan_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
       const double rate = 0.13 * warps < 3 ? 0.13 * warps : 3;
       const double cost = static_cast<double>(rounds) * bands * chunks * warps / rate;
       if (least > 0 && cost >= least) continue;
-      place_octaves(problem, candidate);
+      candidate.bytes = OctaveBlock<S, kUpper, kLower>::bytes(candidate);
       if (candidate.bytes > shared_budget(blocks)) continue;
       least = cost;
       plan = candidate;
@@ -921,25 +906,36 @@ bool plan_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
   return least > 0;
 }
 
-template <typename S>
-bool launch_octave_backward(const FuseScalesBackward<S>& problem, StreamHandle stream) {
+template <typename S, bool kUpper, bool kLower>
+bool launch_octaves(const FuseScalesBackward<S>& problem, StreamHandle stream) {
   OctavePlan plan{};
-  if (!plan_octaves(problem, plan)) return false;
-  const Chain& chain = problem.chain;
+  if (!plan_octaves<S, kUpper, kLower>(problem, plan)) return false;
   const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
                   static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
-  const auto start = [&](auto kernel) {
-    HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * kLanes), plan.bytes, static_cast<cudaStream_t>(stream), problem,
-                plan);
-  };
-  if (chain.unit == 0) {
-    start(fuse_scales_octave_backward_kernel<S, false, true>);
-  } else if (chain.count == 2) {
-    start(fuse_scales_octave_backward_kernel<S, true, false>);
-  } else {
-    start(fuse_scales_octave_backward_kernel<S, true, true>);
-  }
+  HMSA_LAUNCH((fuse_scales_octave_backward_kernel<S, kUpper, kLower>), grid, dim3((plan.planes + 1) * kLanes),
+              plan.bytes, static_cast<cudaStream_t>(stream), problem, plan);
   return true;
+}
+
+// False if the chain is another one.
+template <typename S>
+bool launch_octave_backward(const FuseScalesBackward<S>& problem, StreamHandle stream) {
+  const Chain& chain = problem.chain;
+  if (!is_octave(chain)) return false;
+  // Elements of the heads' tensors are counted in 32 bits; somewhat more, since rims begin before the first.
+  const auto is_short = [&](const auto& map, int i) {
+    const auto reach = [](int64_t stride, int64_t size) { return (stride < 0 ? -stride : stride) * size; };
+    return reach(map.batch, problem.batch) + reach(map.channel, problem.classes) +
+               reach(map.row, chain.heads[i].height + 4) + reach(map.column, chain.heads[i].width + 4) <=
+           INT32_MAX;
+  };
+  for (int i = 0; i < chain.count; ++i) {
+    if (!is_short(problem.logits[i], i) || !is_short(problem.grad_logits[i], i)) return false;
+    if (i > 0 && (!is_short(problem.attention[i], i) || !is_short(problem.grad_attention[i], i))) return false;
+  }
+  if (chain.unit == 0) return launch_octaves<S, false, true>(problem, stream);
+  if (chain.count == 2) return launch_octaves<S, true, false>(problem, stream);
+  return launch_octaves<S, true, true>(problem, stream);
 }
 
 }  // namespace fuse
