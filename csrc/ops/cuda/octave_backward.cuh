@@ -463,13 +463,16 @@ struct OctaveBlock {
 
   // ---- the incoming gradient ------------------------------------------------------------------------------------------
 
-  // What the output does not have is zero: columns here, once; rows when they are asked for.
+  // What the output does not have is zero: rows when they are asked for, columns here, once, and so are their products.
   HMSA_DEVICE void clear_beyond() const {
     if (place.exists) return;
-    const StoredQuad<S> zero{};
-    for (int32_t r = 0; r < 2 * kOctaveBand; ++r) {
-      *shared_at<StoredQuad<S>>(memory() + r * kStoredRow + lane() * sizeof(StoredQuad<S>)) = zero;
+    HMSA_ROLLED
+    for (int32_t at = 0; at < kProducts; at += kStoredRow) {
+      *shared_at<StoredQuad<S>>(memory() + at + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>))) =
+          StoredQuad<S>{};
     }
+    HMSA_ROLLED
+    for (int32_t at = kProducts; at < kParked; at += kRow) put_quad(memory() + at + quad_offset(), Quad<T>{});
   }
 
   // Asks for the rows of band k; `from` is the lane's quad in the first of them.
@@ -598,11 +601,13 @@ struct OctaveBlock {
     if constexpr (kUpper) {
       above_rows[0] = quad_at<T>(parked(0));
       above_rows[1] = quad_at<T>(parked(1));
-      above_rows[2] = enlarged_by_two(plane.above.next[0]);
-      above_rows[3] = enlarged_by_two(plane.above.next[1]);
-      plane.above.next[0] = plane.above_from.two(2 * k + 4);
-      plane.above.next[1] = plane.above_from.two(2 * k + 5);
     }
+    // Only now: registers are few.
+    const auto next_above = [&](int r) {
+      above_rows[2 + r] = enlarged_by_two(plane.above.next[r]);
+      put_quad(parked(r), above_rows[2 + r]);
+      plane.above.next[r] = plane.above_from.two(2 * k + 4 + r);
+    };
     if (kLower) plane.lower.move(plane.lower_from, k);
     const int32_t memory = this->memory();
     const int32_t g_at = memory + g_of(k) + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>));
@@ -614,6 +619,7 @@ struct OctaveBlock {
     go_down<0>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     if (kUpper) finish_above(plane, plane.above_sums.of[0], k);
     if constexpr (kLower) finish_grid<0>(plane, plane.grid_sums.of[0], k);
+    if constexpr (kUpper) next_above(0);
     go_down<1>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     go_down<2>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     if (kUpper) {
@@ -625,14 +631,11 @@ struct OctaveBlock {
       finish_grid<1>(plane, plane.grid_sums.of[1], k);
       finish_lower<false>(plane.lower_sums, plane.to.lower, k);
     }
+    if constexpr (kUpper) next_above(1);
     go_down<3>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     finish_own<false>(plane.own_sums, plane.to.own, k);
     plane.own.upper = own_lower;
-    if (kUpper) {
-      go_on(plane.above_sums, k);
-      put_quad(parked(0), above_rows[2]);
-      put_quad(parked(1), above_rows[3]);
-    }
+    if (kUpper) go_on(plane.above_sums, k);
     if (kLower) go_on(plane.grid_sums, k);
   }
 
@@ -670,6 +673,7 @@ struct OctaveBlock {
     if (kLower) {
       attention.lower_from = lower_source(problem.attention, 0);
       attention.lower.begin(attention.lower_from, k);
+      attention.lower.move(attention.lower_from, k);
       make_grid_rows(attention, k, attention.grid_rows);
     }
     attention.to = targets<true>(0);
