@@ -180,8 +180,8 @@ struct OctaveBlock {
   static constexpr int32_t kWarps = kSummed + kProductBytes;
   // From the first byte of a warp's memory, which begins with two bands of g.
   static constexpr int32_t kProducts = 2 * kOctaveBand * kStoredRow;
-  static constexpr int32_t kParked = kProducts + kProductBytes - (kInPlace ? kBandBytes : 0);  // two rows
-  static constexpr int32_t kWarpBytes = kParked + (kUpper ? 2 * kRow : 0);
+  static constexpr int32_t kParked = kProducts + kProductBytes - (kInPlace ? kBandBytes : 0);  // rows that wait
+  static constexpr int32_t kWarpBytes = kParked + (kUpper ? (kLower ? 3 : 2) * kRow : 0);
 
   // Of the attention's gradients over the chunks, behind the planes: of scale 1.0's, then of the lower scale's.
   HMSA_HOST_DEVICE static int32_t totals(const OctavePlan& plan, int i) {
@@ -332,6 +332,16 @@ struct OctaveBlock {
       return {{mixed(weight, upper.of[0], lower.of[0]), mixed(weight, upper.of[1], lower.of[1])}};
     }
   };
+  // A plane's rows of the lower head wait, too, if there is a head above.
+  HMSA_DEVICE static void park(const LowerRows& rows) {
+    if (kUpper) put_quad(parked(2), Quad<T>{{rows.upper.of[0], rows.upper.of[1], rows.lower.of[0], rows.lower.of[1]}});
+  }
+  HMSA_DEVICE static void unpark(LowerRows& rows) {
+    if (!kUpper) return;
+    const Quad<T> both = quad_at<T>(parked(2));
+    rows.upper = {{both.of[0], both.of[1]}};
+    rows.lower = {{both.of[2], both.of[3]}};
+  }
   // Of the lower one of two rows of a head in row 2 k + r of the grid.
   HMSA_DEVICE static T grid_weight(int32_t k, int r) { return (k % 2 == 0 ? T(0.625) : T(0.125)) + T(0.25) * r; }
 
@@ -468,8 +478,7 @@ struct OctaveBlock {
     if (place.exists) return;
     HMSA_ROLLED
     for (int32_t at = 0; at < kProducts; at += kStoredRow) {
-      *shared_at<StoredQuad<S>>(memory() + at + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>))) =
-          StoredQuad<S>{};
+      *shared_at<StoredQuad<S>>(memory() + at + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>))) = StoredQuad<S>{};
     }
     HMSA_ROLLED
     for (int32_t at = kProducts; at < kParked; at += kRow) put_quad(memory() + at + quad_offset(), Quad<T>{});
@@ -534,6 +543,7 @@ struct OctaveBlock {
     if (kLower) {
       plane.lower_from = lower_source(problem.logits, channel);
       plane.lower.begin(plane.lower_from, k);
+      park(plane.lower);
     }
     plane.to = targets<false>(channel);
   }
@@ -584,6 +594,7 @@ struct OctaveBlock {
     Pair<T> pair = grid_pair(sums);
     const T weight = grid_weight(k, r);
     const Pair<T> a = pair_at(grid_row(2 * k + r));
+    unpark(plane.lower);
     Pair<T> product = plane.lower.row(weight);
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -608,7 +619,11 @@ struct OctaveBlock {
       put_quad(parked(r), above_rows[2 + r]);
       plane.above.next[r] = plane.above_from.two(2 * k + 4 + r);
     };
-    if (kLower) plane.lower.move(plane.lower_from, k);
+    if (kLower && k % 2 != 0) {
+      unpark(plane.lower);
+      plane.lower.move(plane.lower_from, k);
+      park(plane.lower);
+    }
     const int32_t memory = this->memory();
     const int32_t g_at = memory + g_of(k) + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>));
     const int32_t factors = factors_of(k);
