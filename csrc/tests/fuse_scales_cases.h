@@ -153,6 +153,22 @@ inline std::vector<Case> cases() {
   };
 }
 
+// Scales 1 and 0.5, 2 and 1, and all three, with heads at a quarter: one unit of 8 x 8 and several, several blocks side by
+// side and one below the other, sides that are a multiple of four only, more classes than a block takes.
+inline std::vector<Case> octave_cases() {
+  return {
+      {{1.0, 0.5}, {8, 8}, {{2, 2}, {1, 1}}, 1, 2, false, false},
+      {{1.0, 0.5}, {40, 240}, {{10, 60}, {5, 30}}, 2, 3, false, false},
+      {{1.0, 0.5}, {24, 64}, {{6, 16}, {3, 8}}, 1, 25, false, false},
+      {{2.0, 1.0}, {4, 8}, {{2, 4}, {1, 2}}, 1, 2, false, false},
+      {{2.0, 1.0}, {28, 124}, {{14, 62}, {7, 31}}, 2, 3, false, false},
+      {{2.0, 1.0}, {12, 20}, {{6, 10}, {3, 5}}, 1, 25, false, false},
+      {{2.0, 1.0, 0.5}, {8, 16}, {{4, 8}, {2, 4}, {1, 2}}, 1, 2, false, false},
+      {{2.0, 1.0, 0.5}, {72, 128}, {{36, 64}, {18, 32}, {9, 16}}, 1, 3, false, false},
+      {{2.0, 1.0, 0.5}, {16, 24}, {{8, 12}, {4, 6}, {2, 3}}, 2, 45, false, false},
+  };
+}
+
 // Shapes from a fixed sequence: one to four scales, sides up to 40.
 inline std::vector<Case> random_cases(int count) {
   std::mt19937 random(7);

@@ -126,18 +126,8 @@ void backward_matches_where_resizes_do_not_compose() {
 
 bool is_octave(const Case& c) { return hmsa::cuda::fuse::is_octave(Setup<float>(c, Layout::kContiguous).chain); }
 
-// Scales 1 and 0.5, 2 and 1, and all three, with heads at a quarter: one unit and several, several blocks side by side
-// and one below the other, sides that are a multiple of four only, more classes than a block takes.
 void octaves_match() {
-  for (const Case& c : {Case{{1.0, 0.5}, {8, 8}, {{2, 2}, {1, 1}}, 1, 2, false, false},
-                        Case{{1.0, 0.5}, {40, 240}, {{10, 60}, {5, 30}}, 2, 3, false, false},
-                        Case{{1.0, 0.5}, {24, 64}, {{6, 16}, {3, 8}}, 1, 25, false, false},
-                        Case{{2.0, 1.0}, {4, 8}, {{2, 4}, {1, 2}}, 1, 2, false, false},
-                        Case{{2.0, 1.0}, {28, 124}, {{14, 62}, {7, 31}}, 2, 3, false, false},
-                        Case{{2.0, 1.0}, {12, 20}, {{6, 10}, {3, 5}}, 1, 25, false, false},
-                        Case{{2.0, 1.0, 0.5}, {8, 16}, {{4, 8}, {2, 4}, {1, 2}}, 1, 2, false, false},
-                        Case{{2.0, 1.0, 0.5}, {72, 128}, {{36, 64}, {18, 32}, {9, 16}}, 1, 3, false, false},
-                        Case{{2.0, 1.0, 0.5}, {16, 24}, {{8, 12}, {4, 6}, {2, 3}}, 2, 45, false, false}}) {
+  for (const Case& c : octave_cases()) {
     EXPECT(is_octave(c), text_of(c));
     expect_backward<float>(c, Layout::kContiguous);
     expect_backward<float>(c, Layout::kGaps);

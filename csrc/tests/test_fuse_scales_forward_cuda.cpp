@@ -181,6 +181,42 @@ void equal_sizes_are_copied() {
   }
 }
 
+void octaves_match() {
+  for (const Case& c : octave_cases()) {
+    const Setup<float> setup(c, Layout::kContiguous);
+    EXPECT(hmsa::cuda::fuse::is_octave(setup.chain), text_of(c));
+    for (const Layout inputs : {Layout::kContiguous, Layout::kChannelsLast, Layout::kGaps}) {
+      expect_forward<float>(c, inputs, Layout::kContiguous);
+    }
+    expect_forward<Half>(c, Layout::kContiguous);
+    expect_forward<BFloat16>(c, Layout::kChannelsLast, Layout::kContiguous);
+    expect_forward<float>(c, Layout::kChannelsLast);
+  }
+}
+
+// An infinity in any element of any input: infinities and NaN where PyTorch has them, at the borders of the maps, too.
+void infinities_pass_through_octaves() {
+  for (const Case& c : octave_cases()) {
+    if (c.channels > 3 || c.size.width > 64) continue;
+    for (size_t i = 0; i < c.scales.size(); ++i) {
+      for (int n = 0; n < c.heads[i].height * c.heads[i].width; ++n) {
+        Setup<float> setup(c, Layout::kContiguous);
+        Map& logits = setup.problem.logits[i];
+        logits.at(0, 1, n / c.heads[i].width, n % c.heads[i].width) = INFINITY;
+        setup.logits[i]->store(logits);
+        const Map wanted = reference::fuse_scales(setup.problem);
+        const Map got = forward(c, setup, Layout::kContiguous).load();
+        for (size_t e = 0; e < got.values.size(); ++e) {
+          const double a = got.values[e];
+          const double b = wanted.values[e];
+          EXPECT(std::isnan(a) == std::isnan(b) && std::isinf(a) == std::isinf(b), text_of(c), ", scale ", i,
+                 ", infinite element ", n, ", output ", e, ": ", a, " instead of ", b);
+        }
+      }
+    }
+  }
+}
+
 void forward_matches_on_random_shapes() {
   for (const Case& c : random_cases(30)) {
     expect_forward<double>(c, c.batch == 1 ? Layout::kGaps : Layout::kChannelsLast);
@@ -207,6 +243,8 @@ int main() {
   RUN_TEST(wide_strides_match);
   RUN_TEST(any_alignment_matches);
   RUN_TEST(equal_sizes_are_copied);
+  RUN_TEST(octaves_match);
+  RUN_TEST(infinities_pass_through_octaves);
   RUN_TEST(forward_matches_on_random_shapes);
   return testing::finish();
 }

@@ -5,6 +5,7 @@
 // first group; where it is class-wise, every block has one class. Nothing of the size of a grid exists in global memory.
 #include "ops/cuda/chain_tile.cuh"
 #include "ops/cuda/fuse_scales.h"
+#include "ops/cuda/octave_forward.cuh"
 
 namespace hmsa {
 namespace cuda {
@@ -386,6 +387,9 @@ ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
 
 template <typename S>
 void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandle stream) {
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    if (fuse::launch_octave_forward(problem, stream)) return;
+  }
   const fuse::ForwardPlan plan = fuse::plan_forward(problem);
   const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width;
   const dim3 grid(static_cast<unsigned>(tiles), problem.batch < 65535 ? problem.batch : 65535,

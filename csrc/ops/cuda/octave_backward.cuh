@@ -1,79 +1,16 @@
-// The backward pass of fuse_scales for chains of octaves: scales 1 and 0.5, 2 and 1, or 2, 1 and 0.5, with heads at a
-// quarter of their grids. These are what the networks are trained with, and nearly all that they are run with.
-//
-// Every resize then is by two or by four, so that there is no table of taps: weights are constants, and which element
-// reads which follows from the number of the lane and of the row. At the borders of a map, where PyTorch reads the first
-// or the last element alone, the same weights read it twice; the adjoint adds what reaches the element beyond the border
-// to the one at the border.
+// The backward pass of fuse_scales for chains of octaves (octave_chain.cuh).
 //
 // The work is divided as in fuse_scales_backward.cu: a warp for each plane and one for the attention, bands of four rows.
-// Band k has the rows 4 k + 2 to 4 k + 5 of the output. All of them lie between the rows k and k + 1 of a head of scale
-// 1.0, and they end the rows 2 k and 2 k + 1 of the lower grid, which, for an even k, end row k / 2 - 1 of its head.
+// Band k ends the rows 2 k and 2 k + 1 of the lower grid and of the head above, row k of scale 1.0's head and, if it is
+// even, row k / 2 - 1 of the lower head. What an adjoint gives to elements beyond the borders of a map goes to those at
+// the borders.
 #pragma once
 
-#include "ops/cuda/gradient_stream.cuh"
+#include "ops/cuda/octave_chain.cuh"
 
 namespace hmsa {
 namespace cuda {
 namespace fuse {
-
-// A block has 16 units of 8 x 8 outputs side by side, of which the first and the last are rim, and some of them one below
-// the other. A unit has one element of the head of scale 0.5.
-constexpr int32_t kUnit = 8;
-constexpr int32_t kOwnedUnits = kLineColumns / kUnit - 2;
-constexpr int32_t kOctaveBand = 4;      // rows between barriers
-constexpr int32_t kOctaveBuffers = 4;   // bands whose factors are kept: of the one ahead, this one and the one behind
-constexpr int32_t kOctaveGridRows = 8;  // rows of A that are kept on the lower grid
-
-// Two neighbouring columns of a row of the lower grid, or of the head above.
-template <typename T>
-struct alignas(2 * sizeof(T)) Pair {
-  T of[2];
-};
-
-// ---- resizes by two and by four -------------------------------------------------------------------------------------
-
-// Weight of row k + 1 in row r of band k, and of the second of two elements of a head in the grid four times its size.
-HMSA_DEVICE constexpr float of_four(int r) { return 0.125f + 0.25f * static_cast<float>(r); }
-
-template <typename T>
-HMSA_DEVICE T before(T value) {
-  return __shfl_up_sync(0xffffffffu, value, 1);
-}
-template <typename T>
-HMSA_DEVICE T behind(T value, int lanes = 1) {
-  return __shfl_down_sync(0xffffffffu, value, lanes);
-}
-
-template <typename T>
-HMSA_DEVICE T mixed(T weight, T first, T second) {
-  return (T(1) - weight) * first + weight * second;
-}
-
-// A lane's quad from the element under it and those beside it.
-template <typename T>
-HMSA_DEVICE Quad<T> enlarged_by_four(T element) {
-  const T left = before(element);
-  const T right = behind(element);
-  return {{mixed(T(0.625), left, element), mixed(T(0.875), left, element), mixed(T(0.125), element, right),
-           mixed(T(0.375), element, right)}};
-}
-
-// From the two elements under it.
-template <typename T>
-HMSA_DEVICE Quad<T> enlarged_by_two(const Pair<T>& pair) {
-  const T left = before(pair.of[1]);
-  const T right = behind(pair.of[0]);
-  return {{mixed(T(0.75), left, pair.of[0]), mixed(T(0.25), pair.of[0], pair.of[1]),
-           mixed(T(0.75), pair.of[0], pair.of[1]), mixed(T(0.25), pair.of[1], right)}};
-}
-
-// Where a lane is: what lies beyond the borders of the map goes to the element at the border.
-struct LanePlace {
-  bool exists;  // the lane has columns of the output
-  bool leftmost, rightmost;
-  bool owned;  // its targets are the block's
-};
 
 // The adjoints: of the elements under the quad.
 template <typename T>
@@ -142,41 +79,49 @@ HMSA_DEVICE void add_to(Quad<T>& quad, const Quad<T>& other) {
   HMSA_UNROLL
   for (int j = 0; j < kQuad; ++j) quad.of[j] += other.of[j];
 }
-template <typename T>
-HMSA_DEVICE void multiply(Quad<T>& quad, const Quad<T>& other) {
-  HMSA_UNROLL
-  for (int j = 0; j < kQuad; ++j) quad.of[j] *= other.of[j];
-}
-
 // ---- a block --------------------------------------------------------------------------------------------------------
 
-struct OctavePlan {
-  Extent parts;
-  Extent units;  // of a part
-  int32_t planes;
-  int32_t chunks;  // of the classes, one after the other
-  bool quads;      // a quad of g is one load
-  int32_t bytes;
-};
-
 template <typename S, bool kUpper, bool kLower>
-struct OctaveBlock {
-  using T = arithmetic_t<S>;
-  static constexpr int kSums = (kUpper ? 1 : 0) + (kLower ? 1 : 0);
-  static constexpr int kUnitScale = kUpper ? 1 : 0;
-  static constexpr int kLowerScale = kUnitScale + 1;
-  static constexpr int kLowerPlace = kUpper ? 1 : 0;  // among sums and factors
-  static constexpr int32_t kRow = kLineColumns * static_cast<int32_t>(sizeof(T));
+struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
+  using Octaves = OctaveChain<S, kUpper, kLower>;
+  using T = typename Octaves::T;
+  using Octaves::chunk;
+  using Octaves::column;
+  using Octaves::count;
+  using Octaves::element;
+  using Octaves::factors_of;
+  using Octaves::first_class;
+  using Octaves::grid_row;
+  using Octaves::image;
+  using Octaves::kBandBytes;
+  using Octaves::kLowerPlace;
+  using Octaves::kLowerScale;
+  using Octaves::kRow;
+  using Octaves::kSums;
+  using Octaves::kUnitScale;
+  using Octaves::lower_source;
+  using Octaves::meet;
+  using Octaves::own_source;
+  using Octaves::pair_at;
+  using Octaves::pair_offset;
+  using Octaves::place;
+  using Octaves::put_pair;
+  using Octaves::quad_offset;
+  using Octaves::source;
+  using Octaves::unit_columns;
+  using Octaves::unit_rows;
+  using typename Octaves::Factors;
+  using typename Octaves::LowerRows;
+  using typename Octaves::OwnRows;
+  using typename Octaves::Source;
+
   static constexpr int32_t kStoredRow = kLineColumns * static_cast<int32_t>(sizeof(S));
-  static constexpr int32_t kBandBytes = kOctaveBand * kRow;
   // Products take the place of the rows of g that they are made of, if these have as many bytes.
   static constexpr bool kInPlace = sizeof(S) == sizeof(T);
 
-  // Where what lies in shared memory. Products: [sums][kOctaveBand] rows, and two rows of pairs on the lower grid.
+  // Products: [sums][kOctaveBand] rows, and two rows of pairs on the lower grid; those of all planes together come first.
   static constexpr int32_t kProductBytes = kSums * kBandBytes + (kLower ? kRow : 0);
-  static constexpr int32_t kFactors = 0;  // [kOctaveBuffers][sums][kOctaveBand] rows: A of scale 1.0, 1 - R A
-  static constexpr int32_t kGrid = kFactors + kOctaveBuffers * kSums * kBandBytes;       // rows of A on the lower grid
-  static constexpr int32_t kSummed = kGrid + (kLower ? kOctaveGridRows * kRow / 2 : 0);  // products of all planes
+  static constexpr int32_t kSummed = Octaves::kShared;
   static constexpr int32_t kWarps = kSummed + kProductBytes;
   // From the first byte of a warp's memory, which begins with two bands of g.
   static constexpr int32_t kProducts = 2 * kOctaveBand * kStoredRow;
@@ -196,29 +141,10 @@ struct OctaveBlock {
 
   const FuseScalesBackward<S>& problem;
   const OctavePlan& plan;
-  Range unit_rows, unit_columns;
-  LanePlace place;
-  int32_t column;  // of the lane's quad in the output
-  int64_t b;
-  int32_t chunk, first_class, count;
 
-  HMSA_DEVICE OctaveBlock(const FuseScalesBackward<S>& of, const OctavePlan& by, int32_t part, int64_t image,
-                          int32_t which_classes)
-      : problem(of), plan(by), b(image), chunk(which_classes) {
-    first_class = chunk * plan.planes;
-    count = smaller(plan.planes, static_cast<int32_t>(problem.classes) - first_class);
-    const Extent size = problem.chain.size;
-    const auto units = [](int32_t n, int32_t each, int32_t side) {
-      return Range{n * each, smaller((n + 1) * each, divide_up(side, kUnit))};
-    };
-    unit_rows = units(part / plan.parts.width, plan.units.height, size.height);
-    unit_columns = units(part % plan.parts.width, plan.units.width, size.width);
-    column = (unit_columns.lo - 1) * kUnit + lane() * kQuad;
-    place.exists = column >= 0 && column < size.width;
-    place.leftmost = column == 0;
-    place.rightmost = column + kQuad == size.width;
-    place.owned = place.exists && lane() >= 2 && lane() < 2 + 2 * unit_columns.size();
-  }
+  HMSA_DEVICE OctaveBackward(const FuseScalesBackward<S>& of, const OctavePlan& by, int32_t part, int64_t b,
+                             int32_t which_classes)
+      : Octaves(of, by, part, b, which_classes), problem(of), plan(by) {}
 
   // Bands. Those of a lower scale begin earlier and end later, since its two resizes reach farther.
   HMSA_DEVICE int32_t first_band() const { return larger(2 * unit_rows.lo - (kLower ? 2 : 1), -1); }
@@ -230,14 +156,6 @@ struct OctaveBlock {
   HMSA_DEVICE bool on_grid(int32_t k) const { return k >= 0 && k < problem.chain.heads[kUnitScale].height; }
 
   HMSA_DEVICE static int32_t memory() { return kWarps + warp() * kWarpBytes; }
-  HMSA_DEVICE static int32_t quad_offset() { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
-  HMSA_DEVICE static int32_t pair_offset() { return lane() * static_cast<int32_t>(sizeof(Pair<T>)); }
-  HMSA_DEVICE int32_t factors_of(int32_t k) const {
-    return kFactors + (k & (kOctaveBuffers - 1)) * kSums * kBandBytes + quad_offset();
-  }
-  HMSA_DEVICE int32_t grid_row(int32_t row) const {
-    return kGrid + (row & (kOctaveGridRows - 1)) * (kRow / 2) + pair_offset();
-  }
   // From the first byte of a warp's memory.
   HMSA_DEVICE int32_t g_of(int32_t k) const { return (k & 1) * kOctaveBand * kStoredRow; }
   HMSA_DEVICE int32_t products_of(int which, int32_t k) const {
@@ -245,93 +163,19 @@ struct OctaveBlock {
   }
   HMSA_DEVICE int32_t grid_products() const { return products_of(kSums, 0); }
 
-  HMSA_DEVICE static Pair<T> pair_at(int32_t offset) { return *shared_at<const Pair<T>>(offset); }
-  HMSA_DEVICE static void put_pair(int32_t offset, const Pair<T>& pair) { *shared_at<Pair<T>>(offset) = pair; }
-
-  // ---- maps of the heads, as a lane reads them ------------------------------------------------------------------------
-
-  // Elements count from the first of the tensor, in 32 bits: registers are few.
-  HMSA_DEVICE static int32_t element(const MapView<const S>& map, int64_t image, int64_t channel, int64_t row,
-                                     int64_t c) {
-    return static_cast<int32_t>(image * map.batch + channel * map.channel + row * map.row + c * map.column);
-  }
-
-  // Two columns of a head; rows and columns beyond the borders are those at the borders.
-  struct Source {
-    const S* data;
-    int32_t first;  // row 0 of the first column
-    int32_t step;   // to the second column
-    int32_t row_stride;
-    int32_t last;  // row
-
-    HMSA_DEVICE int32_t row(int32_t r) const { return first + larger(0, smaller(r, last)) * row_stride; }
-    HMSA_DEVICE T one(int32_t r) const { return to_arithmetic(data[row(r)]); }
-    HMSA_DEVICE Pair<T> two(int32_t r) const {
-      const int32_t at = row(r);
-      return {{to_arithmetic(data[at]), to_arithmetic(data[at + step])}};
-    }
-  };
-  HMSA_DEVICE Source source(const MapView<const S>& map, int64_t channel, int i, int32_t first) const {
-    const Extent head = problem.chain.heads[i];
-    const auto inside = [&](int32_t c) { return larger(0, smaller(c, head.width - 1)); };
-    return {map.data, element(map, b, channel, 0, inside(first)),
-            (inside(first + 1) - inside(first)) * static_cast<int32_t>(map.column), static_cast<int32_t>(map.row),
-            head.height - 1};
-  }
-  HMSA_DEVICE Source own_source(const MapView<const S>* maps, int64_t channel) const {
-    return source(maps[kUnitScale], channel, kUnitScale, column / 4);
-  }
-  // An even lane's pair lies between the element under it and the one before, an odd lane's between it and the next.
-  HMSA_DEVICE Source lower_source(const MapView<const S>* maps, int64_t channel) const {
-    return source(maps[kLowerScale], channel, kLowerScale, unit_columns.lo - 2 + (lane() + 1) / 2);
-  }
-
-  // A head of scale 1.0, row by row: what a band needs next is on its way meanwhile.
-  struct OwnRows {
-    Quad<T> upper;
-    T next;
-    HMSA_DEVICE void begin(const Source& from, int32_t k) {
-      upper = enlarged_by_four(from.one(k));
-      next = from.one(k + 1);
-    }
-  };
   // The head of the scale above, which its two resizes enlarge twice. The rows 2 k and 2 k + 1 wait in shared memory,
   // since registers are few.
   struct AboveRows {
     Pair<T> next[2];
   };
   HMSA_DEVICE static int32_t parked(int r) { return memory() + kParked + r * kRow + quad_offset(); }
-  HMSA_DEVICE static void begin(AboveRows& rows, const Source& from, int32_t k) {
+  HMSA_DEVICE void begin(AboveRows& rows, const Source& from, int32_t k) const {
     HMSA_UNROLL
     for (int r = 0; r < 2; ++r) {
-      put_quad(parked(r), enlarged_by_two(from.two(2 * k + r)));
+      put_quad(parked(r), enlarged_by_two(from.two(2 * k + r), place));
       rows.next[r] = from.two(2 * k + 2 + r);
     }
   }
-  // The head of the lower scale on its grid: the rows 2 k and 2 k + 1 lie between `upper` and `lower`.
-  struct LowerRows {
-    Pair<T> upper, lower, next;
-
-    HMSA_DEVICE static Pair<T> stretched(const Pair<T>& pair) {
-      const T weight = lane() % 2 == 0 ? T(0.625) : T(0.125);
-      return {{mixed(weight, pair.of[0], pair.of[1]), mixed(weight + T(0.25), pair.of[0], pair.of[1])}};
-    }
-    HMSA_DEVICE void begin(const Source& from, int32_t k) {
-      const int32_t m = k >> 1;
-      upper = stretched(from.two(m - 1));
-      lower = stretched(from.two(m));
-      next = from.two(m + 1);
-    }
-    HMSA_DEVICE void move(const Source& from, int32_t k) {
-      if (k % 2 == 0) return;
-      upper = lower;
-      lower = stretched(next);
-      next = from.two((k >> 1) + 2);
-    }
-    HMSA_DEVICE Pair<T> row(T weight) const {
-      return {{mixed(weight, upper.of[0], lower.of[0]), mixed(weight, upper.of[1], lower.of[1])}};
-    }
-  };
   // A plane's rows of the lower head wait, too, if there is a head above.
   HMSA_DEVICE static void park(const LowerRows& rows) {
     if (kUpper) put_quad(parked(2), Quad<T>{{rows.upper.of[0], rows.upper.of[1], rows.lower.of[0], rows.lower.of[1]}});
@@ -342,9 +186,6 @@ struct OctaveBlock {
     rows.upper = {{both.of[0], both.of[1]}};
     rows.lower = {{both.of[2], both.of[3]}};
   }
-  // Of the lower one of two rows of a head in row 2 k + r of the grid.
-  HMSA_DEVICE static T grid_weight(int32_t k, int r) { return (k % 2 == 0 ? T(0.625) : T(0.125)) + T(0.25) * r; }
-
   // ---- gradients of the heads -----------------------------------------------------------------------------------------
 
   // Where the lane's targets in the next row are, for each scale.
@@ -366,7 +207,7 @@ struct OctaveBlock {
   HMSA_DEVICE Targets targets(int64_t channel) const {
     const auto at = [&](int i, int32_t row, int32_t first) {
       const MapView<S>& map = gradient<kAttention>(i);
-      return element({map.data, map.batch, map.channel, map.row, map.column}, b, channel, row, first);
+      return element({map.data, map.batch, map.channel, map.row, map.column}, image, channel, row, first);
     };
     Targets to{};
     if (kUpper || !kAttention) to.own = at(kUnitScale, 2 * unit_rows.lo, column / 4);
@@ -535,14 +376,14 @@ struct OctaveBlock {
   HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
     const int32_t k = first_band();
     plane.own_from = own_source(problem.logits, channel);
-    plane.own.begin(plane.own_from, k);
+    plane.own.begin(plane.own_from, k, place);
     if (kUpper) {
       plane.above_from = source(problem.logits[0], channel, 0, column / 2);
       begin(plane.above, plane.above_from, k);
     }
     if (kLower) {
       plane.lower_from = lower_source(problem.logits, channel);
-      plane.lower.begin(plane.lower_from, k);
+      plane.lower.begin(plane.lower_from, k, place);
       park(plane.lower);
     }
     plane.to = targets<false>(channel);
@@ -550,21 +391,22 @@ struct OctaveBlock {
 
   // A row of the band: products for the attention, and sums for the heads.
   template <int r>
-  HMSA_DEVICE void go_down(Plane& plane, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4], int32_t g_at,
-                           int32_t factors, int32_t products, int32_t last_products) const {
+  HMSA_DEVICE void go_down(Plane& plane, int32_t k, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4],
+                           int32_t g_at, int32_t factors, int32_t products, int32_t last_products) const {
     const Quad<T> g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
     Quad<T> part = g;
     if (kLower) multiply(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
     Quad<T> so_far;  // P before the lower scale is blended in
     HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
+    for (int j = 0; j < kQuad; ++j)
+      so_far.of[j] = mixed(T(fourfold_weight(k, r)), plane.own.upper.of[j], own_lower.of[j]);
     if constexpr (kUpper) {
       const Quad<T> a = quad_at<T>(factors + r * kRow);
       constexpr int kFirst = (r + 1) / 2;
       Quad<T> product;
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
-        const T above = mixed(T(r % 2 == 0 ? 0.75 : 0.25), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
+        const T above = mixed(T(twofold_weight(k, r)), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
         product.of[j] = g.of[j] * (so_far.of[j] - above);
         so_far.of[j] = mixed(a.of[j], above, so_far.of[j]);
       }
@@ -592,7 +434,7 @@ struct OctaveBlock {
   HMSA_DEVICE void finish_grid(Plane& plane, const Quad<T>& sums, int32_t k) const {
     if (!on_grid(k)) return;
     Pair<T> pair = grid_pair(sums);
-    const T weight = grid_weight(k, r);
+    const T weight = T(grid_weight(k, r));
     const Pair<T> a = pair_at(grid_row(2 * k + r));
     unpark(plane.lower);
     Pair<T> product = plane.lower.row(weight);
@@ -606,7 +448,7 @@ struct OctaveBlock {
   }
 
   HMSA_DEVICE_PHASE void plane_band(Plane& plane, int32_t k) const {
-    const Quad<T> own_lower = enlarged_by_four(plane.own.next);
+    const Quad<T> own_lower = enlarged_by_four(plane.own.next, place);
     plane.own.next = plane.own_from.one(k + 2);
     Quad<T> above_rows[4];
     if constexpr (kUpper) {
@@ -615,13 +457,13 @@ struct OctaveBlock {
     }
     // Only now: registers are few.
     const auto next_above = [&](int r) {
-      above_rows[2 + r] = enlarged_by_two(plane.above.next[r]);
+      above_rows[2 + r] = enlarged_by_two(plane.above.next[r], place);
       put_quad(parked(r), above_rows[2 + r]);
       plane.above.next[r] = plane.above_from.two(2 * k + 4 + r);
     };
     if (kLower && k % 2 != 0) {
       unpark(plane.lower);
-      plane.lower.move(plane.lower_from, k);
+      plane.lower.move(plane.lower_from, k, place);
       park(plane.lower);
     }
     const int32_t memory = this->memory();
@@ -631,12 +473,12 @@ struct OctaveBlock {
     const int32_t last_products = memory + products_of(kSums - 1, k) + quad_offset();
     const int32_t above_height = kUpper ? problem.chain.heads[0].height : 0;
     const int32_t grid_height = kLower ? problem.chain.grids[kLowerScale].height : 0;
-    go_down<0>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<0>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
     if (kUpper) finish_above(plane, plane.above_sums.of[0], k);
     if constexpr (kLower) finish_grid<0>(plane, plane.grid_sums.of[0], k);
     if constexpr (kUpper) next_above(0);
-    go_down<1>(plane, own_lower, above_rows, g_at, factors, products, last_products);
-    go_down<2>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<1>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<2>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
     if (kUpper) {
       add_last(plane.above_sums, k, above_height);
       finish_above(plane, plane.above_sums.of[1], k);
@@ -647,7 +489,7 @@ struct OctaveBlock {
       finish_lower<false>(plane.lower_sums, plane.to.lower, k);
     }
     if constexpr (kUpper) next_above(1);
-    go_down<3>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<3>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
     finish_own<false>(plane.own_sums, plane.to.own, k);
     plane.own.upper = own_lower;
     if (kUpper) go_on(plane.above_sums, k);
@@ -657,78 +499,13 @@ struct OctaveBlock {
   // ---- the attention --------------------------------------------------------------------------------------------------
 
   struct Attention {
-    // Factors of the bands that come.
-    Source own_from, lower_from;
-    OwnRows own;
-    LowerRows lower;
-    Quad<T> grid_rows[2];  // 2 k and 2 k + 1 of A
+    Factors factors;  // of the bands that come
     // Gradients of those that the planes have been through.
     FourfoldSums<T> own_sums;
     TwofoldSums<T> grid_sums;
     LowerSums lower_sums;
     Targets to;
   };
-
-  // Rows 2 k and 2 k + 1 of A on the lower grid, for the planes and stretched along columns.
-  HMSA_DEVICE void make_grid_rows(Attention& attention, int32_t k, Quad<T> (&rows)[2]) const {
-    HMSA_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const Pair<T> a = attention.lower.row(grid_weight(k, r));
-      put_pair(grid_row(2 * k + r), a);
-      rows[r] = enlarged_by_two(a);
-    }
-  }
-
-  HMSA_DEVICE_PHASE void start(Attention& attention) const {
-    const int32_t k = first_band();
-    if (kUpper) {
-      attention.own_from = own_source(problem.attention, 0);
-      attention.own.begin(attention.own_from, k);
-    }
-    if (kLower) {
-      attention.lower_from = lower_source(problem.attention, 0);
-      attention.lower.begin(attention.lower_from, k);
-      attention.lower.move(attention.lower_from, k);
-      make_grid_rows(attention, k, attention.grid_rows);
-    }
-    attention.to = targets<true>(0);
-  }
-
-  template <int r>
-  HMSA_DEVICE void put_keep(const Quad<T>& first, const Quad<T>& second, int32_t factors) const {
-    Quad<T> keep;
-    HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - mixed(T(r % 2 == 0 ? 0.75 : 0.25), first.of[j], second.of[j]);
-    put_quad(factors + kLowerPlace * kBandBytes + r * kRow, keep);
-  }
-
-  // A and 1 - R A of the rows of a band.
-  HMSA_DEVICE_PHASE void make_factors(Attention& attention, int32_t k) const {
-    const int32_t factors = factors_of(k);
-    if constexpr (kUpper) {
-      const Quad<T> lower = enlarged_by_four(attention.own.next);
-      attention.own.next = attention.own_from.one(k + 2);
-      HMSA_UNROLL
-      for (int r = 0; r < kOctaveBand; ++r) {
-        Quad<T> a;
-        HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) a.of[j] = mixed(T(of_four(r)), attention.own.upper.of[j], lower.of[j]);
-        put_quad(factors + r * kRow, a);
-      }
-      attention.own.upper = lower;
-    }
-    if constexpr (kLower) {
-      Quad<T> next[2];
-      attention.lower.move(attention.lower_from, k + 1);
-      make_grid_rows(attention, k + 1, next);
-      put_keep<0>(attention.grid_rows[0], attention.grid_rows[1], factors);
-      put_keep<1>(attention.grid_rows[1], next[0], factors);
-      put_keep<2>(attention.grid_rows[1], next[0], factors);
-      put_keep<3>(next[0], next[1], factors);
-      attention.grid_rows[0] = next[0];
-      attention.grid_rows[1] = next[1];
-    }
-  }
 
   template <int r>
   HMSA_DEVICE void go_down(Attention& attention, int32_t k) const {
@@ -747,7 +524,7 @@ struct OctaveBlock {
     const Pair<T> products = pair_at(kSummed + kSums * kBandBytes + r * (kRow / 2) + pair_offset());
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) pair.of[j] = products.of[j] - pair.of[j];
-    attention.lower_sums.add(grid_weight(k, r), pair);
+    attention.lower_sums.add(T(grid_weight(k, r)), pair);
   }
 
   // The gradients of a band whose products are summed.
@@ -800,7 +577,7 @@ struct OctaveBlock {
     const bool works = uniform(warp() < count);
     const int32_t end = end_band();
     const int64_t channel = first_class + warp();
-    const S* from = problem.grad_output.at(b, channel, 4 * first_band() + 2, column);
+    const S* from = problem.grad_output.at(image, channel, 4 * first_band() + 2, column);
     Plane plane{};
     if (works) {
       start(plane, channel);
@@ -827,13 +604,14 @@ struct OctaveBlock {
   HMSA_DEVICE_PHASE void run_attention() const {
     const int32_t end = end_band();
     Attention attention{};
-    start(attention);
-    make_factors(attention, first_band());
+    Octaves::start(attention.factors, first_band());
+    attention.to = targets<true>(0);
+    Octaves::make_factors(attention.factors, first_band());
     meet();
     HMSA_ROLLED
     for (int32_t k = first_band(); k <= end; ++k) {
       if (k > first_band()) attention_band(attention, k - 1);
-      if (k + 1 < end) make_factors(attention, k + 1);
+      if (k + 1 < end) Octaves::make_factors(attention.factors, k + 1);
       finish_band(k, k < end);
     }
   }
@@ -845,9 +623,6 @@ struct OctaveBlock {
       meet();
     }
   }
-
-  // A call, so that it is one barrier for both.
-  HMSA_DEVICE_CALL static void meet() { __syncthreads(); }
 };
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
@@ -861,100 +636,35 @@ __global__ void HMSA_MOST_REGISTERS((octave_registers(kUpper, kLower)))
   for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
     for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
       // Anew each time: what a block starts with must not be kept in registers meanwhile.
-      const OctaveBlock<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
+      const OctaveBackward<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
       block.run();
       __syncthreads();
     }
   }
 }
 
-// Whether the chain is one of octaves.
-inline bool is_octave(const Chain& chain) {
-  if (chain.class_wise || chain.count < 2 || chain.unit > 1 || chain.count > chain.unit + 2) return false;
-  // Enlarged so many times, with corners that are not aligned.
-  const auto enlarges = [](const Resize& resize, int32_t times) {
-    const auto one = [&](const AxisMap& map) {
-      return map.out == map.in * times && map.slope * map.out == map.den * map.in;
-    };
-    return one(resize.rows) && one(resize.columns);
-  };
-  for (int i = 0; i < chain.count; ++i) {
-    if (!enlarges(chain.up[i], 4)) return false;
-  }
-  const Extent size = chain.size;
-  if (chain.unit > 0 && chain.grids[0] != Extent{2 * size.height, 2 * size.width}) return false;
-  return chain.count == chain.unit + 1 || enlarges(chain.across[chain.unit + 1], 2);
-}
-
-// False if nothing fits.
-template <typename S, bool kUpper, bool kLower>
-bool plan_octaves(const FuseScalesBackward<S>& problem, OctavePlan& plan) {
-  const Chain& chain = problem.chain;
-  const auto classes = static_cast<int32_t>(problem.classes);
-  const Extent units{divide_up(chain.size.height, kUnit), divide_up(chain.size.width, kUnit)};
-  OctavePlan base{};
-  base.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
-  base.units.width = divide_up(units.width, divide_up(units.width, kOwnedUnits));
-  base.parts.width = divide_up(units.width, base.units.width);
-  const auto multiprocessors = multiprocessor_count();
-  double least = 0;
-  for (int32_t blocks = 2; blocks >= 1; --blocks) {
-    const int32_t most_planes = 65536 / (kLanes * octave_registers(kUpper, kLower)) / blocks - 1;
-    const int32_t chunks = divide_up(classes, most_planes);
-    for (int32_t height = 1; height <= units.height; ++height) {
-      OctavePlan candidate = base;
-      candidate.chunks = chunks;
-      candidate.planes = divide_up(classes, chunks);
-      candidate.units.height = height;
-      candidate.parts.height = divide_up(units.height, height);
-      // Rows of blocks one after the other; the set-up takes as long as three bands.
-      const int64_t all = problem.batch * candidate.parts.width * candidate.parts.height;
-      const int64_t rounds = (all + blocks * multiprocessors - 1) / (blocks * multiprocessors);
-      const double bands = 2 * height + 6;
-      // Assumed, for want of a measurement: a warp alone starts 0.13 instructions a cycle, all of them three at most.
-      const int32_t warps = blocks * (candidate.planes + 1);
-      const double rate = 0.13 * warps < 3 ? 0.13 * warps : 3;
-      const double cost = static_cast<double>(rounds) * bands * chunks * warps / rate;
-      if (least > 0 && cost >= least) continue;
-      candidate.bytes = OctaveBlock<S, kUpper, kLower>::bytes(candidate);
-      if (candidate.bytes > shared_budget(blocks)) continue;
-      least = cost;
-      plan = candidate;
-    }
-  }
-  return least > 0;
-}
-
-template <typename S, bool kUpper, bool kLower>
-bool launch_octaves(const FuseScalesBackward<S>& problem, StreamHandle stream) {
-  OctavePlan plan{};
-  if (!plan_octaves<S, kUpper, kLower>(problem, plan)) return false;
-  const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
-                  static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
-  HMSA_LAUNCH((fuse_scales_octave_backward_kernel<S, kUpper, kLower>), grid, dim3((plan.planes + 1) * kLanes),
-              plan.bytes, static_cast<cudaStream_t>(stream), problem, plan);
-  return true;
-}
-
 // False if the chain is another one.
 template <typename S>
 bool launch_octave_backward(const FuseScalesBackward<S>& problem, StreamHandle stream) {
   const Chain& chain = problem.chain;
-  if (!is_octave(chain)) return false;
-  // Elements of the heads' tensors are counted in 32 bits; somewhat more, since rims begin before the first.
-  const auto is_short = [&](const auto& map, int i) {
-    const auto reach = [](int64_t stride, int64_t size) { return (stride < 0 ? -stride : stride) * size; };
-    return reach(map.batch, problem.batch) + reach(map.channel, problem.classes) +
-               reach(map.row, chain.heads[i].height + 4) + reach(map.column, chain.heads[i].width + 4) <=
-           INT32_MAX;
-  };
+  if (!is_octave(chain) || !has_short_heads(problem)) return false;
   for (int i = 0; i < chain.count; ++i) {
-    if (!is_short(problem.logits[i], i) || !is_short(problem.grad_logits[i], i)) return false;
-    if (i > 0 && (!is_short(problem.attention[i], i) || !is_short(problem.grad_attention[i], i))) return false;
+    if (!is_short(problem.grad_logits[i], problem.batch, problem.classes, chain.heads[i])) return false;
+    if (!is_short(problem.grad_attention[i], problem.batch, 1, chain.heads[i])) return false;
   }
-  if (chain.unit == 0) return launch_octaves<S, false, true>(problem, stream);
-  if (chain.count == 2) return launch_octaves<S, true, false>(problem, stream);
-  return launch_octaves<S, true, true>(problem, stream);
+  return by_kind(chain, [&](auto upper, auto lower) {
+    constexpr bool kUpper = decltype(upper)::value;
+    constexpr bool kLower = decltype(lower)::value;
+    OctavePlan plan{};
+    plan.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
+    const auto bytes = [](const OctavePlan& p) { return OctaveBackward<S, kUpper, kLower>::bytes(p); };
+    if (!plan_octaves(problem, octave_registers(kUpper, kLower), 2, 6, bytes, plan)) return false;
+    const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
+                    static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
+    HMSA_LAUNCH((fuse_scales_octave_backward_kernel<S, kUpper, kLower>), grid, dim3((plan.planes + 1) * kLanes),
+                plan.bytes, static_cast<cudaStream_t>(stream), problem, plan);
+    return true;
+  });
 }
 
 }  // namespace fuse

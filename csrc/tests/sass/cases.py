@@ -1,4 +1,4 @@
-"""The emulator's cases, and chains of octaves: these have a backward pass of their own.
+"""The emulator's cases, and chains of octaves: these have kernels of their own.
 
 The emulator takes this module in place of its own of the same name, which stands behind it on the path.
 """
@@ -27,13 +27,15 @@ original_cases = original.all_cases
 
 def all_cases(ops: list[str], quick: bool):
     yield from original_cases(ops, quick)
-    if "bwd" not in ops:
-        return
     shapes = [OCTAVES] if quick else [OCTAVES, OCTAVE_BELOW, OCTAVE_ABOVE]
     if not quick:
         shapes += [original.with_dtype(shape, dtype) for shape in shapes for dtype in ("f16", "bf16")]
-    for shape in shapes:
-        yield original.Case("bwd", str(shape), original.bind(original.backward, shape))
+    for op, make in (("fwd", original.forward), ("bwd", original.backward)):
+        if op in ops:
+            for shape in shapes:
+                yield original.Case(op, str(shape), original.bind(make, shape))
+    if "fwd" in ops:
+        yield original.Case("fwd", f"{OCTAVES} inf and NaN", original.bind(original.forward, OCTAVES, special=True))
 
 
 def __getattr__(name: str):

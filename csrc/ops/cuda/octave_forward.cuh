@@ -1,0 +1,221 @@
+// fuse_scales for chains of octaves (octave_chain.cuh), where a quad of the output is one store.
+//
+// A warp goes down a plane band by band. A block owns the bands 2 r to 2 s - 1 for the rows r to s - 1 of units, and the
+// first one band -1, too, so that rows have no rim: what a band reads is there from the band before it.
+#pragma once
+
+#include "ops/cuda/octave_chain.cuh"
+
+namespace hmsa {
+namespace cuda {
+namespace fuse {
+
+template <typename S, bool kUpper, bool kLower>
+struct OctaveForward : OctaveChain<S, kUpper, kLower> {
+  using Octaves = OctaveChain<S, kUpper, kLower>;
+  using T = typename Octaves::T;
+  using Octaves::column;
+  using Octaves::count;
+  using Octaves::factors_of;
+  using Octaves::first_class;
+  using Octaves::grid_row;
+  using Octaves::image;
+  using Octaves::kBandBytes;
+  using Octaves::kLowerPlace;
+  using Octaves::kRow;
+  using Octaves::kUnitScale;
+  using Octaves::meet;
+  using Octaves::pair_at;
+  using Octaves::place;
+  using Octaves::unit_rows;
+  using typename Octaves::Factors;
+  using typename Octaves::LowerRows;
+  using typename Octaves::OwnRows;
+  using typename Octaves::Source;
+
+  static int32_t bytes(const OctavePlan&) { return Octaves::kShared; }
+
+  const FuseScalesForward<S>& problem;
+  const OctavePlan& plan;
+
+  HMSA_DEVICE OctaveForward(const FuseScalesForward<S>& of, const OctavePlan& by, int32_t part, int64_t b,
+                            int32_t which_classes)
+      : Octaves(of, by, part, b, which_classes), problem(of), plan(by) {}
+
+  HMSA_DEVICE int32_t first_band() const { return unit_rows.lo == 0 ? -1 : 2 * unit_rows.lo; }
+  HMSA_DEVICE int32_t end_band() const { return smaller(2 * unit_rows.hi, problem.chain.heads[kUnitScale].height); }
+
+  struct Plane {
+    Source own_from, above_from, lower_from;
+    OwnRows own;
+    Quad<T> above[2];  // rows 2 k and 2 k + 1 of the head above
+    Pair<T> next_above[2];
+    LowerRows lower;
+    Quad<T> grid[2];  // rows 2 k and 2 k + 1 of A L on the lower grid
+    S* to;            // the lane's quad in the next band
+  };
+
+  HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
+    const int32_t k = first_band();
+    plane.own_from = Octaves::own_source(problem.logits, channel);
+    plane.own.begin(plane.own_from, k, place);
+    if constexpr (kUpper) {
+      plane.above_from = Octaves::source(problem.logits[0], channel, 0, column / 2);
+      HMSA_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        plane.above[r] = enlarged_by_two(plane.above_from.two(2 * k + r), place);
+        plane.next_above[r] = plane.above_from.two(2 * k + 2 + r);
+      }
+    }
+    if constexpr (kLower) {
+      plane.lower_from = Octaves::lower_source(problem.logits, channel);
+      plane.lower.begin(plane.lower_from, k, place);
+      plane.lower.move(plane.lower_from, k, place);
+    }
+    plane.to = problem.output.at(image, channel, 4 * k + 2, column);
+  }
+
+  // Row 2 k + r of A L.
+  HMSA_DEVICE Quad<T> grid_quad(const Plane& plane, int32_t k, int r) const {
+    Pair<T> product = plane.lower.row(T(grid_weight(k, r)));
+    const Pair<T> a = pair_at(grid_row(2 * k + r));
+    HMSA_UNROLL
+    for (int j = 0; j < 2; ++j) product.of[j] *= a.of[j];
+    return enlarged_by_two(product, place);
+  }
+
+  template <int r>
+  HMSA_DEVICE void go_down(const Plane& plane, int32_t k, const Quad<T>& own_lower, const Quad<T> (&above)[4],
+                           const Quad<T> (&grid)[4]) const {
+    constexpr int kFirst = (r + 1) / 2;
+    const int32_t factors = factors_of(k) + r * kRow;
+    Quad<T> fused;
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      fused.of[j] = mixed(T(fourfold_weight(k, r)), plane.own.upper.of[j], own_lower.of[j]);
+    }
+    const T weight = T(twofold_weight(k, r));
+    if constexpr (kUpper) {
+      const Quad<T> a = quad_at<T>(factors);
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        fused.of[j] = mixed(a.of[j], mixed(weight, above[kFirst].of[j], above[kFirst + 1].of[j]), fused.of[j]);
+      }
+    }
+    if constexpr (kLower) {
+      const Quad<T> keep = quad_at<T>(factors + kLowerPlace * kBandBytes);
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        fused.of[j] = keep.of[j] * fused.of[j] + mixed(weight, grid[kFirst].of[j], grid[kFirst + 1].of[j]);
+      }
+    }
+    const int32_t row = 4 * k + 2 + r;
+    if (place.owned && row >= 0 && row < problem.chain.size.height) {
+      store_whole(plane.to + r * problem.output.row, fused);
+    }
+  }
+
+  HMSA_DEVICE_PHASE void band(Plane& plane, int32_t k) const {
+    const Quad<T> own_lower = enlarged_by_four(plane.own.next, place);
+    plane.own.next = plane.own_from.one(k + 2);
+    Quad<T> above[4]{};
+    Quad<T> grid[4]{};
+    if constexpr (kUpper) {
+      above[0] = plane.above[0];
+      above[1] = plane.above[1];
+      above[2] = enlarged_by_two(plane.next_above[0], place);
+      above[3] = enlarged_by_two(plane.next_above[1], place);
+      plane.next_above[0] = plane.above_from.two(2 * k + 4);
+      plane.next_above[1] = plane.above_from.two(2 * k + 5);
+    }
+    if constexpr (kLower) {
+      plane.lower.move(plane.lower_from, k + 1, place);
+      grid[0] = plane.grid[0];
+      grid[1] = plane.grid[1];
+      grid[2] = grid_quad(plane, k + 1, 0);
+      grid[3] = grid_quad(plane, k + 1, 1);
+    }
+    go_down<0>(plane, k, own_lower, above, grid);
+    go_down<1>(plane, k, own_lower, above, grid);
+    go_down<2>(plane, k, own_lower, above, grid);
+    go_down<3>(plane, k, own_lower, above, grid);
+    plane.own.upper = own_lower;
+    if constexpr (kUpper) {
+      plane.above[0] = above[2];
+      plane.above[1] = above[3];
+    }
+    if constexpr (kLower) {
+      plane.grid[0] = grid[2];
+      plane.grid[1] = grid[3];
+    }
+    plane.to += kOctaveBand * problem.output.row;
+  }
+
+  HMSA_DEVICE void run() const {
+    const int32_t end = end_band();
+    if (uniform(warp() < plan.planes)) {
+      const bool works = uniform(warp() < count);
+      Plane plane{};
+      if (works) start(plane, first_class + warp());
+      meet();
+      if (kLower && works) {
+        plane.grid[0] = grid_quad(plane, first_band(), 0);
+        plane.grid[1] = grid_quad(plane, first_band(), 1);
+      }
+      HMSA_ROLLED
+      for (int32_t k = first_band(); k < end; ++k) {
+        if (works) band(plane, k);
+        meet();
+      }
+    } else {
+      Factors factors{};
+      Octaves::start(factors, first_band());
+      Octaves::make_factors(factors, first_band());
+      meet();
+      HMSA_ROLLED
+      for (int32_t k = first_band(); k < end; ++k) {
+        if (k + 1 < end) Octaves::make_factors(factors, k + 1);
+        meet();
+      }
+    }
+  }
+};
+
+// Registers of a thread: 20 warps or more fit.
+constexpr int kOctaveForwardRegisters = 88;
+
+template <typename S, bool kUpper, bool kLower>
+__global__ void HMSA_MOST_REGISTERS(kOctaveForwardRegisters)
+    fuse_scales_octave_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER OctavePlan plan) {
+  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
+    for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      // Anew each time: what a block starts with must not be kept in registers meanwhile.
+      const OctaveForward<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
+      block.run();
+    }
+  }
+}
+
+// False if the chain is another one, or the output lies otherwise.
+template <typename S>
+bool launch_octave_forward(const FuseScalesForward<S>& problem, StreamHandle stream) {
+  const Chain& chain = problem.chain;
+  if (!is_octave(chain) || !has_short_heads(problem)) return false;
+  if (!lies_in_quads(problem.output, problem.batch, problem.classes, chain.size)) return false;
+  return by_kind(chain, [&](auto upper, auto lower) {
+    constexpr bool kUpper = decltype(upper)::value;
+    constexpr bool kLower = decltype(lower)::value;
+    OctavePlan plan{};
+    const auto bytes = [](const OctavePlan& p) { return OctaveForward<S, kUpper, kLower>::bytes(p); };
+    if (!plan_octaves(problem, kOctaveForwardRegisters, 2, 3, bytes, plan)) return false;
+    const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
+                    static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
+    HMSA_LAUNCH((fuse_scales_octave_forward_kernel<S, kUpper, kLower>), grid, dim3((plan.planes + 1) * kLanes),
+                plan.bytes, static_cast<cudaStream_t>(stream), problem, plan);
+    return true;
+  });
+}
+
+}  // namespace fuse
+}  // namespace cuda
+}  // namespace hmsa
