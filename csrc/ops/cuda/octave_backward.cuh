@@ -92,6 +92,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   using Octaves::factors_of;
   using Octaves::first_class;
   using Octaves::grid_row;
+  using Octaves::grid_weight;
   using Octaves::image;
   using Octaves::kBandBytes;
   using Octaves::kLowerPlace;
@@ -172,7 +173,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   HMSA_DEVICE void begin(AboveRows& rows, const Source& from, int32_t k) const {
     HMSA_UNROLL
     for (int r = 0; r < 2; ++r) {
-      put_quad(parked(r), enlarged_by_two(from.two(2 * k + r), place));
+      put_quad(parked(r), enlarged_by_two(from.two_from_border(2 * k + r), place));
       rows.next[r] = from.two(2 * k + 2 + r);
     }
   }
@@ -391,22 +392,21 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
 
   // A row of the band: products for the attention, and sums for the heads.
   template <int r>
-  HMSA_DEVICE void go_down(Plane& plane, int32_t k, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4],
-                           int32_t g_at, int32_t factors, int32_t products, int32_t last_products) const {
+  HMSA_DEVICE void go_down(Plane& plane, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4], int32_t g_at,
+                           int32_t factors, int32_t products, int32_t last_products) const {
     const Quad<T> g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
     Quad<T> part = g;
     if (kLower) multiply(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
     Quad<T> so_far;  // P before the lower scale is blended in
     HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j)
-      so_far.of[j] = mixed(T(fourfold_weight(k, r)), plane.own.upper.of[j], own_lower.of[j]);
+    for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
     if constexpr (kUpper) {
       const Quad<T> a = quad_at<T>(factors + r * kRow);
       constexpr int kFirst = (r + 1) / 2;
       Quad<T> product;
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
-        const T above = mixed(T(twofold_weight(k, r)), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
+        const T above = mixed(T(of_two(r)), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
         product.of[j] = g.of[j] * (so_far.of[j] - above);
         so_far.of[j] = mixed(a.of[j], above, so_far.of[j]);
       }
@@ -434,17 +434,16 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   HMSA_DEVICE void finish_grid(Plane& plane, const Quad<T>& sums, int32_t k) const {
     if (!on_grid(k)) return;
     Pair<T> pair = grid_pair(sums);
-    const T weight = T(grid_weight(k, r));
     const Pair<T> a = pair_at(grid_row(2 * k + r));
     unpark(plane.lower);
-    Pair<T> product = plane.lower.row(weight);
+    Pair<T> product = plane.lower.row(k, r);
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) {
       product.of[j] *= pair.of[j];
       pair.of[j] *= a.of[j];
     }
     put_pair(memory() + grid_products() + r * (kRow / 2) + pair_offset(), product);
-    plane.lower_sums.add(weight, pair);
+    plane.lower_sums.add(grid_weight(k, r), pair);
   }
 
   HMSA_DEVICE_PHASE void plane_band(Plane& plane, int32_t k) const {
@@ -473,12 +472,12 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     const int32_t last_products = memory + products_of(kSums - 1, k) + quad_offset();
     const int32_t above_height = kUpper ? problem.chain.heads[0].height : 0;
     const int32_t grid_height = kLower ? problem.chain.grids[kLowerScale].height : 0;
-    go_down<0>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<0>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     if (kUpper) finish_above(plane, plane.above_sums.of[0], k);
     if constexpr (kLower) finish_grid<0>(plane, plane.grid_sums.of[0], k);
     if constexpr (kUpper) next_above(0);
-    go_down<1>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
-    go_down<2>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<1>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<2>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     if (kUpper) {
       add_last(plane.above_sums, k, above_height);
       finish_above(plane, plane.above_sums.of[1], k);
@@ -489,7 +488,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
       finish_lower<false>(plane.lower_sums, plane.to.lower, k);
     }
     if constexpr (kUpper) next_above(1);
-    go_down<3>(plane, k, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<3>(plane, own_lower, above_rows, g_at, factors, products, last_products);
     finish_own<false>(plane.own_sums, plane.to.own, k);
     plane.own.upper = own_lower;
     if (kUpper) go_on(plane.above_sums, k);
@@ -524,7 +523,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     const Pair<T> products = pair_at(kSummed + kSums * kBandBytes + r * (kRow / 2) + pair_offset());
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) pair.of[j] = products.of[j] - pair.of[j];
-    attention.lower_sums.add(T(grid_weight(k, r)), pair);
+    attention.lower_sums.add(grid_weight(k, r), pair);
   }
 
   // The gradients of a band whose products are summed.

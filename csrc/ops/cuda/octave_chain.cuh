@@ -5,9 +5,9 @@
 // reads which follows from the number of the lane and of the row. A warp has 128 columns of a plane and goes down its
 // rows, as in gradient_stream.cuh; one more warp makes what the attention gives to all planes: A and 1 - R A.
 //
-// At the first row and column of a map PyTorch reads the first element with weight 1 and the second with weight 0, which
-// matters if that is infinite. So the element before the first is the second here, with these weights. At the other end
-// it reads the last element twice, and so does this.
+// At the first row and column of a map PyTorch adds nothing but 0 times the second element to the first, which matters if
+// that is infinite. So the element before the first is the first and 0 times the second here. At the other end PyTorch
+// reads the last element twice, and so does this.
 //
 // Band k has the rows 4 k + 2 to 4 k + 5 of the output. All of them lie between the rows k and k + 1 of a head of scale
 // 1.0, and between the rows 2 k and 2 k + 3 of the lower grid and of the head above.
@@ -61,14 +61,19 @@ HMSA_DEVICE T mixed(T weight, T first, T second) {
   return (T(1) - weight) * first + weight * second;
 }
 
+// What stands before the first of two elements at a border.
+template <typename T>
+HMSA_DEVICE T before_border(T first, T second) {
+  return first + T(0) * second;
+}
+
 // A lane's quad from the element under it and those beside it.
 template <typename T>
 HMSA_DEVICE Quad<T> enlarged_by_four(T element, const LanePlace& place) {
   const T right = behind(element);
   const T one_before = before(element);
-  const T left = place.leftmost ? right : one_before;
-  return {{mixed(place.leftmost ? T(1) : T(0.625), left, element),
-           mixed(place.leftmost ? T(1) : T(0.875), left, element), mixed(T(0.125), element, right),
+  const T left = place.leftmost ? before_border(element, right) : one_before;
+  return {{mixed(T(0.625), left, element), mixed(T(0.875), left, element), mixed(T(0.125), element, right),
            mixed(T(0.375), element, right)}};
 }
 
@@ -77,18 +82,13 @@ template <typename T>
 HMSA_DEVICE Quad<T> enlarged_by_two(const Pair<T>& pair, const LanePlace& place) {
   const T right = behind(pair.of[0]);
   const T one_before = before(pair.of[1]);
-  const T left = place.leftmost ? pair.of[1] : one_before;
-  return {{mixed(place.leftmost ? T(1) : T(0.75), left, pair.of[0]), mixed(T(0.25), pair.of[0], pair.of[1]),
+  const T left = place.leftmost ? before_border(pair.of[0], pair.of[1]) : one_before;
+  return {{mixed(T(0.75), left, pair.of[0]), mixed(T(0.25), pair.of[0], pair.of[1]),
            mixed(T(0.75), pair.of[0], pair.of[1]), mixed(T(0.25), pair.of[1], right)}};
 }
 
-// Weight of the second of the two rows around row r of band k: of a map that is enlarged four times, and twice.
-HMSA_DEVICE float fourfold_weight(int32_t k, int r) { return k < 0 ? 1.0f : of_four(r); }
-HMSA_DEVICE float twofold_weight(int32_t k, int r) { return k < 0 && r == 2 ? 1.0f : r % 2 == 0 ? 0.75f : 0.25f; }
-// Of the second of two rows of a head around row 2 k + r of its grid.
-HMSA_DEVICE float grid_weight(int32_t k, int r) {
-  return k <= 0 ? 1.0f : (k % 2 == 0 ? 0.625f : 0.125f) + 0.25f * static_cast<float>(r);
-}
+// Weight of the second of the two rows around row r of a band, of a map that is enlarged twice.
+HMSA_DEVICE constexpr float of_two(int r) { return r % 2 == 0 ? 0.75f : 0.25f; }
 
 template <typename T>
 HMSA_DEVICE void multiply(Quad<T>& quad, const Quad<T>& other) {
@@ -166,11 +166,6 @@ struct OctaveChain {
     return static_cast<int32_t>(image * map.batch + channel * map.channel + row * map.row + c * map.column);
   }
 
-  // The element that stands for one beyond the borders.
-  HMSA_DEVICE static int32_t inside_of(int32_t element, int32_t last) {
-    return smaller(element < 0 ? 1 : element, last);
-  }
-
   // Two columns of a head.
   struct Source {
     const S* data;
@@ -179,16 +174,28 @@ struct OctaveChain {
     int32_t row_stride;
     int32_t last;  // row
 
-    HMSA_DEVICE int32_t row(int32_t r) const { return first + inside_of(r, last) * row_stride; }
+    HMSA_DEVICE int32_t row(int32_t r) const { return first + larger(0, smaller(r, last)) * row_stride; }
     HMSA_DEVICE T one(int32_t r) const { return to_arithmetic(data[row(r)]); }
     HMSA_DEVICE Pair<T> two(int32_t r) const {
       const int32_t at = row(r);
       return {{to_arithmetic(data[at]), to_arithmetic(data[at + step])}};
     }
+    // The same where the row may be the one before the first.
+    HMSA_DEVICE T one_from_border(int32_t r) const { return r < 0 ? before_border(one(0), one(1)) : one(r); }
+    HMSA_DEVICE Pair<T> two_from_border(int32_t r) const {
+      Pair<T> pair = two(r);
+      if (r < 0) {
+        const Pair<T> second = two(1);
+        HMSA_UNROLL
+        for (int j = 0; j < 2; ++j) pair.of[j] = before_border(pair.of[j], second.of[j]);
+      }
+      return pair;
+    }
   };
+  // The column before the first one is the second: see LowerRows, nothing else reads it.
   HMSA_DEVICE Source source(const MapView<const S>& map, int64_t channel, int i, int32_t first) const {
     const Extent head = inputs.chain.heads[i];
-    const auto inside = [&](int32_t c) { return inside_of(c, head.width - 1); };
+    const auto inside = [&](int32_t c) { return smaller(c < 0 ? 1 : c, head.width - 1); };
     return {map.data, element(map, image, channel, 0, inside(first)),
             (inside(first + 1) - inside(first)) * static_cast<int32_t>(map.column), static_cast<int32_t>(map.row),
             head.height - 1};
@@ -206,7 +213,7 @@ struct OctaveChain {
     Quad<T> upper;
     T next;
     HMSA_DEVICE void begin(const Source& from, int32_t k, const LanePlace& place) {
-      upper = enlarged_by_four(from.one(k), place);
+      upper = enlarged_by_four(from.one_from_border(k), place);
       next = from.one(k + 1);
     }
   };
@@ -215,14 +222,14 @@ struct OctaveChain {
     Pair<T> upper, lower, next;
 
     HMSA_DEVICE static Pair<T> stretched(const Pair<T>& pair, const LanePlace& place) {
-      const T weight = place.leftmost ? T(1) : lane() % 2 == 0 ? T(0.625) : T(0.125);
-      const T second_weight = place.leftmost ? T(1) : weight + T(0.25);
-      return {{mixed(weight, pair.of[0], pair.of[1]), mixed(second_weight, pair.of[0], pair.of[1])}};
+      const T first = place.leftmost ? before_border(pair.of[1], pair.of[0]) : pair.of[0];
+      const T weight = lane() % 2 == 0 ? T(0.625) : T(0.125);
+      return {{mixed(weight, first, pair.of[1]), mixed(weight + T(0.25), first, pair.of[1])}};
     }
     HMSA_DEVICE void begin(const Source& from, int32_t k, const LanePlace& place) {
       const int32_t m = k >> 1;
-      upper = stretched(from.two(m - 1), place);
-      lower = stretched(from.two(m), place);
+      upper = stretched(from.two_from_border(m - 1), place);
+      lower = stretched(from.two_from_border(m), place);
       next = from.two(m + 1);
     }
     HMSA_DEVICE void move(const Source& from, int32_t k, const LanePlace& place) {
@@ -231,10 +238,21 @@ struct OctaveChain {
       lower = stretched(next, place);
       next = from.two((k >> 1) + 2);
     }
-    HMSA_DEVICE Pair<T> row(T weight) const {
+    // Row 2 k + r of the grid.
+    HMSA_DEVICE Pair<T> row(int32_t k, int r) const {
+      const T weight = grid_weight(k, r);
       return {{mixed(weight, upper.of[0], lower.of[0]), mixed(weight, upper.of[1], lower.of[1])}};
     }
+    // The same where it may be the one before the first, which looks like the first two.
+    HMSA_DEVICE Pair<T> row_from_border(int32_t k, int r) const {
+      Pair<T> pair = row(k, r);
+      if (k < 0) pair = {{before_border(pair.of[0], pair.of[0]), before_border(pair.of[1], pair.of[1])}};
+      return pair;
+    }
   };
+  // Of `lower` in that row.
+  HMSA_DEVICE static T grid_weight(int32_t k, int r) { return (k % 2 == 0 ? T(0.625) : T(0.125)) + T(0.25) * r; }
+
   // ---- the attention, for all planes ----------------------------------------------------------------------------------
 
   struct Factors {
@@ -261,7 +279,7 @@ struct OctaveChain {
   HMSA_DEVICE void make_grid_rows(Factors& made, int32_t k, Quad<T> (&rows)[2]) const {
     HMSA_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const Pair<T> a = made.lower.row(grid_weight(k, r));
+      const Pair<T> a = made.lower.row_from_border(k, r);
       put_pair(grid_row(2 * k + r), a);
       rows[r] = enlarged_by_two(a, place);
     }
@@ -271,7 +289,7 @@ struct OctaveChain {
   HMSA_DEVICE void put_keep(int32_t k, const Quad<T>& first, const Quad<T>& second) const {
     Quad<T> keep;
     HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - mixed(T(twofold_weight(k, r)), first.of[j], second.of[j]);
+    for (int j = 0; j < kQuad; ++j) keep.of[j] = T(1) - mixed(T(of_two(r)), first.of[j], second.of[j]);
     put_quad(factors_of(k) + kLowerPlace * kBandBytes + r * kRow, keep);
   }
 
@@ -285,7 +303,7 @@ struct OctaveChain {
       for (int r = 0; r < kOctaveBand; ++r) {
         Quad<T> a;
         HMSA_UNROLL
-        for (int j = 0; j < kQuad; ++j) a.of[j] = mixed(T(fourfold_weight(k, r)), made.own.upper.of[j], lower.of[j]);
+        for (int j = 0; j < kQuad; ++j) a.of[j] = mixed(T(of_four(r)), made.own.upper.of[j], lower.of[j]);
         put_quad(factors + r * kRow, a);
       }
       made.own.upper = lower;

@@ -63,7 +63,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       plane.above_from = Octaves::source(problem.logits[0], channel, 0, column / 2);
       HMSA_UNROLL
       for (int r = 0; r < 2; ++r) {
-        plane.above[r] = enlarged_by_two(plane.above_from.two(2 * k + r), place);
+        plane.above[r] = enlarged_by_two(plane.above_from.two_from_border(2 * k + r), place);
         plane.next_above[r] = plane.above_from.two(2 * k + 2 + r);
       }
     }
@@ -75,9 +75,10 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
     plane.to = problem.output.at(image, channel, 4 * k + 2, column);
   }
 
-  // Row 2 k + r of A L.
+  // Row 2 k + r of A L; kBorder: it may be the one before the first.
+  template <bool kBorder>
   HMSA_DEVICE Quad<T> grid_quad(const Plane& plane, int32_t k, int r) const {
-    Pair<T> product = plane.lower.row(T(grid_weight(k, r)));
+    Pair<T> product = kBorder ? plane.lower.row_from_border(k, r) : plane.lower.row(k, r);
     const Pair<T> a = pair_at(grid_row(2 * k + r));
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) product.of[j] *= a.of[j];
@@ -92,9 +93,9 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
     Quad<T> fused;
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) {
-      fused.of[j] = mixed(T(fourfold_weight(k, r)), plane.own.upper.of[j], own_lower.of[j]);
+      fused.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
     }
-    const T weight = T(twofold_weight(k, r));
+    const T weight = T(of_two(r));
     if constexpr (kUpper) {
       const Quad<T> a = quad_at<T>(factors);
       HMSA_UNROLL
@@ -132,8 +133,8 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       plane.lower.move(plane.lower_from, k + 1, place);
       grid[0] = plane.grid[0];
       grid[1] = plane.grid[1];
-      grid[2] = grid_quad(plane, k + 1, 0);
-      grid[3] = grid_quad(plane, k + 1, 1);
+      grid[2] = grid_quad<false>(plane, k + 1, 0);
+      grid[3] = grid_quad<false>(plane, k + 1, 1);
     }
     go_down<0>(plane, k, own_lower, above, grid);
     go_down<1>(plane, k, own_lower, above, grid);
@@ -159,8 +160,8 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       if (works) start(plane, first_class + warp());
       meet();
       if (kLower && works) {
-        plane.grid[0] = grid_quad(plane, first_band(), 0);
-        plane.grid[1] = grid_quad(plane, first_band(), 1);
+        plane.grid[0] = grid_quad<true>(plane, first_band(), 0);
+        plane.grid[1] = grid_quad<true>(plane, first_band(), 1);
       }
       HMSA_ROLLED
       for (int32_t k = first_band(); k < end; ++k) {
