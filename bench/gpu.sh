@@ -40,13 +40,20 @@ build() {
   du -sh "$prebuilt"
 }
 
+if [ "$*" = --build ]; then
+  build
+  exit
+fi
+"$python" -m bench.gpu_run --only-check-arguments "$@"
+
 case " $* " in
-  *" --build "*)
-    build
-    exit
-    ;;
   *" --dry "* | *" --list "* | *" --help "* | *" -h "*) ;;
   *)
+    if ! "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then
+      echo "bench/gpu.sh: $python has no torch that sees a GPU. --build compiles here for a GPU elsewhere, --dry runs" \
+        "everything but the GPU on the CPU" >&2
+      exit 2
+    fi
     if [ "${HMSA_PREBUILT:-0}" != 1 ]; then
       if [ -z "${HMSA_CUDA_ARCHS:-}" ]; then
         HMSA_CUDA_ARCHS=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import os
 import signal
 import subprocess
@@ -104,8 +105,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together (%(default)s)")
     parser.add_argument("--dry", action="store_true", help="the same on the CPU, tiny, without a GPU's tools")
     parser.add_argument("--list", action="store_true", help="print the parts and their limits")
+    parser.add_argument("--build", action="store_true", help="compile for a GPU elsewhere; takes no other argument")
     parser.add_argument("--started", type=float, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--only-check-arguments", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.build:
+        parser.error("argument --build: expected alone, with no other argument")
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"argument --seconds: expected more than 0, got {options.seconds:g}")
+    if options.only_check_arguments:
+        return 0
     if options.list:
         for part in PARTS:
             print(f"{part.name:<12} {part.seconds:>4} s{'   only when it is named' if part.asked else ''}")

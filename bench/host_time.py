@@ -141,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
-        parser.error("expected at least 1 round")
+        parser.error(f"argument --rounds: expected at least 1, got {options.rounds}")
+    if options.json and not Path(options.json).resolve().parent.is_dir():
+        parser.error(f"argument --json: there is no folder for {options.json}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -148,6 +148,36 @@ def test_parts_can_be_listed_and_are_named_in_errors():
     assert "racecheck" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--part", "none"], "--part"),
+        (["--seconds", "abc"], "--seconds"),
+        (["--seconds", "0"], "--seconds"),
+        (["--frob"], "--frob"),
+        (["--build", "--dry"], "--build"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_built(arguments, named):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    script = str(ROOT / "bench" / "gpu.sh")
+    wrong = subprocess.run(["bash", script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert named in wrong.stderr.splitlines()[-1]
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("prebuilt", ["0", "1"])
+def test_a_machine_without_a_gpu_is_told_what_it_can_do(prebuilt):
+    environment = {**os.environ, "PYTHON": sys.executable, "HMSA_PREBUILT": prebuilt}
+    script = str(ROOT / "bench" / "gpu.sh")
+    wrong = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "--dry" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
 def test_sources_of_the_library_have_a_stable_hash():
     assert gpu_machine.digest() == gpu_machine.digest()
     assert re.fullmatch(r"[0-9a-f]{16}", gpu_machine.digest())
