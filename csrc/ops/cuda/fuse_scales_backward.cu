@@ -15,8 +15,9 @@
 // What reaches an element is all in its block, rows in their order, then columns in theirs: no sum depends on how the work
 // is divided. The tiles overlap by what their rims need of g, which comes from the L2 cache.
 //
-// Chains that this does not take (more than one scale above or below 1.0, double, windows that are too wide) are gathered
-// by gradient_parts.cu.
+// Chains of octaves have a pass of their own, octave_backward.cuh: the same idea without tables of taps. Chains that
+// neither takes (more than one scale above or below 1.0, double, windows that are too wide) are gathered by
+// gradient_parts.cu.
 #include "ops/cuda/fuse_scales.h"
 #include "ops/cuda/gradient_parts.cuh"
 #include "ops/cuda/gradient_stream.cuh"

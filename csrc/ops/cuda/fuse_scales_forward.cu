@@ -3,6 +3,8 @@
 // A block makes a tile of the output, a group of channels at a time (chain_tile.cuh): it copies the part of the heads that
 // the tile needs to shared memory, and every thread makes quads of output rows from there. Attention is made before the
 // first group; where it is class-wise, every block has one class. Nothing of the size of a grid exists in global memory.
+//
+// Chains of octaves whose output has its columns side by side are made by octave_forward.cuh.
 #include "ops/cuda/chain_tile.cuh"
 #include "ops/cuda/fuse_scales.h"
 #include "ops/cuda/octave_forward.cuh"
