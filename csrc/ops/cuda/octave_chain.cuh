@@ -379,23 +379,26 @@ bool plan_octaves(const ChainInputs<S>& inputs, int registers, int32_t most_bloc
   double least = 0;
   for (int32_t blocks = most_blocks; blocks >= 1; --blocks) {
     const int32_t most_planes = smaller(65536 / (kLanes * registers) / blocks, 32) - 1;
-    const int32_t chunks = divide_up(classes, most_planes);
+    const int32_t budget = shared_budget(blocks);
     for (int32_t height = 1; height <= units.height; ++height) {
       OctavePlan candidate = base;
-      candidate.chunks = chunks;
-      candidate.planes = divide_up(classes, chunks);
       candidate.units.height = height;
       candidate.parts.height = divide_up(units.height, height);
+      // As many planes at a time as registers and shared memory hold.
+      for (candidate.chunks = divide_up(classes, most_planes); candidate.chunks <= classes; ++candidate.chunks) {
+        candidate.planes = divide_up(classes, candidate.chunks);
+        candidate.bytes = bytes(candidate);
+        if (candidate.bytes <= budget) break;
+      }
+      if (candidate.chunks > classes) continue;
       const int64_t all = inputs.batch * candidate.parts.width * candidate.parts.height;
       const int64_t rounds = (all + blocks * multiprocessors - 1) / (blocks * multiprocessors);
       const double bands = 2 * height + more_bands;
       // Assumed, for want of a measurement: a warp alone starts 0.13 instructions a cycle, all of them three at most.
       const int32_t warps = blocks * (candidate.planes + 1);
       const double rate = 0.13 * warps < 3 ? 0.13 * warps : 3;
-      const double cost = static_cast<double>(rounds) * bands * chunks * warps / rate;
+      const double cost = static_cast<double>(rounds) * bands * candidate.chunks * warps / rate;
       if (least > 0 && cost >= least) continue;
-      candidate.bytes = bytes(candidate);
-      if (candidate.bytes > shared_budget(blocks)) continue;
       least = cost;
       plan = candidate;
     }
