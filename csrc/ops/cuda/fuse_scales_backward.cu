@@ -971,9 +971,13 @@ bool plan_backward(const FuseScalesBackward<S>& problem, BackwardPlan& plan) {
 template <typename S>
 void launch_fuse_scales_backward(const FuseScalesBackward<S>& problem, const Workspace& workspace,
                                  StreamHandle stream) {
-  fuse::BackwardPlan plan;
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
-    if (fuse::launch_octave_backward(problem, stream)) return;
+    const auto start = [&](auto kernel, dim3 grid, const fuse::OctavePlan& plan) {
+      HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes, static_cast<cudaStream_t>(stream),
+                  problem, plan);
+    };
+    if (fuse::start_octaves(problem, start)) return;
+    fuse::BackwardPlan plan;
     if (fuse::plan_backward(problem, plan)) {
       const Chain& chain = problem.chain;
       const auto at_most = [](int64_t n) { return static_cast<unsigned>(n < 65535 ? n : 65535); };

@@ -390,7 +390,11 @@ ForwardPlan plan_forward(const FuseScalesForward<S>& problem) {
 template <typename S>
 void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandle stream) {
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
-    if (fuse::launch_octave_forward(problem, stream)) return;
+    const auto start = [&](auto kernel, dim3 grid, const fuse::OctavePlan& plan) {
+      HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes, static_cast<cudaStream_t>(stream),
+                  problem, plan);
+    };
+    if (fuse::start_octaves(problem, start)) return;
   }
   const fuse::ForwardPlan plan = fuse::plan_forward(problem);
   const int64_t tiles = static_cast<int64_t>(plan.tiles.height) * plan.tiles.width;

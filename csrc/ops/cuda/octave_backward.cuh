@@ -642,9 +642,9 @@ __global__ void HMSA_MOST_REGISTERS((octave_registers(kUpper, kLower)))
   }
 }
 
-// False if the chain is another one.
-template <typename S>
-bool launch_octave_backward(const FuseScalesBackward<S>& problem, StreamHandle stream) {
+// Calls start(kernel, grid, plan). False if the chain is another one.
+template <typename S, typename Start>
+bool start_octaves(const FuseScalesBackward<S>& problem, const Start& start) {
   const Chain& chain = problem.chain;
   if (!is_octave(chain) || !has_short_heads(problem)) return false;
   for (int i = 0; i < chain.count; ++i) {
@@ -660,8 +660,7 @@ bool launch_octave_backward(const FuseScalesBackward<S>& problem, StreamHandle s
     if (!plan_octaves(problem, octave_registers(kUpper, kLower), 2, 6, bytes, plan)) return false;
     const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
                     static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
-    HMSA_LAUNCH((fuse_scales_octave_backward_kernel<S, kUpper, kLower>), grid, dim3((plan.planes + 1) * kLanes),
-                plan.bytes, static_cast<cudaStream_t>(stream), problem, plan);
+    start(fuse_scales_octave_backward_kernel<S, kUpper, kLower>, grid, plan);
     return true;
   });
 }

@@ -197,9 +197,9 @@ __global__ void HMSA_MOST_REGISTERS(kOctaveForwardRegisters)
   }
 }
 
-// False if the chain is another one, or the output lies otherwise.
-template <typename S>
-bool launch_octave_forward(const FuseScalesForward<S>& problem, StreamHandle stream) {
+// Calls start(kernel, grid, plan). False if the chain is another one, or the output lies otherwise.
+template <typename S, typename Start>
+bool start_octaves(const FuseScalesForward<S>& problem, const Start& start) {
   const Chain& chain = problem.chain;
   if (!is_octave(chain) || !has_short_heads(problem)) return false;
   if (!lies_in_quads(problem.output, problem.batch, problem.classes, chain.size)) return false;
@@ -211,8 +211,7 @@ bool launch_octave_forward(const FuseScalesForward<S>& problem, StreamHandle str
     if (!plan_octaves(problem, kOctaveForwardRegisters, 2, 3, bytes, plan)) return false;
     const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
                     static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
-    HMSA_LAUNCH((fuse_scales_octave_forward_kernel<S, kUpper, kLower>), grid, dim3((plan.planes + 1) * kLanes),
-                plan.bytes, static_cast<cudaStream_t>(stream), problem, plan);
+    start(fuse_scales_octave_forward_kernel<S, kUpper, kLower>, grid, plan);
     return true;
   });
 }
