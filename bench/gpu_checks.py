@@ -165,6 +165,9 @@ def chain_cases(small: bool) -> list[Case]:
         return [
             Case("small, two scales", (37, 53), classes=5, batch=2),
             Case("small, three scales", (40, 96), three, classes=16, channels_last=True),
+            Case("small, two scales of octaves", (24, 136), classes=24),
+            Case("small, three scales of octaves, bfloat16", (24, 136), three, classes=5, dtype="bfloat16"),
+            Case("small, scales 2 and 1", (20, 36), (2.0, 1.0), classes=3, batch=2),
             Case("small, four scales, stride 1", (29, 70), (1.5, 1.0, 0.75, 0.25), 5, stride=1, class_wise=True),
             Case("small, bfloat16", (37, 54), classes=19, dtype="bfloat16"),
             Case("small, stride 8, one pixel", (8, 8), classes=3, stride=8),
@@ -174,6 +177,7 @@ def chain_cases(small: bool) -> list[Case]:
     return [
         Case("two scales", size),
         Case("three scales", size, three),
+        Case("scales 2 and 1", size, (2.0, 1.0)),
         Case("two scales, bfloat16", size, dtype="bfloat16"),
         Case("two scales, float16", size, dtype="float16"),
         Case("two scales, channels_last", size, channels_last=True),

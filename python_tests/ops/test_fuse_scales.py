@@ -43,6 +43,14 @@ def test_half_precision_is_rounded_once(device, dtype, scales):
     check_against_reference(make_problem(scales, (41, 63), dtype=dtype, device=device), torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(("size", "classes"), [((8, 8), 2), ((24, 240), 25), ((104, 64), 5)])
+@pytest.mark.parametrize("scales", [[1.0, 0.5], [2.0, 1.0], [2.0, 1.0, 0.5]])
+def test_octaves(device, scales, size, classes, dtype, tolerance):
+    # Resizes by two and four only, for which the GPU has kernels of their own.
+    check_against_reference(make_problem(scales, size, classes=classes, dtype=dtype, device=device), tolerance)
+
+
 @pytest.mark.parametrize("class_wise", [False, True])
 @pytest.mark.parametrize("stride", [1, 4, 8])
 @pytest.mark.parametrize("scales", SETS_OF_SCALES)

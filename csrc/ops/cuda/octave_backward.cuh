@@ -187,6 +187,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     rows.upper = {{both.of[0], both.of[1]}};
     rows.lower = {{both.of[2], both.of[3]}};
   }
+
   // ---- gradients of the heads -----------------------------------------------------------------------------------------
 
   // Where the lane's targets in the next row are, for each scale.
