@@ -142,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"argument --rounds: expected at least 1, got {options.rounds}")
+    if not any(options.only in name for name in calls()):
+        parser.error(f"argument --only: expected a part of one of {', '.join(calls())}, got {options.only!r}")
     if options.json and not Path(options.json).resolve().parent.is_dir():
         parser.error(f"argument --json: there is no folder for {options.json}")
     threads = torch.get_num_threads()

@@ -600,11 +600,6 @@ struct BackwardBlock {
     if (kLower && !kAttention && thread() == 0) windows().grid_finished = state.grid_sums.current - state.grid_start;
   }
 
-  HMSA_DEVICE static void times(Quad<T>& quad, const Quad<T>& by) {
-    HMSA_UNROLL
-    for (int j = 0; j < kQuad; ++j) quad.of[j] *= by.of[j];
-  }
-
   // The streams that make the factors of the rows that come next: A of scale 1.0, and 1 - R A of the lower one.
   struct Factors {
     OwnStream own;
@@ -743,9 +738,6 @@ struct BackwardBlock {
       meet();
     }
   }
-
-  // A call, so that it is one barrier for both.
-  HMSA_DEVICE_CALL static void meet() { __syncthreads(); }
 };
 
 template <typename S, bool kUpper, bool kLower>

@@ -22,6 +22,15 @@ HMSA_DEVICE int32_t warp() { return thread() / kLanes; }
 // for warps that fall apart.
 HMSA_DEVICE bool uniform(bool condition) { return __any_sync(0xffffffffu, condition) != 0; }
 
+// The barrier where warps of planes and that of the attention meet. A call, so that it is one barrier for both.
+HMSA_DEVICE_CALL void meet() { __syncthreads(); }
+
+template <typename T>
+HMSA_DEVICE void times(Quad<T>& quad, const Quad<T>& by) {
+  HMSA_UNROLL
+  for (int j = 0; j < kQuad; ++j) quad.of[j] *= by.of[j];
+}
+
 // ---- asynchronous copies --------------------------------------------------------------------------------------------
 
 // To shared memory, past the registers: the thread that asked for them may read them behind await_copies.

@@ -29,7 +29,7 @@
 
 // Functions of a thread: inlined, or a call where the code is long and seldom reached.
 #define HMSA_DEVICE __device__ __forceinline__
-#define HMSA_DEVICE_CALL __device__ __noinline__
+#define HMSA_DEVICE_CALL inline __device__ __noinline__
 
 // A stretch of work between barriers. Inlined on the GPU, where a call would have to save registers; a call on the CPU,
 // where the sanitizers take minutes to compile all of a kernel as one function.

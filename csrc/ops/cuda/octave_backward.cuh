@@ -66,10 +66,10 @@ struct TwofoldSums {
     constexpr int kFirst = (r + 1) / 2;
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) {
-      of[kFirst].of[j] += T(r % 2 == 0 ? 0.25 : 0.75) * quad.of[j];
+      of[kFirst].of[j] += T(1 - of_two(r)) * quad.of[j];
       // Rows 2 and 3 of the sums begin here.
       const T so_far = kFirst == 0 || r == 2 ? of[kFirst + 1].of[j] : T(0);
-      of[kFirst + 1].of[j] = T(r % 2 == 0 ? 0.75 : 0.25) * quad.of[j] + so_far;
+      of[kFirst + 1].of[j] = T(of_two(r)) * quad.of[j] + so_far;
     }
   }
 };
@@ -79,6 +79,7 @@ HMSA_DEVICE void add_to(Quad<T>& quad, const Quad<T>& other) {
   HMSA_UNROLL
   for (int j = 0; j < kQuad; ++j) quad.of[j] += other.of[j];
 }
+
 // ---- a block --------------------------------------------------------------------------------------------------------
 
 template <typename S, bool kUpper, bool kLower>
@@ -101,7 +102,6 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   using Octaves::kSums;
   using Octaves::kUnitScale;
   using Octaves::lower_source;
-  using Octaves::meet;
   using Octaves::own_source;
   using Octaves::pair_at;
   using Octaves::pair_offset;
@@ -115,6 +115,11 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   using typename Octaves::LowerRows;
   using typename Octaves::OwnRows;
   using typename Octaves::Source;
+
+  // Of a thread. A lone block of 20 warps fits with either number, two of 11 warps with the smaller one.
+  static constexpr int kRegisters = kUpper && kLower ? 96 : 88;
+  // Bands that a block goes through beyond its own, and the set-up, which is taken to last as long as three.
+  static constexpr int32_t kMoreBands = 6;
 
   static constexpr int32_t kStoredRow = kLineColumns * static_cast<int32_t>(sizeof(S));
   // Products take the place of the rows of g that they are made of, if these have as many bytes.
@@ -397,7 +402,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
                            int32_t factors, int32_t products, int32_t last_products) const {
     const Quad<T> g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
     Quad<T> part = g;
-    if (kLower) multiply(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
+    if (kLower) times(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
     Quad<T> so_far;  // P before the lower scale is blended in
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
@@ -422,7 +427,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     }
     plane.own_sums.template add<r>(part);
     if constexpr (kLower) {
-      multiply(so_far, g);
+      times(so_far, g);
       if (place.exists) put_quad(last_products + r * kRow, so_far);
       plane.grid_sums.template add<r>(g);
     }
@@ -512,7 +517,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     const int32_t at = kSummed + quad_offset() + r * kRow;
     if constexpr (kUpper) {
       Quad<T> part = quad_at<T>(at);
-      if (kLower) multiply(part, quad_at<T>(factors_of(k) + kLowerPlace * kBandBytes + r * kRow));
+      if (kLower) times(part, quad_at<T>(factors_of(k) + kLowerPlace * kBandBytes + r * kRow));
       attention.own_sums.template add<r>(part);
     }
     if constexpr (kLower) attention.grid_sums.template add<r>(quad_at<T>(at + kLowerPlace * kBandBytes));
@@ -627,11 +632,8 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
 
-// Registers of a thread. Chains on both sides of 1.0 have one block on a multiprocessor, others may have two.
-constexpr int octave_registers(bool upper, bool lower) { return upper && lower ? 96 : 88; }
-
 template <typename S, bool kUpper, bool kLower>
-__global__ void HMSA_MOST_REGISTERS((octave_registers(kUpper, kLower)))
+__global__ void HMSA_MOST_REGISTERS((OctaveBackward<S, kUpper, kLower>::kRegisters))
     fuse_scales_octave_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER OctavePlan plan) {
   for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
     for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -655,14 +657,9 @@ bool start_octaves(const FuseScalesBackward<S>& problem, const Start& start) {
   return by_kind(chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;
-    OctavePlan plan{};
-    plan.quads = lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size);
-    const auto bytes = [](const OctavePlan& p) { return OctaveBackward<S, kUpper, kLower>::bytes(p); };
-    if (!plan_octaves(problem, octave_registers(kUpper, kLower), 2, 6, bytes, plan)) return false;
-    const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
-                    static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
-    start(fuse_scales_octave_backward_kernel<S, kUpper, kLower>, grid, plan);
-    return true;
+    return start_planned<OctaveBackward<S, kUpper, kLower>>(
+        problem, lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size),
+        fuse_scales_octave_backward_kernel<S, kUpper, kLower>, start);
   });
 }
 

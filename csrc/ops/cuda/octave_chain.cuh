@@ -90,12 +90,6 @@ HMSA_DEVICE Quad<T> enlarged_by_two(const Pair<T>& pair, const LanePlace& place)
 // Weight of the second of the two rows around row r of a band, of a map that is enlarged twice.
 HMSA_DEVICE constexpr float of_two(int r) { return r % 2 == 0 ? 0.75f : 0.25f; }
 
-template <typename T>
-HMSA_DEVICE void multiply(Quad<T>& quad, const Quad<T>& other) {
-  HMSA_UNROLL
-  for (int j = 0; j < kQuad; ++j) quad.of[j] *= other.of[j];
-}
-
 // ---- what the passes share ------------------------------------------------------------------------------------------
 
 struct OctavePlan {
@@ -320,9 +314,6 @@ struct OctaveChain {
       made.grid_rows[1] = next[1];
     }
   }
-
-  // A call, so that it is one barrier for both.
-  HMSA_DEVICE_CALL static void meet() { __syncthreads(); }
 };
 
 // ---- the host -------------------------------------------------------------------------------------------------------
@@ -364,11 +355,10 @@ bool has_short_heads(const ChainInputs<S>& inputs) {
   return true;
 }
 
-// The division of the work that takes the least time, with at most `blocks` blocks on a multiprocessor; false if nothing
-// fits. `more_bands`: those that a block goes through beyond its own, and the set-up, which takes as long as some.
-template <typename S, typename Bytes>
-bool plan_octaves(const ChainInputs<S>& inputs, int registers, int32_t most_blocks, int32_t more_bands,
-                  const Bytes& bytes, OctavePlan& plan) {
+// The division of the work of a pass that takes the least time, with one or two blocks on a multiprocessor; false if
+// nothing fits.
+template <typename Pass, typename S>
+bool plan_octaves(const ChainInputs<S>& inputs, OctavePlan& plan) {
   const Chain& chain = inputs.chain;
   const auto classes = static_cast<int32_t>(inputs.classes);
   const Extent units{divide_up(chain.size.height, kUnit), divide_up(chain.size.width, kUnit)};
@@ -377,8 +367,8 @@ bool plan_octaves(const ChainInputs<S>& inputs, int registers, int32_t most_bloc
   base.parts.width = divide_up(units.width, base.units.width);
   const auto multiprocessors = multiprocessor_count();
   double least = 0;
-  for (int32_t blocks = most_blocks; blocks >= 1; --blocks) {
-    const int32_t most_planes = smaller(65536 / (kLanes * registers) / blocks, 32) - 1;
+  for (int32_t blocks = 2; blocks >= 1; --blocks) {
+    const int32_t most_planes = smaller(65536 / (kLanes * Pass::kRegisters) / blocks, 32) - 1;
     const int32_t budget = shared_budget(blocks);
     for (int32_t height = 1; height <= units.height; ++height) {
       OctavePlan candidate = base;
@@ -387,13 +377,13 @@ bool plan_octaves(const ChainInputs<S>& inputs, int registers, int32_t most_bloc
       // As many planes at a time as registers and shared memory hold.
       for (candidate.chunks = divide_up(classes, most_planes); candidate.chunks <= classes; ++candidate.chunks) {
         candidate.planes = divide_up(classes, candidate.chunks);
-        candidate.bytes = bytes(candidate);
+        candidate.bytes = Pass::bytes(candidate);
         if (candidate.bytes <= budget) break;
       }
       if (candidate.chunks > classes) continue;
       const int64_t all = inputs.batch * candidate.parts.width * candidate.parts.height;
       const int64_t rounds = (all + blocks * multiprocessors - 1) / (blocks * multiprocessors);
-      const double bands = 2 * height + more_bands;
+      const double bands = 2 * height + Pass::kMoreBands;
       // Assumed, for want of a measurement: a warp alone starts 0.13 instructions a cycle, all of them three at most.
       const int32_t warps = blocks * (candidate.planes + 1);
       const double rate = 0.13 * warps < 3 ? 0.13 * warps : 3;
@@ -404,6 +394,18 @@ bool plan_octaves(const ChainInputs<S>& inputs, int registers, int32_t most_bloc
     }
   }
   return least > 0;
+}
+
+// Calls start(kernel, grid, plan). False if nothing fits.
+template <typename Pass, typename S, typename Kernel, typename Start>
+bool start_planned(const ChainInputs<S>& inputs, bool quads, Kernel kernel, const Start& start) {
+  OctavePlan plan{};
+  plan.quads = quads;
+  if (!plan_octaves<Pass>(inputs, plan)) return false;
+  const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
+                  static_cast<unsigned>(inputs.batch < 65535 ? inputs.batch : 65535));
+  start(kernel, grid, plan);
+  return true;
 }
 
 // Calls with_kind(upper, lower) with the kind of the chain as constants.

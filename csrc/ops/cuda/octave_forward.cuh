@@ -24,7 +24,6 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   using Octaves::kLowerPlace;
   using Octaves::kRow;
   using Octaves::kUnitScale;
-  using Octaves::meet;
   using Octaves::pair_at;
   using Octaves::place;
   using Octaves::unit_rows;
@@ -33,6 +32,9 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   using typename Octaves::OwnRows;
   using typename Octaves::Source;
 
+  static constexpr int kRegisters = 88;  // of a thread: 20 warps or more fit
+  // Bands that a block goes through beyond its own: none; the set-up is taken to last as long as three.
+  static constexpr int32_t kMoreBands = 3;
   static int32_t bytes(const OctavePlan&) { return Octaves::kShared; }
 
   const FuseScalesForward<S>& problem;
@@ -182,11 +184,8 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   }
 };
 
-// Registers of a thread: 20 warps or more fit.
-constexpr int kOctaveForwardRegisters = 88;
-
 template <typename S, bool kUpper, bool kLower>
-__global__ void HMSA_MOST_REGISTERS(kOctaveForwardRegisters)
+__global__ void HMSA_MOST_REGISTERS((OctaveForward<S, kUpper, kLower>::kRegisters))
     fuse_scales_octave_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER OctavePlan plan) {
   for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
     for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -206,13 +205,8 @@ bool start_octaves(const FuseScalesForward<S>& problem, const Start& start) {
   return by_kind(chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;
-    OctavePlan plan{};
-    const auto bytes = [](const OctavePlan& p) { return OctaveForward<S, kUpper, kLower>::bytes(p); };
-    if (!plan_octaves(problem, kOctaveForwardRegisters, 2, 3, bytes, plan)) return false;
-    const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
-                    static_cast<unsigned>(problem.batch < 65535 ? problem.batch : 65535));
-    start(fuse_scales_octave_forward_kernel<S, kUpper, kLower>, grid, plan);
-    return true;
+    return start_planned<OctaveForward<S, kUpper, kLower>>(problem, true,
+                                                           fuse_scales_octave_forward_kernel<S, kUpper, kLower>, start);
   });
 }
 
