@@ -82,6 +82,20 @@ class Spelling:
     show: Callable[[Any], str]
 
 
+@dataclass(frozen=True)
+class Positional:
+    """Marks an option that is given by its place on a command line, and how it is shown there."""
+
+    metavar: str
+
+
+@dataclass(frozen=True)
+class Metavar:
+    """What stands for the value of an option in help texts, such as FILE; a number or TEXT by the type unless given."""
+
+    name: str
+
+
 class _Free:
     """See ``FREE``."""
 
@@ -197,6 +211,8 @@ class Option:
     spelling: Spelling | None
     rules: tuple[Rule, ...]
     free: bool
+    positional: str | None = None
+    metavar: str | None = None
 
     @property
     def flag(self) -> str:
@@ -217,7 +233,8 @@ class Option:
             return self.spelling.metavar
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(self.kind, "a value")
+        plain: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        return plain.get(self.kind, "a value")
 
     def read(self, value: object) -> Any:
         """A value of this option from text or from YAML; raises :class:`SettingError`."""
@@ -233,9 +250,10 @@ class Option:
                 self.expected if self.spelling is not None else {int: "a whole number"}.get(self.kind, "a number")
             )
             raise SettingError(self.name, value, expected) from None
-        fits = {bool: isinstance(value, bool), str: isinstance(value, str)}.get(self.kind, True)
-        if not fits:
-            raise SettingError(self.name, value, "true or false" if self.kind is bool else "text")
+        if self.kind is bool and not isinstance(value, bool):
+            raise SettingError(self.name, value, "true or false")
+        if self.kind is str and not isinstance(value, str):
+            raise SettingError(self.name, value, "text")
         return value
 
     def show(self, value: object) -> str:
@@ -257,7 +275,7 @@ def groups(settings: object) -> list[tuple[str, str, list[Option]]]:
         own = [option for option in options(part) if len(option.path) == 1]
         if own:
             own = [dataclasses.replace(option, path=(*path, *option.path)) for option in own]
-            found.append((path[-1] if path else "options", _first_paragraph(type(part)), own))
+            found.append((path[-1] if path else "", _first_paragraph(type(part)), own))
     return found
 
 
@@ -318,7 +336,7 @@ class UnknownSettingError(SettingError):
         return f"{self.name}: no such setting" + (f"; did you mean {self.near}?" if self.near else "")
 
 
-def read_number(value: object, kind: type) -> Any:
+def read_number(value: Any, kind: type) -> Any:
     """An int or a float from text or a number; raises ValueError for anything else, also for 1.5 as an int."""
     if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
         raise ValueError
@@ -438,6 +456,8 @@ def _declare(field: dataclasses.Field, hint: Any, text: str) -> Option:
         spelling=next((mark for mark in reversed(marks) if isinstance(mark, Spelling)), None),
         rules=tuple(mark for mark in marks if isinstance(mark, Rule)),
         free=any(isinstance(mark, _Free) for mark in marks),
+        positional=next((mark.metavar for mark in marks if isinstance(mark, Positional)), None),
+        metavar=next((mark.name for mark in marks if isinstance(mark, Metavar)), None),
     )
 
 
