@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,10 @@ def versions() -> dict[str, str]:
 
 def dataset_options(config: TrainConfig) -> dict[str, Any]:
     """What :func:`hmsa_ext.data.build` needs to know of the data set of a run, whatever the split."""
+    own = {field.name for field in fields(data.source_type(config.data))}
     names = ("root", "size", "fold", "version", "description")
-    return {name: getattr(config, name) for name in names}
+    given = {name: getattr(config, name) for name in names}
+    return {name: value for name, value in given.items() if value not in (None, 0) or (name == "fold" and name in own)}
 
 
 def _build_data(config: TrainConfig, process: Process) -> tuple[TrainingSet, Dataset]:
@@ -204,11 +206,11 @@ def _build_data(config: TrainConfig, process: Process) -> tuple[TrainingSet, Dat
     val_set = data.build(config.data, "val", length=config.val_length, **options)
     extra = None
     if config.extra != "none":
-        own = {"labels": config.extra}
+        own = {"extra": config.extra}
         if config.extra == "autolabelled":
             own |= {
                 "min_probability": config.min_probability,
-                "coarse_classes": train_set.classes.numbers("coarse_classes", config.coarse_classes),
+                "coarse_classes": config.coarse_classes,
                 "region_of_interest": config.region_of_interest,
             }
         extra = data.build(config.data, "train_extra", **(options | own))
