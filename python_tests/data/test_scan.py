@@ -388,7 +388,7 @@ def test_options_reach_the_data_set(tmp_path):
         ),
         (
             ["scan", "--data", "cityscapes", "--root", "x", "--coarse-classes", "bus"],
-            "coarse_classes: got ('bus',), expected no value without autolabelled labels or extra",
+            "coarse_classes: got bus, expected no value without autolabelled labels or extra",
         ),
         (
             ["scan", "--data", "camvid", "--root", "x", "--json", "/none/x.json"],

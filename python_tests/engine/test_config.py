@@ -76,7 +76,7 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
         (["--model", "resnet"], "model: got 'resnet', expected one of hrnet_small_ocr"),
         (["--loss", "dice"], "loss: got 'dice', expected one of ce, rmi"),
         (["--data", "camvid"], "root: got None, expected the folder of the camvid data"),
-        (["--data", "cityskapes"], "data: got 'cityskapes', expected one of synthetic, camvid, cityscapes"),
+        (["--data", "cityskapes"], "data: got 'cityskapes', expected one of ade20k, bdd100k, camvid, cityscapes"),
         (["--blur", "3,1"], r"blur: got 3\.0,1\.0, expected SMALLEST,LARGEST from 0 to 4"),
         (["--sampling", "fair"], "sampling: got 'fair', expected one of class_uniform, rare_class, uniform"),
         (["--sampling-share", "2"], r"sampling_share: got 2\.0, expected a number from 0 to 1"),
