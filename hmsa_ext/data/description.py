@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 from hmsa_ext.data.label_table import NO_CLASS, LabelTable, show_value
-from hmsa_ext.data.sets.palette import distinct_colours
+from hmsa_ext.data.palette import distinct_colours
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable, DataError
 
 SPLITS = ("train", "val", "test")
