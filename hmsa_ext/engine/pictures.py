@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hmsa_ext.data import ClassTable, Dataset, collate, cut, denormalise, whole_piece
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
-from hmsa_ext.engine.evaluation import ATTENTION, MEAN
+from hmsa_ext.engine.metrics import ATTENTION, MEAN, Predictions
 from hmsa_ext.models import ScaleOutputs
 
 TILE_WIDTH = (320, 640)  # pixels: smaller images are enlarged, larger ones reduced
@@ -39,7 +39,6 @@ def draw(
     of each scale in the result, per pixel. Then the legend. ``long_edge``: see :func:`hmsa_ext.data.evaluation_loader`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ways = [*(str(s) for s in sorted(scales)), MEAN, ATTENTION]
     files = []
     count = min(count, len(dataset))
     with evaluation_mode(model):
@@ -47,8 +46,8 @@ def draw(
             batch = cut(collate([whole_piece(dataset[index], long_edge)]))
             image, truth, (name,) = denormalise(batch.images[0]), batch.labels[0].numpy(), batch.names
             outputs = evaluation.run(model, batch.images, scales, device, dtype=dtype, flip=flip)
-            readings = evaluation.readings(outputs, flip=flip)
-            predictions = {way: labels[0].cpu().numpy() for way, labels in zip(ways, readings, strict=True)}
+            read = Predictions(outputs, batch.labels, batch.names, flip=flip)
+            predictions = {way: read.labels(way)[0].cpu().numpy() for way in read.ways}
             shares = scale_shares(outputs)
             shares = {s: evaluation.unmirrored(m, flip=flip)[0, 0].float().cpu().numpy() for s, m in shares.items()}
             picture = compose(image, truth, predictions, shares, dataset.classes, name)
