@@ -4,12 +4,12 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/tile_centroids.h"
-#include "ops/cpu/tile_centroids.h"
+#include "core/class_tile_centroids.h"
+#include "ops/cpu/class_tile_centroids.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)
+#include "ops/cuda/class_tile_centroids.h"
 #include "ops/cuda/stream.h"
-#include "ops/cuda/tile_centroids.h"
 #endif
 
 namespace hmsa {
@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t ti
              shape_of(labels), "; expected sides of at most ", kMaxTiledSide);
   HMSA_CHECK(tile >= 1, kName, ": tile is ", tile, "; expected at least 1");
   HMSA_CHECK(num_classes >= 1 && num_classes <= 256, kName, ": num_classes is ", num_classes, "; expected 1 to 256");
-  TileCentroidsProblem problem{};
+  ClassTileCentroids problem{};
   problem.labels = PlaneView<const uint8_t>{static_cast<const uint8_t*>(labels.const_data_ptr()), labels.stride(0),
                                             labels.stride(1), labels.stride(2)};
   problem.batch = labels.size(0);
@@ -44,16 +44,16 @@ std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t ti
 }
 
 std::tuple<Tensor, Tensor> class_tile_centroids_cpu(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  return class_tile_centroids(labels, tile, num_classes, [](const TileCentroidsProblem& problem) {
+  return class_tile_centroids(labels, tile, num_classes, [](const ClassTileCentroids& problem) {
     cpu::class_tile_centroids(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
   });
 }
 
 #if defined(HMSA_WITH_CUDA)
 std::tuple<Tensor, Tensor> class_tile_centroids_cuda(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  return class_tile_centroids(labels, tile, num_classes, [&](const TileCentroidsProblem& problem) {
+  return class_tile_centroids(labels, tile, num_classes, [&](const ClassTileCentroids& problem) {
     const CudaScope scope(labels);
-    cuda::launch_tile_centroids(problem, scope.stream());
+    cuda::launch_class_tile_centroids(problem, scope.stream());
   });
 }
 #endif

@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "core/check.h"
-#include "core/confusion.h"
+#include "core/confusion_matrix.h"
 #include "ops/cpu/confusion_matrix.h"
 #include "ops/labels.h"
 #include "ops/tensor.h"
@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> confusion_matrix(const Tensor& prediction, const Tens
                                             int64_t ignore_index, const Launch& launch) {
   HMSA_CHECK(num_classes >= 1 && num_classes <= kMostClasses, kName, ": num_classes is ", num_classes,
              "; expected 1 to ", kMostClasses);
-  ConfusionProblem problem{};
+  ConfusionMatrix problem{};
   problem.prediction = checked_labels(kName, "prediction", prediction);
   problem.target = checked_labels(kName, "target", target);
   HMSA_CHECK(prediction.size(0) == target.size(0) && prediction.size(1) == target.size(1) &&
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> confusion_matrix(const Tensor& prediction, const Tens
 
 std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction, const Tensor& target, int64_t num_classes,
                                                 int64_t ignore_index) {
-  return confusion_matrix(prediction, target, num_classes, ignore_index, [](const ConfusionProblem& problem) {
+  return confusion_matrix(prediction, target, num_classes, ignore_index, [](const ConfusionMatrix& problem) {
     cpu::confusion_matrix(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
   });
 }
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction, const 
 #if defined(HMSA_WITH_CUDA)
 std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction, const Tensor& target, int64_t num_classes,
                                                  int64_t ignore_index) {
-  return confusion_matrix(prediction, target, num_classes, ignore_index, [&](const ConfusionProblem& problem) {
+  return confusion_matrix(prediction, target, num_classes, ignore_index, [&](const ConfusionMatrix& problem) {
     const CudaScope scope(target);
     cuda::launch_confusion_matrix(problem, scope.stream());
   });

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/class_uniform.h"
-#include "ops/cpu/class_uniform_boxes.h"
+#include "core/draw_class_uniform_boxes.h"
+#include "ops/cpu/draw_class_uniform_boxes.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/class_uniform_boxes.h"
+#include "ops/cuda/draw_class_uniform_boxes.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -72,7 +72,7 @@ void check_numbers(const Arguments& arguments, int64_t images) {
 }
 
 // What the tables hold: checked where reading them waits for nothing.
-void check_tables(const ClassUniformProblem& problem) {
+void check_tables(const DrawClassUniformBoxes& problem) {
   const int64_t classes = problem.class_items.rows - 1;
   int64_t length = 0;
   for (int64_t entry = 0; entry <= classes; ++entry) {
@@ -116,7 +116,7 @@ void check_tables(const ClassUniformProblem& problem) {
 template <typename Launch>
 std::tuple<Tensor, Tensor> draw(const Tensor& centroids, const Tensor& class_items, const Tensor& image_sizes,
                                 const Arguments& arguments, const Launch& launch) {
-  ClassUniformProblem problem{};
+  DrawClassUniformBoxes problem{};
   problem.centroids = checked_table("centroids", centroids, centroids, 4, "[M, 4]: class, image, y, x");
   problem.class_items = checked_table("class_items", class_items, centroids, 1, "[1 + K]");
   problem.image_sizes = checked_table("image_sizes", image_sizes, centroids, 2, "[I, 2]: height, width");
@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor> draw_cpu(const Tensor& centroids, const Tensor& class
                                     int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t attempt,
                                     int64_t long_edge) {
   const Arguments arguments{crop, scale, uniform_images, seed, epoch, first, count, attempt, long_edge};
-  return draw(centroids, class_items, image_sizes, arguments, [](const ClassUniformProblem& problem) {
+  return draw(centroids, class_items, image_sizes, arguments, [](const DrawClassUniformBoxes& problem) {
     cpu::draw_class_uniform_boxes(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
   });
 }
@@ -160,9 +160,9 @@ std::tuple<Tensor, Tensor> draw_cuda(const Tensor& centroids, const Tensor& clas
                                      int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t attempt,
                                      int64_t long_edge) {
   const Arguments arguments{crop, scale, uniform_images, seed, epoch, first, count, attempt, long_edge};
-  return draw(centroids, class_items, image_sizes, arguments, [&](const ClassUniformProblem& problem) {
+  return draw(centroids, class_items, image_sizes, arguments, [&](const DrawClassUniformBoxes& problem) {
     const CudaScope scope(centroids);
-    cuda::launch_class_uniform_boxes(problem, scope.stream());
+    cuda::launch_draw_class_uniform_boxes(problem, scope.stream());
   });
 }
 #endif

@@ -4,9 +4,9 @@
 
 #include "core/check.h"
 #include "ops/chain_arguments.h"
-#include "ops/cpu/argmax.h"
+#include "ops/cpu/fuse_scales_argmax.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/argmax.h"
+#include "ops/cuda/fuse_scales_argmax.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> argmax(const ChainArguments& arguments, const Sizes& 
   if (labels.numel() == 0) return {labels, confidence};
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
-    ArgmaxForward<S> problem{};
+    FuseScalesArgmax<S> problem{};
     set_inputs(problem, chain, arguments);
     problem.batch = plane[0];
     problem.views = static_cast<int>(views);
@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> argmax_cpu(const Tensors& logits, const Tensors& atte
                                       const std::vector<double>& scales, const Sizes& size, int64_t views,
                                       bool align_corners) {
   return argmax({"fuse_scales_argmax", logits, attention, scales, align_corners}, size, views,
-                [](const auto& problem) { cpu::argmax_forward(problem, torch_threads()); });
+                [](const auto& problem) { cpu::fuse_scales_argmax(problem, torch_threads()); });
 }
 
 #if defined(HMSA_WITH_CUDA)
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> argmax_cuda(const Tensors& logits, const Tensors& att
   return argmax({"fuse_scales_argmax", logits, attention, scales, align_corners}, size, views,
                 [&](const auto& problem) {
                   const CudaScope scope(logits[0]);
-                  cuda::launch_argmax_forward(problem, scope.stream());
+                  cuda::launch_fuse_scales_argmax(problem, scope.stream());
                 });
 }
 #endif

@@ -8,9 +8,9 @@
 
 #include "core/check.h"
 #include "ops/chain_arguments.h"
-#include "ops/cpu/cross_entropy.h"
+#include "ops/cpu/fuse_scales_cross_entropy.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/cross_entropy.h"
+#include "ops/cuda/fuse_scales_cross_entropy.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const ChainArguments& arguments, cons
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
     using T = arithmetic_t<S>;
-    CrossEntropyForward<S> problem{};
+    FuseScalesCrossEntropyForward<S> problem{};
     set_inputs(problem, chain, arguments);
     problem.target = target_of<T>(target, first);
     problem.reduction = reduction;
@@ -127,7 +127,7 @@ std::tuple<Tensors, Tensors> backward(const Tensor& grad, const ChainArguments& 
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
     using T = arithmetic_t<S>;
-    CrossEntropyBackward<S> problem{};
+    FuseScalesCrossEntropyBackward<S> problem{};
     set_inputs(problem, chain, arguments);
     set_gradients(problem, gradients);
     problem.target = target_of<T>(target, first);
@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensors& logits, const Tens
                                                bool align_corners) {
   return forward({kName, logits, attention, scales, align_corners},
                  {target, weight, ignore_index, label_smoothing, reduction}, [&](const auto& problem) {
-                   const cpu::WrongLabels wrong = cpu::cross_entropy_forward(problem, torch_threads());
+                   const cpu::WrongLabels wrong = cpu::fuse_scales_cross_entropy_forward(problem, torch_threads());
                    check_wrong_labels(kName, wrong, problem.classes, ignore_index);
                  });
 }
@@ -160,7 +160,8 @@ std::tuple<Tensors, Tensors> backward_cpu(const Tensor& grad, const Tensors& log
                                           int64_t wanted_attention) {
   return backward(grad, {kName, logits, attention, scales, align_corners},
                   {target, weight, ignore_index, label_smoothing, reduction}, log_sum_exp, total_weight, wanted_logits,
-                  wanted_attention, [](const auto& problem) { cpu::cross_entropy_backward(problem, torch_threads()); });
+                  wanted_attention,
+                  [](const auto& problem) { cpu::fuse_scales_cross_entropy_backward(problem, torch_threads()); });
 }
 
 #if defined(HMSA_WITH_CUDA)
@@ -169,13 +170,14 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensors& logits, const Ten
                                                 const std::optional<Tensor>& weight, int64_t ignore_index,
                                                 double label_smoothing, const std::string& reduction,
                                                 bool align_corners) {
-  return forward({kName, logits, attention, scales, align_corners},
-                 {target, weight, ignore_index, label_smoothing, reduction}, [&](const auto& problem) {
-                   const CudaScope scope(target);
-                   Tensor workspace =
-                       empty_of(target, {cuda::cross_entropy_forward_workspace(problem)}, ScalarType::Double);
-                   cuda::launch_cross_entropy_forward(problem, workspace.mutable_data_ptr(), scope.stream());
-                 });
+  return forward(
+      {kName, logits, attention, scales, align_corners}, {target, weight, ignore_index, label_smoothing, reduction},
+      [&](const auto& problem) {
+        const CudaScope scope(target);
+        Tensor workspace =
+            empty_of(target, {cuda::fuse_scales_cross_entropy_forward_workspace(problem)}, ScalarType::Double);
+        cuda::launch_fuse_scales_cross_entropy_forward(problem, workspace.mutable_data_ptr(), scope.stream());
+      });
 }
 
 std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad, const Tensors& logits, const Tensors& attention,
@@ -184,13 +186,14 @@ std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad, const Tensors& lo
                                            const Tensor& total_weight, int64_t ignore_index, double label_smoothing,
                                            const std::string& reduction, bool align_corners, int64_t wanted_logits,
                                            int64_t wanted_attention) {
-  return backward(grad, {kName, logits, attention, scales, align_corners},
-                  {target, weight, ignore_index, label_smoothing, reduction}, log_sum_exp, total_weight, wanted_logits,
-                  wanted_attention, [&](const auto& problem) {
-                    const CudaScope scope(target);
-                    Tensor workspace = empty_arithmetic(log_sum_exp, {cuda::cross_entropy_backward_workspace(problem)});
-                    cuda::launch_cross_entropy_backward(problem, workspace.mutable_data_ptr(), scope.stream());
-                  });
+  return backward(
+      grad, {kName, logits, attention, scales, align_corners},
+      {target, weight, ignore_index, label_smoothing, reduction}, log_sum_exp, total_weight, wanted_logits,
+      wanted_attention, [&](const auto& problem) {
+        const CudaScope scope(target);
+        Tensor workspace = empty_arithmetic(log_sum_exp, {cuda::fuse_scales_cross_entropy_backward_workspace(problem)});
+        cuda::launch_fuse_scales_cross_entropy_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+      });
 }
 #endif
 

@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/rmi.h"
+#include "core/fuse_scales_rmi.h"
 #include "ops/chain_arguments.h"
-#include "ops/cpu/rmi.h"
+#include "ops/cpu/fuse_scales_rmi.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/rmi.h"
+#include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -55,7 +55,7 @@ Moments forward(const ChainArguments& arguments, const Tensor& target, int64_t i
   }
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
-    RmiForward<S> problem{};
+    FuseScalesRmiForward<S> problem{};
     set_inputs(problem, chain, arguments);
     problem.labels = checked_target(kName, target, first);
     problem.ignore_index = ignore_index;
@@ -104,7 +104,7 @@ std::tuple<Tensors, Tensors> backward(const Tensor& grad_bce, const std::optiona
   if (batch == 0) return gradients.result();
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
-    RmiBackward<S> problem{};
+    FuseScalesRmiBackward<S> problem{};
     set_inputs(problem, chain, arguments);
     set_gradients(problem, gradients);
     problem.labels = checked_target(kBackwardName, target, first);
@@ -123,7 +123,7 @@ Moments forward_cpu(const Tensors& logits, const Tensors& attention, const std::
                     const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
   return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
                  [&](const auto& problem) {
-                   const cpu::WrongLabels wrong = cpu::rmi_forward(problem, torch_threads());
+                   const cpu::WrongLabels wrong = cpu::fuse_scales_rmi_forward(problem, torch_threads());
                    check_wrong_labels(kName, wrong, problem.classes, ignore_index);
                  });
 }
@@ -135,18 +135,18 @@ std::tuple<Tensors, Tensors> backward_cpu(const Tensor& grad_bce, const std::opt
                                           int64_t wanted_logits, int64_t wanted_attention) {
   return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
                   ignore_index, wanted_logits, wanted_attention,
-                  [](const auto& problem) { cpu::rmi_backward(problem, torch_threads()); });
+                  [](const auto& problem) { cpu::fuse_scales_rmi_backward(problem, torch_threads()); });
 }
 
 #if defined(HMSA_WITH_CUDA)
 Moments forward_cuda(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
                      const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
-  return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
-                 [&](const auto& problem) {
-                   const CudaScope scope(target);
-                   Tensor workspace = empty_of(target, {cuda::rmi_forward_workspace(problem)}, ScalarType::Byte);
-                   cuda::launch_rmi_forward(problem, workspace.mutable_data_ptr(), scope.stream());
-                 });
+  return forward(
+      {kName, logits, attention, scales, align_corners}, target, ignore_index, moments, [&](const auto& problem) {
+        const CudaScope scope(target);
+        Tensor workspace = empty_of(target, {cuda::fuse_scales_rmi_forward_workspace(problem)}, ScalarType::Byte);
+        cuda::launch_fuse_scales_rmi_forward(problem, workspace.mutable_data_ptr(), scope.stream());
+      });
 }
 
 std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
@@ -157,8 +157,9 @@ std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad_bce, const std::op
   return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
                   ignore_index, wanted_logits, wanted_attention, [&](const auto& problem) {
                     const CudaScope scope(target);
-                    Tensor workspace = empty_of(target, {cuda::rmi_backward_workspace(problem)}, ScalarType::Byte);
-                    cuda::launch_rmi_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+                    Tensor workspace =
+                        empty_of(target, {cuda::fuse_scales_rmi_backward_workspace(problem)}, ScalarType::Byte);
+                    cuda::launch_fuse_scales_rmi_backward(problem, workspace.mutable_data_ptr(), scope.stream());
                   });
 }
 #endif

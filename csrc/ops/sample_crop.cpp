@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/crop.h"
+#include "core/sample_crop.h"
 #include "ops/cpu/sample_crop.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)
@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor> sample_crop(const Arguments& a, const Launch& launch)
   if (count == 0) return {images, labels};
   output.images = images.mutable_data_ptr();
   output.labels = static_cast<uint8_t*>(labels.mutable_data_ptr());
-  launch(CropProblem{items.data(), count, output});
+  launch(SampleCrop{items.data(), count, output});
   return {images, labels};
 }
 
@@ -226,7 +226,7 @@ std::tuple<Tensor, Tensor> sample_crop_cpu(const Tensors& images, const Tensors&
                                            const std::string& dtype, bool channels_last) {
   const Arguments arguments{images, labels, boxes,        flip,      jitter, size,         mean,
                             std,    blur,   ignore_index, antialias, dtype,  channels_last};
-  return sample_crop(arguments, [](const CropProblem& problem) {
+  return sample_crop(arguments, [](const SampleCrop& problem) {
     cpu::sample_crop(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
   });
 }
@@ -239,7 +239,7 @@ std::tuple<Tensor, Tensor> sample_crop_cuda(const Tensors& images, const Tensors
                                             const std::string& dtype, bool channels_last) {
   const Arguments arguments{images, labels, boxes,        flip,      jitter, size,         mean,
                             std,    blur,   ignore_index, antialias, dtype,  channels_last};
-  return sample_crop(arguments, [&](const CropProblem& problem) {
+  return sample_crop(arguments, [&](const SampleCrop& problem) {
     // (A table of the boxes on a GPU has been refused, so it is the images that brought the call here.)
     const CudaScope scope(images[0]);
     Tensor sums = empty_of(images[0], {cuda::sample_crop_sums(problem)}, ScalarType::Long);

@@ -10,8 +10,8 @@
 
 #include "core/problem.h"
 #include "core/view.h"
-#include "tests/cross_entropy_reference.h"
 #include "tests/fuse_scales_cases.h"
+#include "tests/fuse_scales_cross_entropy_reference.h"
 
 namespace testing {
 

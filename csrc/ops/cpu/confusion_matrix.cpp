@@ -19,7 +19,7 @@ constexpr int64_t kRowsAtOnce = 64;
 
 class Histogram {
  public:
-  explicit Histogram(const ConfusionProblem& problem)
+  explicit Histogram(const ConfusionMatrix& problem)
       : classes_(problem.classes),
         ignore_index_(problem.ignore_index),
         columns_(classes_ + 1),
@@ -116,7 +116,7 @@ void with_row(const LabelView& labels, int64_t b, int64_t y, const Body& body) {
 
 }  // namespace
 
-void confusion_matrix(const ConfusionProblem& problem, const ParallelFor& parallel_for) {
+void confusion_matrix(const ConfusionMatrix& problem, const ParallelFor& parallel_for) {
   std::fill_n(problem.counts, static_cast<int64_t>(problem.classes) * problem.classes, int64_t(0));
   *problem.invalid = 0;
   std::mutex mutex;

@@ -8,8 +8,8 @@
 #include <mutex>
 #include <vector>
 
-#include "ops/cpu/simd/crop_rows.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/sample_crop_rows.h"
 #include "ops/cpu/workspace.h"
 
 namespace hmsa {
@@ -144,7 +144,7 @@ class ColumnTable {
 // Makes rows of crops; one for each thread.
 class Cropper {
  public:
-  Cropper(const CropProblem& problem, const Sums& sums) : output_(problem.output), items_(problem.items), sums_(sums) {}
+  Cropper(const SampleCrop& problem, const Sums& sums) : output_(problem.output), items_(problem.items), sums_(sums) {}
 
   // Rows [begin, end) of an item.
   void make(int64_t index, int32_t begin, int32_t end) {
@@ -370,7 +370,7 @@ class Cropper {
 };
 
 // Sums of the channels of the pixels inside the boxes, for the items that need their mean.
-Sums channel_sums(const CropProblem& problem, const ParallelFor& parallel_for) {
+Sums channel_sums(const SampleCrop& problem, const ParallelFor& parallel_for) {
   Sums sums(static_cast<size_t>(kChannels * problem.count), 0);
   struct Part {
     int64_t item;
@@ -406,7 +406,7 @@ Sums channel_sums(const CropProblem& problem, const ParallelFor& parallel_for) {
 
 }  // namespace
 
-void sample_crop(const CropProblem& problem, const ParallelFor& parallel_for) {
+void sample_crop(const SampleCrop& problem, const ParallelFor& parallel_for) {
   const Sums sums = channel_sums(problem, parallel_for);
   const int64_t height = problem.output.height;
   const int64_t bands = bands_of(height);

@@ -3,9 +3,9 @@
 #include <string>
 
 #include "core/check.h"
-#include "ops/cpu/simd/crop_rows.h"
-#include "ops/cpu/simd/rmi_rows.h"
+#include "ops/cpu/simd/fuse_scales_rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/sample_crop_rows.h"
 #include "ops/cpu/simd/softmax.h"
 
 namespace hmsa {

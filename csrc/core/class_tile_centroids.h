@@ -1,0 +1,46 @@
+// Where the classes of a label map lie, tile by tile.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "core/host_device.h"
+#include "core/view.h"
+
+namespace hmsa {
+
+// Rows and columns of pixels stay below this, so that the sum of twice the coordinates of all pixels fits 64 bits.
+constexpr int64_t kMaxTiledSide = int64_t(1) << 20;
+
+// For each square tile and class the number of pixels and their mean coordinates in the image. Tiles at the right and the
+// bottom edge are as large as what is left of the image. Labels >= classes are not counted.
+struct ClassTileCentroids {
+  PlaneView<const uint8_t> labels;  // [B, H, W]
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t tile;     // pixels a side, at most kMaxTiledSide
+  int32_t classes;  // 1 to 256
+  int64_t* counts;  // [B, Ty, Tx, K]
+  // [B, Ty, Tx, K, 2]: y, x. While pixels are added these are integer sums, which are exact in any order; at last each
+  // becomes the bits of the centre, so that no memory is needed beside the results.
+  int64_t* centres;
+
+  HMSA_HOST_DEVICE int64_t tile_rows() const { return (height + tile - 1) / tile; }
+  HMSA_HOST_DEVICE int64_t tile_columns() const { return (width + tile - 1) / tile; }
+  HMSA_HOST_DEVICE int64_t cells() const { return batch * tile_rows() * tile_columns() * classes; }
+
+  // Puts the centre in place of the sums of a cell.
+  HMSA_HOST_DEVICE void finish_cell(int64_t cell) const {
+    const int64_t count = counts[cell];
+    for (int axis = 0; axis < 2; ++axis) {
+      int64_t* const place = centres + 2 * cell + axis;
+      const double centre = count > 0 ? static_cast<double>(*place) / static_cast<double>(count)
+                                      : std::numeric_limits<double>::quiet_NaN();
+      std::memcpy(place, &centre, sizeof(centre));
+    }
+  }
+};
+
+}  // namespace hmsa
