@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/host_device.h"
+#include "core/integers.h"
 #include "core/view.h"
 
 namespace hmsa {
@@ -14,7 +15,7 @@ namespace hmsa {
 constexpr int64_t kMaxTiledSide = int64_t(1) << 20;
 
 // For each square tile and class the number of pixels and their mean coordinates in the image. Tiles at the right and the
-// bottom edge are as large as what is left of the image. Labels >= classes are not counted.
+// bottom edge end with the image. Labels >= classes are not counted.
 struct ClassTileCentroids {
   PlaneView<const uint8_t> labels;  // [B, H, W]
   int64_t batch;
@@ -23,12 +24,12 @@ struct ClassTileCentroids {
   int64_t tile;     // pixels a side, at most kMaxTiledSide
   int32_t classes;  // 1 to 256
   int64_t* counts;  // [B, Ty, Tx, K]
-  // [B, Ty, Tx, K, 2]: y, x. While pixels are added these are integer sums, which are exact in any order; at last each
-  // becomes the bits of the centre, so that no memory is needed beside the results.
+  // [B, Ty, Tx, K, 2]: y, x. A kernel first adds integers here, which is exact in any order. finish_cell() then
+  // replaces each sum by the bits of the centre, so that the kernels need no other memory.
   int64_t* centres;
 
-  HMSA_HOST_DEVICE int64_t tile_rows() const { return (height + tile - 1) / tile; }
-  HMSA_HOST_DEVICE int64_t tile_columns() const { return (width + tile - 1) / tile; }
+  HMSA_HOST_DEVICE int64_t tile_rows() const { return divide_up(height, tile); }
+  HMSA_HOST_DEVICE int64_t tile_columns() const { return divide_up(width, tile); }
   HMSA_HOST_DEVICE int64_t cells() const { return batch * tile_rows() * tile_columns() * classes; }
 
   // Puts the centre in place of the sums of a cell.

@@ -1,4 +1,4 @@
-// What the confusion matrix is made of.
+// The confusion matrix: the struct for its kernels, and the cell that a pixel adds to.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct ConfusionMatrix {
   int64_t* invalid;  // one number, likewise
 };
 
-// What a pixel adds to: an element of counts, or one of these.
+// The element of `counts` that a pixel adds to, or one of these.
 constexpr int64_t kSkippedPixel = -1;
 constexpr int64_t kInvalidPixel = -2;
 

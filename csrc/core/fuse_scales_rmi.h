@@ -14,13 +14,14 @@
 
 #include "core/chain.h"
 #include "core/host_device.h"
+#include "core/integers.h"
 #include "core/problem.h"
 
 namespace hmsa {
 
 constexpr int32_t kRmiPool = 4;        // side and stride of a window
 constexpr int32_t kRmiPad = 2;         // rows and columns of zeros around the image
-constexpr int32_t kRmiRadius = 3;      // side of a neighbourhood
+constexpr int32_t kRmiSide = 3;        // side of a neighbourhood
 constexpr int32_t kRmiHalf = 9;        // pooled pixels of a neighbourhood
 constexpr int32_t kRmiReach = 2;       // pooled pixels at most so far from one another share a neighbourhood
 constexpr double kRmiWindow = 16;      // pixels of a window, those of the padding among them
@@ -35,12 +36,12 @@ static_assert(kRmiVector == 2 * kRmiHalf, "probabilities and labels");
 // Windows, and neighbourhoods by the first of their pooled pixels.
 HMSA_HOST_DEVICE int32_t rmi_windows(int32_t side) { return side / kRmiPool + 1; }
 HMSA_HOST_DEVICE int32_t rmi_neighbourhoods(int32_t side) {
-  const int32_t count = rmi_windows(side) - (kRmiRadius - 1);
+  const int32_t count = rmi_windows(side) - (kRmiSide - 1);
   return count > 0 ? count : 0;
 }
 
 // All pixels in groups of a window; where 4 divides side + 1, the last pixel is a group of its own and in no window.
-HMSA_HOST_DEVICE int32_t rmi_groups(int32_t side) { return (side + kRmiPad + kRmiPool - 1) / kRmiPool; }
+HMSA_HOST_DEVICE int32_t rmi_groups(int32_t side) { return divide_up(side + kRmiPad, kRmiPool); }
 HMSA_HOST_DEVICE int32_t rmi_group_of(int32_t pixel) { return (pixel + kRmiPad) / kRmiPool; }
 
 // Pixels of the image in groups lo .. hi - 1.
@@ -52,7 +53,7 @@ HMSA_HOST_DEVICE Range rmi_pixels(Range groups, int32_t side) {
 // The places that pooled pixel k has in neighbourhoods: bit d is set where one starts at k - d.
 HMSA_HOST_DEVICE uint32_t rmi_places(int32_t k, int32_t neighbourhoods) {
   uint32_t places = 0;
-  for (int32_t d = 0; d < kRmiRadius; ++d) {
+  for (int32_t d = 0; d < kRmiSide; ++d) {
     if (k - d >= 0 && k - d < neighbourhoods) places |= 1u << d;
   }
   return places;
@@ -60,7 +61,7 @@ HMSA_HOST_DEVICE uint32_t rmi_places(int32_t k, int32_t neighbourhoods) {
 
 // ---- moments ------------------------------------------------------------------------------------------------------
 
-// Where the covariance of entries a <= b is kept.
+// The index of the covariance of entries a <= b in RmiMoments::products.
 HMSA_HOST_DEVICE int32_t rmi_product(int32_t a, int32_t b) { return a * kRmiVector - a * (a + 1) / 2 + b; }
 
 // Moments of some neighbourhoods of an image and class.
@@ -70,7 +71,7 @@ struct RmiMoments {
   double products[kRmiProducts];  // centred at the mean
 };
 
-// Adds the neighbourhoods of `other`: Chan's formula, in which nothing cancels.
+// Adds the neighbourhoods of `other` by Chan's formula, which avoids cancellation.
 HMSA_HOST_DEVICE void rmi_merge(RmiMoments& all, const RmiMoments& other) {
   if (other.count == 0) return;
   const double count = all.count + other.count;
@@ -103,8 +104,9 @@ HMSA_HOST_DEVICE void rmi_write(const RmiMoments& moments, double* mean, double*
 
 constexpr int32_t kRmiTaps = 2 * kRmiReach + 1;
 
-// What makes the gradient of a pooled probability, divided by the pixels of a window, of the pooled probabilities [0]
-// and labels [1] around it: constant + sum over (dy, dx) of weight[.][dy + 2][dx + 2] * pooled(k + dy, l + dx).
+// The gradient of pooled probability (k, l), divided by the number of pixels of a window, is a correlation of the
+// pooled probabilities [0] and labels [1] around it: constant + sum over (dy, dx) of weight[.][dy + 2][dx + 2] *
+// pooled(k + dy, l + dx).
 struct RmiKernel {
   double weight[2][kRmiTaps][kRmiTaps];
   double constant;
@@ -116,13 +118,13 @@ HMSA_HOST_DEVICE_CALL double rmi_weight(const double* grad_covariance, int32_t k
                                         uint32_t row_places, uint32_t column_places) {
   double weight = 0;
   for (int32_t a = 0; a < kRmiHalf; ++a) {
-    const int32_t row = a / kRmiRadius, column = a % kRmiRadius;
+    const int32_t row = a / kRmiSide, column = a % kRmiSide;
     const bool has_place = (row_places >> row & 1u) != 0 && (column_places >> column & 1u) != 0;
     const int32_t other_row = row + dy, other_column = column + dx;
-    if (!has_place || other_row < 0 || other_row >= kRmiRadius || other_column < 0 || other_column >= kRmiRadius) {
+    if (!has_place || other_row < 0 || other_row >= kRmiSide || other_column < 0 || other_column >= kRmiSide) {
       continue;
     }
-    const int32_t b = kind * kRmiHalf + other_row * kRmiRadius + other_column;
+    const int32_t b = kind * kRmiHalf + other_row * kRmiSide + other_column;
     weight += grad_covariance[a * kRmiVector + b] + grad_covariance[b * kRmiVector + a];
   }
   return weight / kRmiWindow;
@@ -132,7 +134,7 @@ HMSA_HOST_DEVICE_CALL double rmi_constant(const double* grad_covariance, const d
                                           uint32_t column_places) {
   double sum = 0;
   for (int32_t a = 0; a < kRmiHalf; ++a) {
-    const int32_t row = a / kRmiRadius, column = a % kRmiRadius;
+    const int32_t row = a / kRmiSide, column = a % kRmiSide;
     if ((row_places >> row & 1u) == 0 || (column_places >> column & 1u) == 0) continue;
     for (int32_t b = 0; b < kRmiVector; ++b) {
       sum -= (grad_covariance[a * kRmiVector + b] + grad_covariance[b * kRmiVector + a]) * mean[b];

@@ -1,4 +1,4 @@
-// What the kernels are given: the chain of scales, and what is made of it.
+// The structs that ops on a chain of scales hand to their kernels, the same on CPU and CUDA.
 #pragma once
 
 #include <cstdint>

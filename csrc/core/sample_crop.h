@@ -1,15 +1,16 @@
-// Crops of images: which pixels an output pixel reads, and what becomes of their colour.
+// Crops of images: which pixels an output pixel reads, and how their colour changes.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/integers.h"
 #include "core/resize.h"
 
 namespace hmsa {
 
-// What an output reads of one axis: pixels of the image from `first` on, with weight(k) of tap k.
+// The taps of an output along one axis: pixels of the image from `first` on; weight(k) belongs to tap k.
 struct CropTaps {
   int32_t first;
   int32_t count;  // 0 where everything lies outside the image
@@ -31,7 +32,7 @@ struct CropTaps {
 //     weight of j  ~  reach - |(2 j + 1) out - (2 o + 1) in|,   normalised over the pixels of the box
 //
 // With reach = 2 out that is torch's bilinear interpolation (align_corners=False), clamped edges included; with
-// reach = 2 max(in, out) the same with antialias=True. All are whole numbers, so nothing is rounded but the result.
+// reach = 2 max(in, out) the same with antialias=True. All are whole numbers, so only the result is rounded.
 struct CropAxis {
   int32_t in;
   int32_t out;
@@ -90,10 +91,9 @@ struct CropAxis {
   HMSA_HOST_DEVICE int64_t centre(int32_t o) const {
     return (2 * static_cast<int64_t>(mirrored ? out - 1 - o : o) + 1) * in;
   }
-  HMSA_HOST_DEVICE static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 };
 
-// Position p of an axis that goes on as its mirror image beyond both ends, which are not repeated.
+// Position p of an axis that continues as its mirror image beyond both ends. The ends are not repeated.
 HMSA_HOST_DEVICE int32_t reflect(int32_t p, int32_t length) {
   if (p >= 0 && p < length) return p;
   if (length == 1) return 0;

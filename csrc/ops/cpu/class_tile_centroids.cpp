@@ -1,13 +1,15 @@
 // Centroids of classes by tile, on the CPU.
 //
-// A row of labels is made of runs: each is added at once, and where runs end is found for many pixels at a time by
-// comparing them with their left neighbours.
+// A row of labels consists of runs. Each run is added at once. The ends of runs are found for many pixels at a time, by
+// comparing pixels with their left neighbours.
 #include "ops/cpu/class_tile_centroids.h"
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <vector>
+
+#include "core/integers.h"
 
 namespace hmsa {
 namespace cpu {
@@ -38,7 +40,7 @@ bool is_run(const uint8_t* labels) {
   return differences == 0;
 }
 
-// What a band of a tile adds to each value that a label can have.
+// The sums of a band of a tile, for each value that a label can have.
 class Sums {
  public:
   void clear(int32_t classes) { std::fill_n(sums_, classes, Sum{}); }
@@ -103,7 +105,7 @@ void class_tile_centroids(const ClassTileCentroids& problem, const ParallelFor& 
   std::fill_n(problem.counts, problem.cells(), int64_t(0));
   std::fill_n(problem.centres, 2 * problem.cells(), int64_t(0));
   // A band is some rows of a row of tiles: tiles may be few and large.
-  const int64_t bands = (std::min(problem.tile, problem.height) + kBandRows - 1) / kBandRows;  // of a row of tiles
+  const int64_t bands = divide_up(std::min(problem.tile, problem.height), kBandRows);  // of a row of tiles
   const int64_t tile_rows = problem.batch * problem.tile_rows();
   std::mutex mutex;
   parallel_for.run(tile_rows * bands, [&](int64_t begin, int64_t end) {

@@ -1,10 +1,10 @@
-// Labels and confidence of fused logits on the CPU: a few rows of all channels are fused in the caches, and only the
-// label of their pixels and its probability leave them.
+// Labels and confidence of fused logits on the CPU: a few rows of all channels are fused in the caches. Only the label
+// of each pixel and its probability are written to memory.
 #include "ops/cpu/fuse_scales_argmax.h"
 
 #include "ops/cpu/fused_rows.h"
-#include "ops/cpu/fused_tiles.h"
 #include "ops/cpu/simd/softmax.h"
+#include "ops/cpu/tile_grid.h"
 
 namespace hmsa {
 namespace cpu {
@@ -79,7 +79,7 @@ class Argmax {
 template <typename S>
 void fuse_scales_argmax(const FuseScalesArgmax<S>& problem, const ParallelFor& parallel_for) {
   using T = arithmetic_t<S>;
-  const FusedTiles<S> tiles(problem);
+  const TileGrid tiles = FusedRows<S, T>::tiles(problem);
   const ChainAxes<T> axes(problem.chain, /*with_adjoint=*/false);
   parallel_for.run(tiles.count(), [&](int64_t begin, int64_t end) {
     Argmax<S, T> argmax(problem, axes);

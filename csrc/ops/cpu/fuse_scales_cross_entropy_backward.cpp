@@ -1,5 +1,5 @@
-// Cross-entropy of fused logits on the CPU, backward: the chain's backward (chain_backward.h) with a gradient that is
-// made from the logits, fused once more, and the log-sum-exp of their pixels.
+// Cross-entropy of fused logits on the CPU, backward: the chain's backward (chain_backward.h). Its source fuses the
+// logits once more and computes the gradient from them and from the log-sum-exp of their pixels.
 #include <algorithm>
 
 #include "ops/cpu/chain_backward.h"
@@ -46,22 +46,30 @@ class SoftmaxGradient {
 
   const T* row(int64_t c, int32_t y, const T* fused) {
     const int64_t at = (y - group_.lo) * pitch_;
-    ops_.cross_entropy_gradient(grad_ + at, fused, log_sum_exp_ + at, all_of_ + at, label_ + at, own_ + at,
-                                static_cast<T>(c), share_ > 0 ? smooth_ + at : nullptr, weight(c), columns_.size());
+    CrossEntropyGradientRow<T> row{};
+    row.logit = fused;
+    row.log_sum_exp = log_sum_exp_ + at;
+    row.label = label_ + at;
+    row.all_of = all_of_ + at;
+    row.own = own_ + at;
+    row.smooth = share_ > 0 ? smooth_ + at : nullptr;
+    row.channel = static_cast<T>(c);
+    row.weight = weight(c);
+    ops_.cross_entropy_gradient(grad_ + at, row, columns_.size());
     return grad_ + at;
   }
 
  private:
   T weight(int64_t c) const { return target_.weight == nullptr ? T(1) : target_.weight[c]; }
 
-  // What all channels of row y have in common.
+  // Fills the rows that all channels of row y share.
   void begin_row(int32_t y, int64_t at) {
     const int64_t n = columns_.size();
     const Extent size = problem_.chain.size;
     const T* saved = problem_.log_sum_exp + (batch_ * size.height + y) * size.width + columns_.lo;
     std::copy(saved, saved + n, log_sum_exp_ + at);
-    WrongLabels wrong;  // the forward pass has looked
-    load_labels(label_ + at, target_.labels, batch_, y, columns_.lo, problem_.classes, target_.ignore_index, n, wrong);
+    WrongLabels wrong;  // the forward pass has counted them
+    load_labels(label_ + at, {target_.labels, batch_, y, columns_, problem_.classes, target_.ignore_index}, wrong);
     for (int64_t x = 0; x < n; ++x) {
       const auto label = static_cast<int64_t>(label_[at + x]);
       if (label < 0) {

@@ -1,18 +1,18 @@
-// Cross-entropy of fused logits on the CPU, forward: a few rows of all channels are fused in the caches, and only what
-// is known of their pixels leaves them.
+// Cross-entropy of fused logits on the CPU, forward: a few rows of all channels are fused in the caches. Only one loss
+// and one log-sum-exp for each pixel are written to memory.
 #include <algorithm>
 #include <vector>
 
 #include "ops/cpu/fuse_scales_cross_entropy.h"
 #include "ops/cpu/fused_rows.h"
-#include "ops/cpu/fused_tiles.h"
 #include "ops/cpu/simd/softmax.h"
+#include "ops/cpu/tile_grid.h"
 
 namespace hmsa {
 namespace cpu {
 namespace {
 
-// What a tile adds to the result. Tiles do not depend on the number of threads, and neither do their sums.
+// The sums of a tile. Tiles do not depend on the number of threads, and neither do their sums.
 struct TileSums {
   double loss = 0;
   double weight = 0;
@@ -44,7 +44,7 @@ class CrossEntropyRows {
   void add_row(const T* planes, int64_t pitch, int32_t y, TileSums& sums) {
     const int64_t n = tile_.columns.size();
     const int64_t classes = problem_.classes;
-    load_labels(label_, target_.labels, batch_, y, tile_.columns.lo, classes, target_.ignore_index, n, sums.wrong);
+    load_labels(label_, {target_.labels, batch_, y, tile_.columns, classes, target_.ignore_index}, sums.wrong);
     ops_.log_sum(largest_, log_rest_, planes, pitch, classes, n);
     if (target_.label_smoothing > 0) ops_.weighted_sum(weighted_, planes, pitch, target_.weight, classes, n);
 
@@ -102,7 +102,7 @@ class CrossEntropyRows {
 template <typename S>
 WrongLabels forward(const FuseScalesCrossEntropyForward<S>& problem, const ParallelFor& parallel_for) {
   using T = arithmetic_t<S>;
-  const FusedTiles<S> tiles(problem);
+  const TileGrid tiles = FusedRows<S, T>::tiles(problem);
   const ChainAxes<T> axes(problem.chain, /*with_adjoint=*/false);
   std::vector<TileSums> sums(tiles.count());
   parallel_for.run(tiles.count(), [&](int64_t begin, int64_t end) {

@@ -1,12 +1,12 @@
-// Region mutual information on the CPU, backward: the chain's backward (chain_backward.h) with a gradient that is made
-// from the logits, fused once more.
+// Region mutual information on the CPU, backward: the chain's backward (chain_backward.h). Its source fuses the logits
+// once more and computes the gradient from them.
 //
 // With P the gradient of the pooled probability of a pixel's window and g that of the binary cross-entropy,
 //
 //     dLoss/dz = P / 16 * p (1 - p) + g * (p - y)       and 0 at pixels that do not count
 //
-// A part first pools all its windows again, and two more on each side; P / 16 is a correlation of these (RmiKernel) and
-// is kept for the part: a number for sixteen pixels.
+// A part first pools all its windows again, and two more on each side. P / 16 is a correlation of these (RmiKernel).
+// The part keeps it in memory: one number for sixteen pixels.
 #include <algorithm>
 
 #include "ops/cpu/chain_backward.h"
@@ -45,10 +45,10 @@ class RmiGradient {
 
   void begin_group(Range rows) {
     group_ = rows;
-    WrongLabels wrong;  // the forward pass has looked
+    WrongLabels wrong;  // the forward pass has counted them
     for (int32_t y = rows.lo; y < rows.hi; ++y) {
-      load_labels(labels_ + (y - rows.lo) * pitch_, problem_.labels, batch_, y, columns_.lo, problem_.classes,
-                  problem_.ignore_index, columns_.size(), wrong);
+      load_labels(labels_ + (y - rows.lo) * pitch_,
+                  {problem_.labels, batch_, y, columns_, problem_.classes, problem_.ignore_index}, wrong);
     }
   }
 

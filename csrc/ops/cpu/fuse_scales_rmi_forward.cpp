@@ -1,22 +1,23 @@
 // Region mutual information on the CPU, forward: binary cross-entropy and the moments of the neighbourhoods of pooled
 // pixels (core/fuse_scales_rmi.h), tile by tile and class by class.
 //
-// Of a class a tile's pooled pixels exist, a sixteenth of its pixels, in double and centred at their mean. Entries of a
-// neighbourhood's covariance are sums of products of two pooled pixels at a fixed distance over shifted rectangles: all
-// 171 of them come from 51 sums over rows that differ in their ends only. Tiles are merged with Chan's formula, so that
-// nothing cancels however large the image is.
+// For each class the pooled pixels of a tile exist, a sixteenth of its pixels, in double and centred at their mean.
+// Entries of the covariance of a neighbourhood are sums of products of two pooled pixels at a fixed distance, over
+// shifted rectangles. All 171 of them follow from 51 sums over rows that differ in their ends only. Chan's formula
+// merges the tiles: it avoids cancellation however large the image is.
 #include <algorithm>
 #include <vector>
 
 #include "ops/cpu/fuse_scales_rmi.h"
 #include "ops/cpu/fuse_scales_rmi_windows.h"
+#include "ops/cpu/tile_grid.h"
 
 namespace hmsa {
 namespace cpu {
 namespace {
 
-// Windows of a tile: its attention and labels, a row for each row of pixels, stay in the L2 cache; one class's pooled
-// pixels likewise. Two rows and columns of windows behind it are pooled again by its neighbours.
+// Windows of a tile. The L2 cache holds its attention and labels, a row for each row of pixels, and the pooled pixels
+// of one class. Its neighbours pool two rows and columns of windows behind it again.
 constexpr Extent kTile{24, 128};
 
 // Moments of all parts of the batch take no more bytes than this, but for one part of each image.
@@ -25,30 +26,20 @@ constexpr int64_t kMomentBytes = int64_t(6) << 20;
 // The tiles of an image, and parts of consecutive tiles. Neither depends on the number of threads, nor do sums by part.
 class Division {
  public:
-  Division(Extent size, int64_t batch, int64_t classes) : groups_{rmi_groups(size.height), rmi_groups(size.width)} {
+  Division(Extent size, int64_t batch, int64_t classes)
+      : tiles_(1, Extent{rmi_groups(size.height), rmi_groups(size.width)}, kTile) {
     const int64_t bytes = batch * classes * static_cast<int64_t>(sizeof(RmiMoments));
-    parts_ = std::clamp<int64_t>(kMomentBytes / bytes, 1, tiles());
+    parts_ = std::clamp<int64_t>(kMomentBytes / bytes, 1, tiles_.count());
   }
 
-  int64_t tiles() const { return bands() * stripes(); }
   int64_t parts() const { return parts_; }
-  int64_t first_tile(int64_t part) const { return tiles() * part / parts_; }
+  int64_t first_tile(int64_t part) const { return tiles_.count() * part / parts_; }
 
   // Groups of pixels that tile i owns.
-  Tile tile(int64_t i) const {
-    return Tile{range(groups_.height, kTile.height, i / stripes()), range(groups_.width, kTile.width, i % stripes())};
-  }
+  Tile tile(int64_t i) const { return tiles_.tile(i); }
 
  private:
-  int64_t bands() const { return (groups_.height + kTile.height - 1) / kTile.height; }
-  int64_t stripes() const { return (groups_.width + kTile.width - 1) / kTile.width; }
-
-  static Range range(int32_t size, int32_t step, int64_t i) {
-    const auto lo = static_cast<int32_t>(i * step);
-    return Range{lo, std::min(lo + step, size)};
-  }
-
-  Extent groups_;
+  TileGrid tiles_;
   int64_t parts_;
 };
 
@@ -68,7 +59,7 @@ class Forward {
         ops_(windows_.ops()),
         wants_moments_(problem.covariance != nullptr) {}
 
-  // Adds what a tile owns: `moments` has one entry for each class.
+  // Adds the sums of a tile; `moments` has one entry for each class.
   void run(int64_t b, const Tile& owned, PartSums& sums, RmiMoments* moments) {
     const auto start = scratch_.mark();
     const auto start_doubles = doubles_.mark();
@@ -110,7 +101,7 @@ class Forward {
     const int64_t n = columns.size();
     for (int32_t y = rows.lo; y < rows.hi; ++y) {
       T* labels = windows_.labels_row(y);
-      load_labels(labels, problem_.labels, b, y, columns.lo, problem_.classes, problem_.ignore_index, n, sums.wrong);
+      load_labels(labels, {problem_.labels, b, y, columns, problem_.classes, problem_.ignore_index}, sums.wrong);
       sums.valid += std::count_if(labels, labels + n, [](T label) { return label >= 0; });
     }
   }
@@ -157,19 +148,19 @@ class Forward {
 
   template <typename Body>
   static void for_places(uint32_t places, const Body& body) {
-    for (int32_t place = 0; place < kRmiRadius; ++place) {
+    for (int32_t place = 0; place < kRmiSide; ++place) {
       if ((places >> place & 1u) != 0) body(place);
     }
   }
 
   void add_sums(double* sums, Range rows) {
     for (int k = 0; k < 2; ++k) {
-      for (int32_t column = 0; column < kRmiRadius; ++column) {
+      for (int32_t column = 0; column < kRmiSide; ++column) {
         double sum = 0;
         for (int32_t r = rows.lo; r < rows.hi; ++r) {
           sum += ops_.sum(centred_[k].row(r) + column, starts_.columns.size());
         }
-        for_places(places(rows.lo), [&](int32_t place) { sums[k * kRmiHalf + place * kRmiRadius + column] += sum; });
+        for_places(places(rows.lo), [&](int32_t place) { sums[k * kRmiHalf + place * kRmiSide + column] += sum; });
       }
     }
   }
@@ -181,14 +172,14 @@ class Forward {
       const int32_t end = std::min(rows.hi, pooled_.rows.hi - apart);
       for (int32_t r = rows.lo; r < end; ++r) add_row_products(sums, r, r + apart);
       for_places(places(rows.lo), [&](int32_t place) {
-        if (place + apart < kRmiRadius) add_to_covariance(products, sums, place, place + apart);
+        if (place + apart < kRmiSide) add_to_covariance(products, sums, place, place + apart);
       });
     }
   }
 
   // [kind of the upper row][kind of the lower row][column in the neighbourhood][column in the neighbourhood]
   struct RowProducts {
-    double of[2][2][kRmiRadius][kRmiRadius];
+    double of[2][2][kRmiSide][kRmiSide];
   };
 
   // For every pair of columns the sum over the tile's neighbourhoods. They begin in columns 0 .. count - 1, so pooled
@@ -204,8 +195,8 @@ class Forward {
     ops_.products(shared, upper_shared, lower_shared, count - shared_lo);
     for (int i = 0; i < 2; ++i) {
       for (int k = 0; k < 2; ++k) {
-        for (int32_t first = 0; first < kRmiRadius; ++first) {
-          for (int32_t second = 0; second < kRmiRadius; ++second) {
+        for (int32_t first = 0; first < kRmiSide; ++first) {
+          for (int32_t second = 0; second < kRmiSide; ++second) {
             const double* other = lower[k] + (second - first);
             double sum = shared[i][k][second - first + kRmiReach];
             for (int32_t x = first; x < shared_lo; ++x) sum += upper[i][x] * other[x];
@@ -221,10 +212,10 @@ class Forward {
   static void add_to_covariance(double* products, const RowProducts& sums, int32_t upper, int32_t lower) {
     for (int i = 0; i < 2; ++i) {
       for (int k = 0; k < 2; ++k) {
-        for (int32_t first = 0; first < kRmiRadius; ++first) {
-          for (int32_t second = 0; second < kRmiRadius; ++second) {
-            const int32_t a = i * kRmiHalf + upper * kRmiRadius + first;
-            const int32_t b = k * kRmiHalf + lower * kRmiRadius + second;
+        for (int32_t first = 0; first < kRmiSide; ++first) {
+          for (int32_t second = 0; second < kRmiSide; ++second) {
+            const int32_t a = i * kRmiHalf + upper * kRmiSide + first;
+            const int32_t b = k * kRmiHalf + lower * kRmiSide + second;
             if (a > b && upper == lower) continue;  // within one row both (a, b) and (b, a) come by
             products[rmi_product(std::min(a, b), std::max(a, b))] += sums.of[i][k][first][second];
           }

@@ -38,7 +38,7 @@ class RmiWindows {
     labelled_ = scratch.take(whole);
     WrongLabels wrong;
     for (int32_t y = pixels_.rows.lo; y < pixels_.rows.hi; ++y) {
-      load_labels(labels_row(y), label_view_, b, y, pixels_.columns.lo, inputs_.classes, ignore_index_, width, wrong);
+      load_labels(labels_row(y), {label_view_, b, y, pixels_.columns, inputs_.classes, ignore_index_}, wrong);
     }
   }
 
@@ -47,15 +47,15 @@ class RmiWindows {
   // The class, or -1, of the pixels of row y.
   T* labels_row(int32_t y) const { return labels_ + (y - pixels_.rows.lo) * label_pitch_; }
 
-  // Rows are then made in ascending order.
+  // make_row() is then called for rows in ascending order.
   void begin_class(Scratch<T>& scratch, int64_t c) {
     channel_ = c;
     if (inputs_.chain.class_wise) fused_.read_attention(scratch, batch_, c);
     fused_.stream.start(state_, batch_, c);
   }
 
-  // Group row k: pooled probabilities and labels, for the columns of the tile, and what its pixels add to `loss`, one
-  // number for each column of pixels. Either may be left out (null).
+  // Group row k: writes pooled probabilities and labels for the columns of the tile, and adds the loss of its pixels to
+  // `loss`, one number for each column of pixels. Either may be null: then it is left out.
   void make_row(double* probability, double* labelled, double* loss, int32_t k) {
     const Range rows = rmi_pixels(Range{k, k + 1}, inputs_.chain.size.height);
     const T* logits[kRmiPool];

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/integers.h"
 #include "ops/cpu/simd/rows.h"
 #include "ops/cpu/simd/sample_crop_rows.h"
 #include "ops/cpu/workspace.h"
@@ -21,7 +22,7 @@ constexpr int64_t kBandRows = 32;
 
 using Sums = std::vector<unsigned long long>;  // [items][3]
 
-int64_t bands_of(int64_t rows) { return (rows + kBandRows - 1) / kBandRows; }
+int64_t bands_of(int64_t rows) { return divide_up(rows, kBandRows); }
 
 // Rows of an image with the channels of their pixels side by side: in place, or copied a row at a time.
 class PackedRows {
@@ -80,7 +81,7 @@ class ColumnTable {
 
   void reset(const CropAxis& axis, int64_t lanes) {
     const int32_t n = axis.out;
-    pitch_ = (n + kRowSlack) / (kRowSlack + 1) * (kRowSlack + 1);
+    pitch_ = round_up<int64_t>(n, kRowSlack + 1);
     std::vector<CropTaps>& taps = columns_;
     taps.clear();
     taps_ = 1;

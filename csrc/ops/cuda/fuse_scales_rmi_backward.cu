@@ -4,8 +4,8 @@
 //     dLoss/dz = P / 16 * p (1 - p) + g * (p - y)       and 0 at ignored pixels
 //
 // P is the gradient of the pooled probability of a pixel's window, a correlation of the pooled probabilities and labels
-// around it (core/fuse_scales_rmi.h), g that of the binary cross-entropy. A band first makes the probabilities of its pixels and of
-// those two windows around it, then P / 16 of its windows, then dLoss/dz.
+// around it (core/fuse_scales_rmi.h), g that of the binary cross-entropy. A band first makes the probabilities of its
+// pixels and of those two windows around it, then P / 16 of its windows, then dLoss/dz.
 #include <algorithm>
 
 #include "ops/cuda/band_backward.cuh"
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kSumThreads) rmi_correlate_kernel(HMSA_PARAMET
   const bool has_window = k < tile.rows.hi && l < tile.columns.hi;
   const uint32_t row_places = rmi_places(k, rmi_neighbourhoods(problem.size.height));
   const uint32_t column_places = rmi_places(l, rmi_neighbourhoods(problem.size.width));
-  constexpr uint32_t kEverywhere = (1u << kRmiRadius) - 1;
+  constexpr uint32_t kEverywhere = (1u << kRmiSide) - 1;
   const bool inside = row_places == kEverywhere && column_places == kEverywhere;
   for (int32_t image = problem.images.lo + blockIdx.z; image < problem.images.hi; image += gridDim.z) {
     for (int32_t c = problem.classes.lo + blockIdx.y; c < problem.classes.hi; c += gridDim.y) {

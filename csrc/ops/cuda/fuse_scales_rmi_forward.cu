@@ -111,7 +111,7 @@ HMSA_DEVICE void entry_of(int32_t i, int32_t& a, int32_t& b) {
 // Where entry a of a neighbourhood lies from its first pooled pixel on, in a tile of the kind's windows.
 HMSA_DEVICE int32_t offset_of(int32_t a, int32_t width) {
   const int32_t place = a % kRmiHalf;
-  return place / kRmiRadius * width + place % kRmiRadius;
+  return place / kRmiSide * width + place % kRmiSide;
 }
 
 // One entry of some neighbourhoods' covariance, with the means of its two factors: merged as rmi_merge does.

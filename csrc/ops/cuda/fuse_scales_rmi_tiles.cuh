@@ -40,7 +40,8 @@ struct RmiPart : ChainInputs<S> {
   int32_t end_row;
 };
 
-// How fuse_scales_rmi_probability.cu divides a part: it leaves sums of tile_count() tiles for each share of the classes and image.
+// How fuse_scales_rmi_probability.cu divides a part: it leaves sums of tile_count() tiles for each share of the classes
+// and image.
 template <typename S>
 ClassLayout plan_probability(const ChainInputs<S>& inputs, const Part& part) {
   constexpr int kSlots = 2;  // label and loss

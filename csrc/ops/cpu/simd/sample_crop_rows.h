@@ -35,7 +35,7 @@ struct CropRecolour {
 };
 
 struct CropOps {
-  int64_t lanes;  // floats in a vector; 1: CropColumns::base is not made use of
+  int64_t lanes;  // floats in a vector; 1: CropColumns::base is not used
 
   // to[c][x] = sum_k weights[k] rows[k][3 x + c]: bytes of pixels side by side, up to `pixels` of them and not beyond
   void (*blend_rows)(float* to, int64_t pitch, const uint8_t* const* rows, const float* weights, int count,
