@@ -1,4 +1,4 @@
-// hmsa::class_tile_centroids: schema, argument checks and the way to each back end.
+// hmsa::class_tile_centroids: schema, argument checks and the call of each back end.
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -17,9 +17,24 @@ namespace {
 
 constexpr const char* kName = "class_tile_centroids";
 
-template <typename Launch>
-std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t tile, int64_t num_classes,
-                                                const Launch& launch) {
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  static void run(const ClassTileCentroids& problem, const Tensor&) {
+    cpu::class_tile_centroids(problem, torch_threads());
+  }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  static void run(const ClassTileCentroids& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    cuda::launch_class_tile_centroids(problem, scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t tile, int64_t num_classes) {
   HMSA_CHECK(labels.scalar_type() == ScalarType::Byte, kName, ": labels is ", dtype_name(labels), "; expected uint8");
   HMSA_CHECK(labels.dim() == 3, kName, ": labels has shape ", shape_of(labels), "; expected [B, H, W]");
   HMSA_CHECK(labels.size(1) <= kMaxTiledSide && labels.size(2) <= kMaxTiledSide, kName, ": labels has shape ",
@@ -39,24 +54,9 @@ std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t ti
   Tensor centres = empty_of(labels, {cells[0], cells[1], cells[2], cells[3], 2}, ScalarType::Double);
   problem.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   problem.centres = static_cast<int64_t*>(centres.mutable_data_ptr());
-  if (problem.cells() > 0) launch(problem);
+  if (problem.cells() > 0) BackEnd::run(problem, labels);
   return {counts, centres};
 }
-
-std::tuple<Tensor, Tensor> class_tile_centroids_cpu(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  return class_tile_centroids(labels, tile, num_classes, [](const ClassTileCentroids& problem) {
-    cpu::class_tile_centroids(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
-  });
-}
-
-#if defined(HMSA_WITH_CUDA)
-std::tuple<Tensor, Tensor> class_tile_centroids_cuda(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  return class_tile_centroids(labels, tile, num_classes, [&](const ClassTileCentroids& problem) {
-    const CudaScope scope(labels);
-    cuda::launch_class_tile_centroids(problem, scope.stream());
-  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -65,10 +65,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
   m.def("class_tile_centroids(Tensor labels, int tile, int num_classes) -> (Tensor counts, Tensor centres)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
+  m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids<hmsa::OnCpu>));
+}
 
 #if defined(HMSA_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
-  m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids_cuda));
+  m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids<hmsa::OnCuda>));
 }
 #endif

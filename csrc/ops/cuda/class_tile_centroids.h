@@ -2,11 +2,10 @@
 #pragma once
 
 #include "core/class_tile_centroids.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 void launch_class_tile_centroids(const ClassTileCentroids& problem, StreamHandle stream);
 

@@ -2,11 +2,10 @@
 #pragma once
 
 #include "core/confusion_matrix.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 void launch_confusion_matrix(const ConfusionMatrix& problem, StreamHandle stream);
 

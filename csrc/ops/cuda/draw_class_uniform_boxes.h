@@ -2,11 +2,10 @@
 #pragma once
 
 #include "core/draw_class_uniform_boxes.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 void launch_draw_class_uniform_boxes(const DrawClassUniformBoxes& problem, StreamHandle stream);
 

@@ -3,11 +3,10 @@
 
 #include "core/half.h"
 #include "core/problem.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 template <typename S>
 void launch_fuse_scales_argmax(const FuseScalesArgmax<S>& problem, StreamHandle stream);

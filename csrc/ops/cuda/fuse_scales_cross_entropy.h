@@ -5,11 +5,10 @@
 
 #include "core/half.h"
 #include "core/problem.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 // Numbers of double that the forward kernels need as workspace: two for each tile of the output.
 template <typename S>

@@ -1,16 +1,15 @@
-// CUDA kernels of the region mutual information loss (core/fuse_scales_rmi.h): launched over plain device pointers; nothing here
-// knows torch.
+// CUDA kernels of the region mutual information loss (core/fuse_scales_rmi.h): launched over plain device pointers;
+// nothing here knows torch.
 #pragma once
 
 #include <cstdint>
 
 #include "core/half.h"
 #include "core/problem.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 // Bytes that the kernels need as workspace, 16 MB at most unless a single row of windows or a single element of a head
 // reaches more of the output than that.

@@ -2,11 +2,10 @@
 #pragma once
 
 #include "core/sample_crop.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
-
-using StreamHandle = void*;  // cudaStream_t
 
 // How many sums the kernels need: three for each crop, if the mean of one is needed.
 int64_t sample_crop_sums(const SampleCrop& problem);
