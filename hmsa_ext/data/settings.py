@@ -88,10 +88,14 @@ class DataSettings:
         """One split, cut to ``length`` (train) or ``val_length`` (val). Raises DataError."""
         return self.source.open(split, length={"train": self.length, "val": self.val_length}.get(split))
 
+    @property
+    def extra_split(self) -> str | None:
+        """The split with further training images that the options of the data set ask for; None for none."""
+        return getattr(self.source, "extra_split", None)
+
     def open_extra(self) -> Dataset | None:
         """Further training images that the options of the data set ask for; None for none. Raises DataError."""
-        split = getattr(self.source, "extra_split", None)
-        return None if split is None else self.source.open(split)
+        return None if self.extra_split is None else self.source.open(self.extra_split)
 
     @property
     def cache_path(self) -> Path | None:

@@ -43,7 +43,8 @@ def train(run: Run) -> Outcome:
     network.train()
     watch = LossWatch(run.folder, process)
     log = RunLog(run.folder, process, steps=run.steps, step=progress.step, every=records.log_every)
-    log.load_state(run.log)
+    if run.log:
+        log.load_state(run.log)
     begin = saved = time.monotonic()
     seconds_before = progress.seconds
     per_epoch = run.batches_per_epoch
@@ -56,7 +57,7 @@ def train(run: Run) -> Outcome:
                 for text in decoded.warnings:
                     log.warn(text)
                 batch = data.cut(decoded.to(process.device), channels_last=settings.model.channels_last)
-                batch = settings.crops.hooked(batch)
+                batch = settings.crops.change(batch)
                 rate = schedule.learning_rate(
                     progress.step, steps=run.steps, base=optimisation.lr, exponent=optimisation.poly_exponent,
                     warmup=optimisation.warmup,
