@@ -115,7 +115,10 @@ class RunLog:
         }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from what :meth:`state` gave, before the first step. Every process calls this."""
+        """Continues from what :meth:`state` gave, before the first step; an empty state (of an older checkpoint)
+        changes nothing. Every process calls this."""
+        if not state:
+            return
         processes = self._process.world_size
         self._count = int(state["steps"])
         self._data_seconds = state["data_seconds"] / processes
