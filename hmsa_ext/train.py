@@ -26,11 +26,10 @@ from typing import Annotated, Any
 
 from hmsa_ext import command_line, settings
 from hmsa_ext.data.commands import older_version, options_of_others
-from hmsa_ext.engine import checkpoint, curve, distributed, loop, results
+from hmsa_ext.engine import checkpoint, distributed, loop, results
 from hmsa_ext.engine.evaluation import EvaluationResult
-from hmsa_ext.engine.run import CONFIG, PICTURES, RESULTS, Run, open_run
+from hmsa_ext.engine.run import CONFIG, Run, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file
-from hmsa_ext.files import Output
 from hmsa_ext.settings import FREE, Metavar, SettingError
 
 
@@ -105,18 +104,7 @@ def _require_same_computation(before: TrainSettings, now: TrainSettings) -> None
 
 def finish(run: Run) -> EvaluationResult:
     """Evaluates the final weights at the evaluation scales; writes the results and the pictures."""
-    train = run.settings
-    with run.averaged_weights():
-        result = results.produce(
-            run.model, run.val_set, train.evaluation, run.process, dtype=run.dtype, workers=train.machine.workers,
-            long_edge=train.crops.long_edge, criterion=loop.build_criterion(run),
-            facts={"config": settings.to_dict(train), "steps": run.steps}, training_seconds=run.progress.seconds,
-            output=Output(run.folder / RESULTS, "output"), picture_folder=run.folder / PICTURES,
-        )  # fmt: skip
-    if run.process.is_main:
-        curve.draw(run.folder)
-    run.process.print(f"everything is in {run.folder}")
-    return result
+    return results.finish(run)
 
 
 if __name__ == "__main__":
