@@ -93,7 +93,7 @@ def test_no_logits_at_full_resolution_exist(device):
 
 
 def test_bad_options_and_targets_are_named(device):
-    with pytest.raises(ValueError, match="main: expected one of 'ce', 'rmi', got 'dice'"):
+    with pytest.raises(ValueError, match="main: got 'dice', expected one of ce, rmi, bootstrapped, or package"):
         MultiScaleLoss("dice")
     with pytest.raises(ValueError, match="aux_weight: expected a number of at least 0, got -1"):
         MultiScaleLoss(aux_weight=-1)
@@ -104,3 +104,11 @@ def test_bad_options_and_targets_are_named(device):
         ValueError, match=r"target: expected shape \[2, 24, 32\], labels at the size of the images, got"
     ):
         MultiScaleLoss()(outputs, target[:, ::4, ::4])
+
+
+def test_what_is_no_output_of_a_model_is_named(device):
+    outputs, target = case(device)
+    with pytest.raises(TypeError, match=r"outputs: expected ScaleOutputs, got Tensor; .*MultiScale.*cross_entropy\("):
+        MultiScaleLoss()(outputs.logits[0], target)
+    with pytest.raises(TypeError, match=r"target: expected a tensor of labels \[B, H, W\], got list"):
+        MultiScaleLoss()(outputs, target.tolist())
