@@ -238,7 +238,11 @@ def table(result: EvaluationResult) -> str:
             for c, name in enumerate(result.class_names)
         ],
     )
-    return f"{first}\n\n{second}"
+    invented = [
+        name for c, name in enumerate(result.class_names) if not pixels[c] and scores.iou[c] == 0
+    ]  # NaN is no 0
+    note = f"\n\nnot in the truth, but predicted, hence IoU 0: {', '.join(invented)}" if invented else ""
+    return f"{first}\n\n{second}{note}"
 
 
 _MEANS = {
