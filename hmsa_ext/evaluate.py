@@ -26,8 +26,8 @@ from hmsa_ext.data import NAMES, Dataset, source_type
 from hmsa_ext.data.commands import older_version, options_of_others
 from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.device import choose_dtype, memory_format
+from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.settings import Machine, TrainSettings
 from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, validate
@@ -129,9 +129,13 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
     process.print(f"device {process.reason}\ndtype  {reason}")
     model = trained.model.to(process.device, memory_format=memory_format(run.model.channels_last))
     dataset = open_data(command, trained)
-    return results.produce(
-        model, dataset, run.evaluation, process, dtype=dtype, workers=machine.workers, long_edge=run.crops.long_edge,
-        facts={"checkpoint": str(trained.path)}, output=output, picture_folder=folder,
+    loader = data.evaluation_loader(
+        dataset, rank=process.rank, world_size=process.world_size, workers=machine.workers,
+        long_edge=run.crops.long_edge,
+    )  # fmt: skip
+    return results.report(
+        model, data.Cropped(loader, process.device), dataset, run.evaluation, process, dtype=dtype,
+        long_edge=run.crops.long_edge, output=output, folder=folder, about={"checkpoint": str(trained.path)},
     )  # fmt: skip
 
 

@@ -25,7 +25,9 @@ def test_data_of_ones_own_have_no_recipe() -> None:
     assert own.crops.scale == (0.5, 2.0)
 
 
-@pytest.mark.parametrize("data", ["synthetic", "cityscapes", "mapillary", "camvid", "kitti", "bdd100k", "ade20k", "folder"])
+@pytest.mark.parametrize(
+    "data", ["synthetic", "cityscapes", "mapillary", "camvid", "kitti", "bdd100k", "ade20k", "folder"]
+)
 def test_every_option_has_documentation_and_a_flag(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--data", data, "--help")
