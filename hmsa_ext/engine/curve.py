@@ -76,8 +76,9 @@ def _points(records: Sequence[dict[str, Any]], kind: str, name: str) -> list[tup
     points = []
     for record in records:
         value = record.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if record["kind"] == kind and is_number and abs(value) < _MOST:
+        if record["kind"] != kind or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if abs(value) < _MOST:
             points.append((record["step"], value))
     return points
 

@@ -352,3 +352,5 @@ def test_settings_have_one_flag_each_and_defaults() -> None:
         settings.replace(chosen, {"pictures": -1})
     with pytest.raises(settings.SettingError, match=r"eval_scales: got 0.5,2.0, expected .*1.0 among them"):
         settings.replace(chosen, {"eval_scales": "0.5,2"})
+    with pytest.raises(settings.SettingError, match="metrics: got 'iou', expected some of calibration, or package"):
+        EvaluationSettings(metrics=("calibration", "iou"))
