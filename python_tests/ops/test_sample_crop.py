@@ -11,7 +11,7 @@ from torch.library import opcheck
 import hmsa_ext
 from bench.meters import LiveBytes, peak_memory
 from hmsa_ext.data.opencv import cv2
-from hmsa_ext.ops import dispatch, reference_crop
+from hmsa_ext.ops import library, reference_crop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOTHING = (1.0, 1.0, 1.0, 0.0)
@@ -234,7 +234,7 @@ def test_far_boxes_are_the_mean_colour(device):
 def test_plain_pytorch_where_there_are_no_kernels(device, monkeypatch):
     crops = Crops(3, device)
     wanted = hmsa_ext.sample_crop(*crops.arguments(), blur=torch.ones(4), dtype=torch.bfloat16)
-    monkeypatch.setattr(dispatch, "has_kernels", lambda op, device: False)
+    monkeypatch.setattr(library, "has_kernels", lambda op, device: False)
     got = hmsa_ext.sample_crop(*crops.arguments(), blur=torch.ones(4), dtype=torch.bfloat16)
     torch.testing.assert_close(got[0], wanted[0])
     assert torch.equal(got[1], wanted[1])
