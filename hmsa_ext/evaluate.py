@@ -22,9 +22,11 @@ import torch
 from torch import nn
 
 from hmsa_ext import command_line, data, models, settings
-from hmsa_ext.data import Dataset, by_name
+from hmsa_ext.data import NAMES, Dataset, source_type
+from hmsa_ext.data.commands import older_version, options_of_others
 from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
+from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.device import choose_dtype, memory_format
 from hmsa_ext.engine.settings import Machine, TrainSettings
 from hmsa_ext.files import Output, writable_folder
@@ -64,7 +66,7 @@ def _is_shown(option: settings.Option) -> bool:
 
 
 OLDER: Mapping[str, Any] = {
-    "version": lambda value: ["--vistas-version", value] if value.removeprefix("v") in ("1.2", "2.0") else None,
+    "version": older_version,
     "output": ["--json"],
     "length": ["--val-length"],
     "picture-count": ["--pictures"],
@@ -87,7 +89,8 @@ def _main(arguments: list[str]) -> int:
 
 def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Evaluate, TrainedModel | None]:
     """The settings that a command line asks for, and the model; that of the run where the options are silent."""
-    switches = {"flip", "help", "version", *by_name.switches()}
+    declared = [Evaluate(), *(source_type(name)() for name in NAMES)]
+    switches = {o.flag for part in declared for o in settings.options(part) if o.kind is bool} | {"help", "version"}
     name = command_line.peek_positional(arguments, switches)
     foreign, classes = command_line.peek(arguments, "model"), command_line.peek(arguments, "num-classes")
     wanted = command_line.peek(arguments, "data")
@@ -100,7 +103,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
         start = Evaluate(run=run)
     command = command_line.parse(
         start, arguments, prog=prog, description=__doc__ or "", older=OLDER, shown=_is_shown,
-        elsewhere=by_name.elsewhere(start.run.data),
+        elsewhere=options_of_others(start.run.data.name),
     )  # fmt: skip
     return command, trained
 
@@ -112,7 +115,7 @@ def _whole(name: str, text: str) -> int:
         raise SettingError(name, text, "a whole number") from None
 
 
-def evaluate(command: Evaluate, trained: TrainedModel | None, process: distributed.Process) -> results.EvaluationResult:
+def evaluate(command: Evaluate, trained: TrainedModel | None, process: distributed.Process) -> EvaluationResult:
     """Does what the settings say; every process returns the same result."""
     assert trained is not None, "the parser asks for a checkpoint"
     run, machine = command.run, command.run.machine
@@ -130,10 +133,9 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
         dataset, rank=process.rank, world_size=process.world_size, workers=machine.workers,
         long_edge=run.crops.long_edge,
     )  # fmt: skip
-    batches = data.Cropped(loader, process.device)
     return results.report(
-        model, batches, dataset, run.evaluation, process, dtype=dtype, long_edge=run.crops.long_edge, folder=folder,
-        output=output, about={"checkpoint": str(trained.path)},
+        model, data.Cropped(loader, process.device), dataset, run.evaluation, process, dtype=dtype,
+        long_edge=run.crops.long_edge, output=output, folder=folder, about={"checkpoint": str(trained.path)},
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def collect() -> dict[str, Any]:
             "system": platform.platform(),
             "processor": _processor(),
             "instruction sets": level or platform.machine(),
-            "row primitives": os.environ.get("HMSA_SIMD") or (level.removeprefix("x86-64-") if level else "generic"),
+            "row primitives": _row_primitives(),
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "memory": _memory(),
@@ -193,6 +193,14 @@ def _cpuinfo() -> list[tuple[str, str]]:
     except OSError:
         return []
     return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+
+
+def _row_primitives() -> str:
+    """The instruction set that the library chose for its CPU kernels, or the error if HMSA_SIMD names an unusable one."""
+    try:
+        return torch.ops.hmsa._instruction_set()
+    except RuntimeError as error:
+        return str(error)
 
 
 def _memory() -> str | None:

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hmsa_ext import command_line, settings
-from hmsa_ext.data import by_name
+from hmsa_ext.data.commands import older_version, options_of_others
 from hmsa_ext.engine import checkpoint, distributed, loop, results
+from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.run import CONFIG, Run, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file
 from hmsa_ext.settings import FREE, Metavar, SettingError
@@ -75,13 +76,10 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
         if output is not None and Path(output) != folder:
             raise SettingError("output", output, f"no other folder than that of the run to resume, {folder}")
     values = before | (read_file(Path(config), "config") if config else {})
-    data = command_line.peek(arguments, "data")
-    if data is not None and data != values.get("data", data):
-        values = {name: value for name, value in values.items() if name != "data"}
-    start = TrainSettings.read({**values, "data": data or values.get("data", "synthetic")})
+    start = TrainSettings.read(values, data=command_line.peek(arguments, "data"))
     command = command_line.parse(
         Train(training=start), arguments, prog=prog, description=__doc__ or "", older=OLDER,
-        elsewhere=by_name.elsewhere(start.data),
+        elsewhere=options_of_others(start.data.name),
     )  # fmt: skip
     if resume is not None:
         _require_same_computation(TrainSettings.read(before), command.training)
@@ -89,7 +87,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
 
 
 OLDER: Mapping[str, Any] = {
-    "version": lambda value: ["--vistas-version", value] if value.removeprefix("v") in ("1.2", "2.0") else None,
+    "version": older_version,
 }
 """Flags of earlier versions, in today's spelling."""
 
@@ -104,7 +102,7 @@ def _require_same_computation(before: TrainSettings, now: TrainSettings) -> None
         )
 
 
-def finish(run: Run) -> results.EvaluationResult:
+def finish(run: Run) -> EvaluationResult:
     """Evaluates the final weights at the evaluation scales; writes the results and the pictures."""
     return results.finish(run)
 

@@ -6,6 +6,7 @@ Which files belong together, and what their values mean, is found by one small m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,7 @@ class LabelledFiles:
 class Listing:
     """What was found of one split of a data set on disk, and everything that is wrong with it.
 
+    root: folder of the data set. When it does not exist, that is the first problem.
     layout: the expected folders, in words.
     items: the pairs, in the order of their names.
     classes, labels: None where the table of classes could not be had.
@@ -114,6 +116,7 @@ class Listing:
     lonely_images, lonely_labels: files without a partner.
     """
 
+    root: Path
     layout: str
     items: list[Item] = field(default_factory=list)
     classes: ClassTable | None = None
@@ -122,6 +125,15 @@ class Listing:
     advice: list[str] = field(default_factory=list)
     lonely_images: list[Path] = field(default_factory=list)
     lonely_labels: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            here = Path.cwd()
+            self.problems.insert(
+                0,
+                f"root: no such folder {self.root}, which is {os.path.relpath(self.root, here)} from the current "
+                f"folder {here}",
+            )
 
     def dataset(self, *, length: int | None = None) -> LabelledFiles:
         """The data set, or its first so many items. Raises DataError with all problems."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from hmsa_ext.errors import HmsaError
+
 IGNORE_LABEL = 255
 
 
-class DataError(ValueError):
+class DataError(HmsaError, ValueError):
     """The data on disk is not what training needs. The text names the file, what was found and what was expected."""
 
 
@@ -50,6 +52,21 @@ class ClassTable:
     def num_classes(self) -> int:
         """How many classes there are, without the ignored value."""
         return len(self.names)
+
+    def to_dict(self) -> dict[str, object]:
+        """Names and colours as plain lists, for JSON, YAML and checkpoints; :meth:`from_dict` reads them."""
+        return {"names": list(self.names), "colours": self.colours.tolist()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, object]) -> ClassTable:
+        """The table that :meth:`to_dict` wrote. Raises ValueError where names or colours are missing or do not fit."""
+        missing = {"names", "colours"} - content.keys()
+        if missing:
+            raise ValueError(f"classes: expected names and colours, got no {' and no '.join(sorted(missing))}")
+        names, colours = content["names"], content["colours"]
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"names: expected a list of texts, got {names!r}")
+        return cls(tuple(names), np.array(colours))
 
     def numbers(self, what: str, names: Sequence[str]) -> list[int]:
         """Class numbers of the names; ``what`` names the option that they came with. Raises DataError."""

@@ -226,28 +226,21 @@ def _build_data(train: TrainSettings, process: Process) -> tuple[TrainSettings, 
 
     Every process does this, and finds the same; one per machine makes the index.
     """
-    train_set, val_set, extra = train.data.open("train"), train.data.open("val"), train.data.open_extra()
-    train = fitted(train, train_set, process)
     quiet = not process.is_main
+    val_set = train.data.open("val")
     with distributed.first_on_machine(process):
-        training = data.prepare(
-            train_set, train.crops, train.sampling, seed=train.machine.seed, extra=extra,
-            cache=train.data.cache_folder, skip_damaged=train.data.damaged == "skip", quiet=quiet,
-        )  # fmt: skip
-        data.build_index(val_set, tile=training.index.tile, cache=train.data.cache_folder, quiet=quiet)
-    return train, training, val_set
-
-
-def fitted(train: TrainSettings, train_set: Dataset, process: Process) -> TrainSettings:
-    """The settings with crop and length, where they were not given, as they follow from the data; says why."""
-    crop, epochs = train.crops.crop, train.optimisation.epochs
-    if crop is None:
-        crop, reason = data.fit_crop(train_set, long_edge=train.crops.long_edge)
-        process.print(f"crop   {crop[0]}x{crop[1]}: {reason}")
+        training, reason = data.open_training(
+            train.data, train.sampling, train.crops, seed=train.machine.seed, quiet=quiet
+        )
+        data.build_index(val_set, tile=training.index.tile, cache=train.data.cache_path, quiet=quiet)
+    if train.crops.crop is None:
+        height, width = training.augment.crop
+        process.print(f"crop   {height}x{width}: {reason}")
+    epochs = train.optimisation.epochs
     if epochs is None and train.optimisation.iterations is None:
-        epochs, reason = data.fit_epochs(len(train_set))
+        epochs, reason = data.fit_epochs(len(training.index))
         process.print(f"epochs {epochs}: {reason}")
-    return with_fitted(train, crop=crop, epochs=epochs)
+    return with_fitted(train, crops=training.augment, epochs=epochs), training, val_set
 
 
 def _check_output(train: TrainSettings, old: Path | None) -> None:

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from hmsa_ext import settings
-from hmsa_ext.data import Augment, DataSettings, Sampling, by_name
+from hmsa_ext.data import NAMES, Augment, DataSettings, Sampling, source_type
+from hmsa_ext.data.settings import recipe
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.files import write_text
 from hmsa_ext.losses import LossSettings
@@ -108,7 +109,7 @@ class TrainSettings:
     records: Records = field(default_factory=Records)
 
     def __post_init__(self) -> None:
-        extra, classes = self.data.extra, self.sampling.extra_classes
+        extra, classes = self.data.extra_split is not None, self.sampling.extra_classes
         expected = "the classes that the extra images are for" if extra else "none without extra images"
         require("extra_classes", classes, bool(classes) == extra, expected)
 
@@ -116,8 +117,7 @@ class TrainSettings:
     def of(cls, data: str | DataSettings) -> TrainSettings:
         """The defaults for a data set (its name, or its settings), with its recipe."""
         chosen = data if isinstance(data, DataSettings) else DataSettings.of(data)
-        recipe = getattr(chosen.source, "recipe", {})
-        return settings.replace(cls(data=chosen), recipe)
+        return settings.replace(cls(data=chosen), recipe(chosen.name))
 
     @classmethod
     def read(cls, values: Mapping[str, Any], *, data: str | None = None) -> TrainSettings:
@@ -129,22 +129,25 @@ class TrainSettings:
         Raises :class:`hmsa_ext.settings.SettingError` for names and values that do not fit.
         """
         values = dict(values)
-        named = values.pop("data", None)
-        start = cls.of(data or named or DataSettings().name)
+        named = values.pop("data", None) or DataSettings().name
+        moved = data is not None and data != named
+        start = cls.of(data if moved else named)
         own = {name for option in settings.options(start) for name in (option.name, *option.was)}
-        for name, default in by_name.other_options(start.data.name).items():
-            moved = data is not None and data != named
-            if name not in own and name in values and (moved or values[name] in (None, [], default)):
-                del values[name]
-        if data is not None and data != named:
-            for option in settings.options(start.data.source):
-                values.pop(option.name, None)
+        for option in _options_of_all_sets():
+            for name in {option.name, *option.was} & values.keys():
+                if moved or (name not in own and values[name] in (None, [], settings.to_plain(option.value))):
+                    del values[name]
         return settings.replace(start, values)
 
     def save(self, path: Path) -> None:
         """Writes the settings as a YAML file that :func:`read_file` reads: all but the folder, which is of one run."""
         values = {name: value for name, value in settings.to_dict(self).items() if name != "output"}
         write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def _options_of_all_sets() -> list[settings.Option]:
+    """The options that the data sets of this package declare for themselves."""
+    return [option for name in NAMES for option in settings.options(source_type(name)())]
 
 
 def read_file(path: Path, argument: str) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def differences(before: Mapping[str, Any], now: TrainSettings) -> dict[str, tupl
     return found
 
 
-def with_fitted(train: TrainSettings, *, crop: tuple[int, int], epochs: int | None) -> TrainSettings:
+def with_fitted(train: TrainSettings, *, crops: Augment, epochs: int | None) -> TrainSettings:
     """The settings with what follows from the data filled in."""
     optimisation = dataclasses.replace(train.optimisation, epochs=epochs)
-    return dataclasses.replace(train, crops=dataclasses.replace(train.crops, crop=crop), optimisation=optimisation)
+    return dataclasses.replace(train, crops=crops, optimisation=optimisation)

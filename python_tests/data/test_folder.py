@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hmsa_ext import data
-from hmsa_ext.data.sets.palette import distinct_colours
+from hmsa_ext.data.palette import distinct_colours
 
 from .pictures import png, write, write_image
 

@@ -350,7 +350,7 @@ def test_automatic_labels_are_counted_after_the_threshold(tmp_path):
     stored[0, 3] = 8
     write(folder / f"{name}_leftImg8bit.png", stored)
     write(folder / f"{name}_leftImg8bit_prob.png", np.array([[0, 100, 200, 255]] * 2, np.uint8))
-    status, text, result = scan(tmp_path, "--split", "train_extra", "--labels", "autolabelled", data="cityscapes")
+    status, text, result = scan(tmp_path, "--split", "train_extra", "--extra", "autolabelled", data="cityscapes")
     assert status == 0
     train = result["splits"]["train_extra"]
     assert train["stored"]["7"]["pixels"] == 7
@@ -373,14 +373,23 @@ def test_options_reach_the_data_set(tmp_path):
     [
         ([], "expected one of scan, stats, got none"),
         (["look"], "expected one of scan, stats, got 'look'"),
-        (["scan"], "the following arguments are required: --data, --root"),
-        (["scan", "--data", "synthetic", "--root", "x"], "invalid choice: 'synthetic'"),
-        (["scan", "--data", "camvid", "--root", "x", "--fold", "1"], "fold: camvid has no such option; got 1"),
+        (["scan"], "scan: expected --data NAME, one of ade20k"),
+        (
+            ["scan", "--data", "synthetic", "--root", "x"],
+            "data: got 'synthetic', expected a data set on disk: one",
+        ),
+        (
+            ["scan", "--data", "camvid", "--root", "x", "--fold", "1"],
+            "--fold: camvid has no such option; cityscapes, kitti have it",
+        ),
         (
             ["scan", "--data", "camvid", "--root", "x", "--split", "all"],
             "split: expected one of ['train', 'val', 'test']",
         ),
-        (["scan", "--data", "cityscapes", "--root", "x", "--coarse-classes", "bus"], "expected numbers with commas"),
+        (
+            ["scan", "--data", "cityscapes", "--root", "x", "--coarse-classes", "bus"],
+            "coarse_classes: got bus, expected no value without autolabelled labels or extra",
+        ),
         (
             ["scan", "--data", "camvid", "--root", "x", "--json", "/none/x.json"],
             "json: no folder /none; expected a file in one",

@@ -1,5 +1,7 @@
 """Evaluation: every reading of one pass is scored as it would be by hand."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import Tensor, nn
 from bench.meters import LiveBytes
 from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.evaluation import EvaluationError, evaluate, readings, run, table
+from hmsa_ext.engine.evaluation import EvaluationError, evaluate, run, table
+from hmsa_ext.engine.metrics import Predictions
 from hmsa_ext.models import ScaleOutputs, build
 from hmsa_ext.ops import confusion_matrix
 
@@ -81,6 +84,14 @@ def test_one_scale_other_than_one_works(device: torch.device) -> None:
     model = Scripted({0.5: [[0, 0, 1, 1], [0, 0, 1, 1]]}, {})
     result = evaluate(model, [batch([[0, 0, 1, 1], [0, 0, 1, 1]])], CLASSES, (0.5,), Process(device))
     assert result.miou["0.5"] == result.miou["attention"] == 1.0
+
+
+def readings(outputs: ScaleOutputs, *, flip: bool = False) -> Iterator[Tensor]:
+    """Labels of each way."""
+    images = outputs.logits[0].shape[0] // (2 if flip else 1)
+    target = torch.zeros(images, *outputs.size, dtype=torch.uint8)
+    predictions = Predictions(outputs, target, ["one"] * images, flip=flip)
+    return (predictions.labels(way) for way in predictions.ways)
 
 
 def assert_labels_of(labels: Tensor, logits: Tensor) -> None:

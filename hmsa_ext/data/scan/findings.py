@@ -10,7 +10,7 @@ import numpy as np
 
 from hmsa_ext.data.label_table import show_value
 from hmsa_ext.data.scan.look import SplitScan, files_with
-from hmsa_ext.data.sets.suggestion import suggest_for_colours
+from hmsa_ext.data.suggestion import suggest_for_colours
 from hmsa_ext.data.types import IGNORE_LABEL
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
