@@ -26,8 +26,8 @@ from hmsa_ext.data import NAMES, Dataset, source_type
 from hmsa_ext.data.commands import older_version, options_of_others
 from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.device import choose_dtype, memory_format
+from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.settings import Machine, TrainSettings
 from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, validate

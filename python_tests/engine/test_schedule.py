@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hmsa_ext.engine.settings import Optimisation
 from hmsa_ext.engine.schedule import build_optimizer, learning_rate, set_learning_rate, update_average
+from hmsa_ext.engine.settings import Optimisation
 
 
 def test_learning_rate_decays_as_a_power_per_step() -> None:

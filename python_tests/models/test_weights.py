@@ -13,11 +13,11 @@ import hmsa_ext.models.hrnet
 import hmsa_ext.models.hrnet_ocr
 import hmsa_ext.models.multi_scale
 import hmsa_ext.models.weights
-from hmsa_ext.models import HRNetOCR, MultiScale, WeightError, hrnet_small_ocr, load_weights
+from hmsa_ext.models import OCRNetwork, MultiScale, WeightError, hrnet_small_ocr, load_weights
 
 
 @pytest.fixture
-def model() -> HRNetOCR:
+def model() -> OCRNetwork:
     return hrnet_small_ocr(num_classes=5)
 
 
