@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -48,7 +49,8 @@ class Case:
 
     @classmethod
     def from_json(cls, fields: dict) -> Case:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return cls(**values)
 
 
 def headline(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:

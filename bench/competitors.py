@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from bench import published_rmi
 from bench.cases import Case
 from hmsa_ext.ops import reference
 
-# What every way of computing an op takes: logits, attention, labels, scales, size.
-Function = Callable[..., object]
+# What every way of computing an op takes: logits, attention, labels, scales, size. Results: a tensor or several.
+Function = Callable[..., Any]
 # "floor" is no competitor: what moving the bytes costs, and nothing else.
 NAMES = ("eager", "compile", "hmsa")
 COPIED = 1 << 28  # bytes: past every cache
@@ -112,7 +113,8 @@ def _numpy_confusion_matrix(logits, attention, labels, scales, size):
 
 
 def _eager_confusion_matrix(logits, attention, labels, scales, size):
-    return reference.confusion_matrix(*labels, LABELLED_CLASSES)
+    prediction, target = labels
+    return reference.confusion_matrix(prediction, target, LABELLED_CLASSES)
 
 
 def _confusion_matrix(logits, attention, labels, scales, size):
@@ -151,7 +153,7 @@ def build(name: str, op: str = "fuse_scales", backend: str = "inductor") -> Func
     return _FUNCTIONS[op][name]
 
 
-def call(function: Function, case: Case, inputs: Inputs) -> object:
+def call(function: Function, case: Case, inputs: Inputs) -> Any:
     return function(inputs.logits, inputs.attention, inputs.labels, list(case.scales), list(case.size))
 
 
@@ -189,7 +191,7 @@ def moved_bytes(case: Case, direction: str) -> int:
 
 def floor(
     case: Case, direction: str, memory: str, device: torch.device | str = "cpu"
-) -> tuple[Callable[[], None], float]:
+) -> tuple[Callable[[], object], float]:
     """What to time, and what of that time is the floor.
 
     Of ``fuse_scales``, whose result is most of the bytes. Forward: one copy of the output into warm memory; cold: the

@@ -11,7 +11,8 @@ import sys
 
 from bench import json_lines
 from bench.cases import Case
-from bench.table import CALLS, markdown
+from bench.commands import markdown
+from bench.table import CALLS
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def report(entries: list[dict]) -> list[str]:
 
 def machine_line(run: dict) -> str:
     card = run.get("card", {})
-    what = card.get("name") or run.get("processor")
+    what = str(card.get("name") or run.get("processor"))
     facts = [what, f"driver {card['driver_version']}"] if "driver_version" in card else [what]
     facts += [f"torch {run.get('torch')}", f"CUDA {run.get('cuda_of_torch')}", f"commit {str(run.get('commit'))[:7]}"]
     stale = run.get("library", {}).get("built_from_these_sources") is False

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import competitors
 from bench.cases import Case
+from bench.commands import markdown
 
 NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile", "numpy": "np.bincount"}
 H200_COPY = 4300.0  # GB/s, read and written together
@@ -56,11 +57,6 @@ def tables(report: dict, device: str) -> list[str]:
     if tests["sample_crop"]:
         lines += ["", *markdown(crop_table(tests["sample_crop"]))]
     return [*lines, "", machine_line(report, device), ""]
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 
 # ---- the tables --------------------------------------------------------------------------------------------------

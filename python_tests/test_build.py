@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -10,13 +9,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from setuptools import Distribution
 
 from hmsa_ext.ops import library
 from python_tests.elf_reader import Elf
+from python_tests.module_loader import load_module
 
 ROOT = Path(__file__).resolve().parents[1]
 # What any Linux with a C++ runtime has, and torch. Older C libraries have rt, pthread and dl as files of their own.
@@ -26,17 +24,9 @@ ALLOWED = re.compile(
 )
 
 
-def load_from_backend(name: str) -> ModuleType:
-    """A module of _build_backend, which is on sys.path only while a build runs."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "_build_backend" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-build_environment = load_from_backend("build_environment")
-backend = load_from_backend("backend")
+# _build_backend is on sys.path only while a build runs.
+build_environment = load_module("build_environment", ROOT / "_build_backend" / "build_environment.py")
+backend = load_module("backend", ROOT / "_build_backend" / "backend.py")
 
 
 # ---- the library ------------------------------------------------------------------------------------------------
@@ -145,9 +135,10 @@ def test_wheel_is_for_any_python_on_this_platform(monkeypatch):
     monkeypatch.chdir(ROOT)
     from distutils.core import run_setup  # setuptools provides it
 
-    distribution: Distribution = run_setup("setup.py", stop_after="init")
+    distribution = run_setup("setup.py", stop_after="init")
     wheel = distribution.get_command_obj("bdist_wheel")
     wheel.ensure_finalized()
+    assert isinstance(wheel, bdist_wheel)
     python, abi, platform = wheel.get_tag()
     assert (python, abi) == ("py3", "none")
     assert platform != "any"
@@ -185,21 +176,14 @@ def configure(tmp_path_factory: pytest.TempPathFactory):
     build = tmp_path_factory.mktemp("build")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     torch_dir = build_environment.find_torch().directory
+    cmake = shutil.which("cmake", path=tools)
+    assert cmake is not None, "pip install cmake"
 
     def run(**environment: str | Path) -> Configured:
         hidden = ("HMSA_CUDA", "HMSA_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CUDA_PATH")
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
         done = subprocess.run(
-            [
-                shutil.which("cmake", path=tools),
-                "-S",
-                ROOT,
-                "-B",
-                build,
-                "-G",
-                "Ninja",
-                f"-DHMSA_TORCH_DIR={torch_dir}",
-            ],
+            [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DHMSA_TORCH_DIR={torch_dir}"],
             env=kept | {"PATH": tools} | {name: str(value) for name, value in environment.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

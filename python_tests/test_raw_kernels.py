@@ -7,7 +7,6 @@ without sanitizers; the C++ tests have those.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sysconfig
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from hmsa_ext.ops import reference
 
+from .module_loader import load_module
 from .ops.problems import CHANNELS_LAST, CONTIGUOUS, Problem, make_problem, random_problem
 
 # Roundings of the sums, or of the result where that is stored in half precision, beside the largest value.
@@ -35,10 +35,7 @@ def raw():
         if named:
             pytest.fail(f"HMSA_RAW_KERNELS is {named}, but {text}")
         pytest.skip(text)
-    specification = importlib.util.spec_from_file_location("hmsa_raw_kernels", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_module("hmsa_raw_kernels", path)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
