@@ -8,7 +8,7 @@ scipy.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage  # pyright: ignore[reportMissingImports]  (no dependency of this project)
 
 
 def class_tile_centres(labels: np.ndarray, tile: int, num_classes: int) -> np.ndarray:
