@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools.command.bdist_wheel import bdist_wheel
 
 from hmsa_ext.ops import library
 from python_tests.elf_reader import Elf
