@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -143,6 +145,52 @@ def test_wheel_is_for_any_python_on_this_platform(monkeypatch):
     python, abi, platform = wheel.get_tag()
     assert (python, abi) == ("py3", "none")
     assert platform != "any"
+
+
+# ---- the package ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the backend says of the package: ``hmsa_ext-*.dist-info`` and ``hmsa_ext.egg-info``."""
+    folder = tmp_path_factory.mktemp("metadata")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        backend.prepare_metadata_for_build_wheel(str(folder))
+    return folder
+
+
+def test_console_script_hmsa_is_a_function_of_the_package(metadata: Path):
+    distribution = importlib.metadata.PathDistribution(next(metadata.glob("*.dist-info")))
+    (script,) = distribution.entry_points
+    assert (script.group, script.name) == ("console_scripts", "hmsa")
+    assert callable(script.load())
+
+
+def test_packages_that_are_imported_are_asked_for(metadata: Path):
+    """What the modules of the package import beside the standard library and torch comes with it, or is an extra."""
+    distribution = importlib.metadata.PathDistribution(next(metadata.glob("*.dist-info")))
+    asked = {re.split(r"[^\w-]", requirement)[0] for requirement in distribution.requires or []}
+    names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
+    imported = set()
+    for path in (ROOT / "hmsa_ext").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(str(node.module).partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"hmsa_ext"}
+    assert {"torch", "tyro", "cv2"} <= foreign
+    assert {names.get(name, name) for name in foreign} <= asked
+
+
+def test_source_distribution_has_every_file_of_the_repository(metadata: Path):
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs a checkout, and git")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = {file for file in listed.split("\0") if file and (ROOT / file).exists()}
+    packed = set((metadata / "hmsa_ext.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines())
+    assert {file for file in tracked - packed if not file.startswith(".git")} == set()
 
 
 # ---- CMake ------------------------------------------------------------------------------------------------------
