@@ -10,9 +10,8 @@ from __future__ import annotations
 import sys
 
 from bench import json_lines
-from bench.cases import Case
+from bench.cases import OPS, Case
 from bench.commands import markdown
-from bench.table import CALLS
 
 
 def main() -> None:
@@ -89,7 +88,9 @@ def times(entries: list[dict]) -> list[list[str]]:
     for entry in entries:
         if entry["kind"] == "time" and "us" in entry:
             case = Case.from_json(entry["case"])
-            row = found.setdefault((f"`{CALLS[case.op]}`, {case.name}", entry["direction"]), {"bytes": entry["bytes"]})
+            row = found.setdefault(
+                (f"`{OPS[case.op].function}`, {case.name}", entry["direction"]), {"bytes": entry["bytes"]}
+            )
             row[entry["by"], entry["how"]] = entry
     header = ["what", "direction", "floor", "ours, graph", "share", "ours, events", "host", "eager, graph"]
     rows = [[*header, "eager, events", "compile, events", "times eager"]]

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 
+import hmsa_ext
 from bench import cases, competitors, flops, meters, record
 from bench.cases import Case
 from bench.crew import Worker
@@ -78,6 +79,14 @@ def test_competitors_agree(case):
     tolerance = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}[case.dtype]
     for eager, ours in zip(*results, strict=True):
         assert (eager.float() - ours.float()).abs().max() <= tolerance * eager.abs().max()
+
+
+def test_every_op_has_competitors_and_a_function_that_users_call():
+    measured = {case.op for case in (*cases.headline(), *cases.ends())}
+    assert measured == set(cases.OPS)
+    for name, op in cases.OPS.items():
+        assert {"eager", "hmsa"} <= set(competitors.names(name, "cpu"))
+        assert callable(getattr(hmsa_ext, op.function, None) or getattr(hmsa_ext.losses, op.function))
 
 
 @pytest.mark.parametrize("case", cases.ends((128, 256)), ids=lambda case: f"{case.op} {case.name}")
