@@ -7,8 +7,13 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Variants on a GPU are marked ``gpu``; tests that are marked so are skipped where there is no GPU."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``slow`` run only where ``-m`` names that marker. Variants on a GPU are marked ``gpu``; tests
+    marked so are skipped where there is no GPU."""
+    if "slow" not in config.option.markexpr:
+        slow = {item for item in items if item.get_closest_marker("slow")}
+        config.hook.pytest_deselected(items=list(slow))
+        items[:] = [item for item in items if item not in slow]
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if parameters.get("device") == "cuda":
