@@ -132,6 +132,7 @@ def test_flip_averages_the_logits_of_both_directions(device: torch.device) -> No
     assert_labels_of(mean, (straight.mean() + mirrored.mean().flip(-1)) / 2)
 
 
+@pytest.mark.memory
 def test_no_reading_makes_logits_at_full_resolution(device: torch.device) -> None:
     heads = [torch.randn(1, 40, 128 * s // 2, 128 * s // 2, device=device) for s in (4, 2, 1)]
     attention = [torch.rand(1, 1, *z.shape[2:], device=device) for z in heads[1:]]
