@@ -167,14 +167,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        _require_archive(path, start)
+    except OSError as error:
+        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
+    _require_archive(path, start)
+    try:
         with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PyTorch warns of is an error below, or no matter
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightError:
+    except MemoryError:
         raise
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises almost anything for damaged files
         raise WeightError(f"{path}: {_reason(error, path, start)}") from error
     if not isinstance(content, Mapping):
@@ -230,9 +231,10 @@ def _reason(error: Exception, path: Path, start: bytes) -> str:
         )
     if "TorchScript" in text:
         return f"{_NOT_A_CHECKPOINT}: it is a TorchScript program; save the state_dict() of torch.jit.load(FILE)"
-    if _is_damaged(path) if start.startswith(b"PK") else isinstance(error, EOFError) or "EOF" in text:
+    if _is_damaged(path) if start.startswith(b"PK") else isinstance(error, EOFError | OSError) or "EOF" in text:
         return f"the file is damaged or cut off, at {path.stat().st_size} bytes; copy or download it again"
-    return f"{_NOT_A_CHECKPOINT} ({type(error).__name__})"
+    advice = re.search("weights.only", text, re.IGNORECASE)
+    return f"{_NOT_A_CHECKPOINT} ({type(error).__name__}{'' if advice else ': ' + ' '.join(text.split())})"
 
 
 def _is_damaged(archive: Path) -> bool:
