@@ -129,9 +129,13 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
     process.print(f"device {process.reason}\ndtype  {reason}")
     model = trained.model.to(process.device, memory_format=memory_format(run.model.channels_last))
     dataset = open_data(command, trained)
-    return results.produce(
-        model, dataset, run.evaluation, process, dtype=dtype, workers=machine.workers, long_edge=run.crops.long_edge,
-        facts={"checkpoint": str(trained.path)}, output=output, picture_folder=folder,
+    loader = data.evaluation_loader(
+        dataset, rank=process.rank, world_size=process.world_size, workers=machine.workers,
+        long_edge=run.crops.long_edge,
+    )  # fmt: skip
+    return results.report(
+        model, data.Cropped(loader, process.device), dataset, run.evaluation, process, dtype=dtype,
+        long_edge=run.crops.long_edge, output=output, folder=folder, about={"checkpoint": str(trained.path)},
     )  # fmt: skip
 
 

@@ -26,11 +26,10 @@ from typing import Annotated, Any
 
 from hmsa_ext import command_line, settings
 from hmsa_ext.data.commands import older_version, options_of_others
-from hmsa_ext.engine import checkpoint, curve, distributed, loop, results
+from hmsa_ext.engine import checkpoint, distributed, loop, results
 from hmsa_ext.engine.evaluation import EvaluationResult
-from hmsa_ext.engine.run import CONFIG, PICTURES, RESULTS, Run, open_run
+from hmsa_ext.engine.run import CONFIG, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file
-from hmsa_ext.files import Output
 from hmsa_ext.settings import FREE, Metavar, SettingError
 
 
@@ -53,11 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     command = parse(arguments)
     with distributed.start(command.training.machine.device) as process:
-        run = open_run(command.training, process, resume=command.resume)
-        outcome = loop.train(run)
+        started = open_run(command.training, process, resume=command.resume)
+        outcome = loop.train(started)
         if outcome.finished:
-            finish(run)
+            results.finish(started)
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def run(train: TrainSettings, *, resume: str | Path | None = None) -> EvaluationResult | None:
+    """Trains and evaluates, as the command does; the result, or None where the training was stopped before its end.
+
+    Args:
+        train: all settings. ``TrainSettings.of("camvid")`` has the defaults for a data set.
+        resume: a run folder to continue; ``train`` are then the settings of that run.
+
+    Raises :class:`hmsa_ext.HmsaError` for whatever does not fit.
+    """
+    with distributed.start(train.machine.device) as process:
+        started = open_run(train, process, resume=resume)
+        return results.finish(started) if loop.train(started).finished else None
 
 
 def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
@@ -101,22 +114,6 @@ def _require_same_computation(before: TrainSettings, now: TrainSettings) -> None
             f"resume: a run is continued exactly as it was begun, but these settings differ:\n{lines}\n"
             "Leave them out, or begin a new run from the weights with --weights RUN/last.pt."
         )
-
-
-def finish(run: Run) -> EvaluationResult:
-    """Evaluates the final weights at the evaluation scales; writes the results and the pictures."""
-    train = run.settings
-    with run.averaged_weights():
-        result = results.produce(
-            run.model, run.val_set, train.evaluation, run.process, dtype=run.dtype, workers=train.machine.workers,
-            long_edge=train.crops.long_edge, criterion=loop.build_criterion(run),
-            facts={"config": settings.to_dict(train), "steps": run.steps}, training_seconds=run.progress.seconds,
-            output=Output(run.folder / RESULTS, "output"), picture_folder=run.folder / PICTURES,
-        )  # fmt: skip
-    if run.process.is_main:
-        curve.draw(run.folder)
-    run.process.print(f"everything is in {run.folder}")
-    return result
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from hmsa_ext.data.types import Batch
+from hmsa_ext.parts import Part
 from hmsa_ext.settings import (
     NOT_NEGATIVE,
     Flag,
@@ -22,7 +23,6 @@ from hmsa_ext.settings import (
     Rule,
     SettingError,
     Size,
-    Spelling,
     load_object,
     validate,
 )
@@ -41,16 +41,6 @@ class Looks(NamedTuple):
     flip: bool = False
     jitter: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
     blur: float = 0.0
-
-
-def _read_hook(value: Any) -> Any:
-    if not isinstance(value, str) and not callable(value):
-        raise ValueError
-    return value
-
-
-def _show_hook(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
 
 
 @functools.cache
@@ -97,7 +87,7 @@ class Augment:
     long_edge: Annotated[int, NOT_NEGATIVE] = 0
     """Resize images to this many pixels along their longer side first, also in evaluation (published for Mapillary
     Vistas: 2177); 0: as they are."""
-    batch_hook: Annotated[Any, Spelling("PACKAGE.MODULE:FUNCTION", _read_hook, _show_hook)] = None
+    batch_hook: Part | None = None
     """Python function that changes each training batch after the crop, on the device: hook(batch) returns a
     hmsa_ext.data.Batch."""
 

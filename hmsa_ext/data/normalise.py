@@ -6,10 +6,7 @@ import numpy as np
 import torch
 
 from hmsa_ext.data.types import ClassTable
-
-# Of ImageNet, for values from 0 to 1, red, green, blue: networks see (image / 255 - MEAN) / STD.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from hmsa_ext.normalisation import MEAN, STD
 
 
 def denormalise(image: torch.Tensor) -> np.ndarray:

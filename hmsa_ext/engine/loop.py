@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from hmsa_ext import data, losses
 from hmsa_ext.data import Batch
-from hmsa_ext.engine import distributed, schedule
+from hmsa_ext.engine import distributed, pictures, schedule
 from hmsa_ext.engine.device import arithmetic
 from hmsa_ext.engine.evaluation import ATTENTION, evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, duration, progress_bar, timed
+from hmsa_ext.engine.metrics import Loss
 from hmsa_ext.engine.run import Run
+
+MOST_PICTURES = 2
+"""Drawn for TensorBoard after each validation."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def train(run: Run) -> Outcome:
                 run.agree_on_statistics()
                 validate = epoch + 1 == epochs or (every > 0 and (epoch + 1) % every == 0)
                 run.log = log.state()
-                run.save(best=_validate(run, log) if validate else False)
+                run.save(best=_validate(run, criterion, log) if validate else False)
             saved = time.monotonic()
         log.say(f"trained {run.steps} steps in {duration(progress.seconds)}")
     return Outcome(True)
@@ -97,12 +101,12 @@ def train(run: Run) -> Outcome:
 
 def build_criterion(run: Run) -> nn.Module:
     """The training loss that the settings ask for; class weights come from the training labels."""
-    weight = None
-    if run.settings.loss.weighs_classes:
-        weights = data.balanced_weights(run.training.index.frequencies, run.settings.loss.class_balance)
+    loss, weight = run.settings.loss, None
+    if loss.class_balance > 0 and loss.functions.class_weights:
+        weights = data.balanced_weights(run.training.index.frequencies, loss.class_balance)
         weight = torch.from_numpy(weights).float().to(run.process.device)
-    return losses.MultiScaleLoss.of(
-        run.settings.loss, ignore_index=run.val_set.classes.ignore_label, class_weight=weight
+    return losses.MultiScaleLoss(
+        loss.name, loss.aux_weight, loss.scale_weight, run.val_set.classes.ignore_label, class_weight=weight
     )
 
 
@@ -122,15 +126,24 @@ def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate
     return loss.detach()
 
 
-def _validate(run: Run, log: RunLog) -> bool:
+def _validate(run: Run, criterion: nn.Module, log: RunLog) -> bool:
     """Evaluates at the training scales; true when the attention has never been better."""
+    train, process, classes = run.settings, run.process, run.val_set.classes
     with run.averaged_weights():
         result = evaluate(
-            run.model, run.validation_batches(), run.val_set.classes, run.settings.model.scales, run.process,
-            dtype=run.dtype, progress=progress_bar(run.process, "validation"),
+            run.model, run.validation_batches(), classes, train.model.scales, process, dtype=run.dtype,
+            metrics=[Loss(criterion, classes)], progress=progress_bar(process, "validation"),
         )  # fmt: skip
+        count = min(train.evaluation.pictures, MOST_PICTURES)
+        log.pictures(run.progress.step, pictures.pages(
+            run.model, run.val_set, count, train.model.scales, process.device, dtype=run.dtype,
+            long_edge=train.crops.long_edge,
+        ))  # fmt: skip
     miou = result.miou[ATTENTION]
     is_best = miou > run.progress.best
     run.progress.best = max(run.progress.best, miou)
-    log.validation(run.progress.step, run.progress.epoch, result.miou, best=run.progress.best, seconds=result.seconds)
+    log.validation(
+        run.progress.step, run.progress.epoch, result.miou, best=run.progress.best, seconds=result.seconds,
+        more=result.scalars(),
+    )  # fmt: skip
     return is_best

@@ -5,37 +5,42 @@
 ('hrnet_small_ocr', 'hrnet_w18_ocr', 'hrnet_w32_ocr', 'hrnet_w48_ocr')
 """
 
-from hmsa_ext.models.hrnet_ocr import HRNetOCR, hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
+from hmsa_ext.models.building import build
+from hmsa_ext.models.hrnet import HRNet, HRNetConfig
+from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
+from hmsa_ext.models.inputs import InputError
 from hmsa_ext.models.multi_scale import MultiScale
+from hmsa_ext.models.networks import NAMES, NETWORKS
+from hmsa_ext.models.ocr import OCRHead
+from hmsa_ext.models.ocr_network import OCRNetwork
+from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
+from hmsa_ext.models.settings import ModelSettings
+from hmsa_ext.models.trunks import TRUNKS, build_trunk
 from hmsa_ext.models.weights import WeightError, WeightReport, load_weights
 
 __all__ = [
+    "ATTENTION_HEADS",
     "NAMES",
-    "HRNetOCR",
+    "NETWORKS",
+    "TRUNKS",
+    "HRNet",
+    "HRNetConfig",
+    "InputError",
+    "ModelSettings",
     "MultiScale",
+    "OCRHead",
+    "OCRNetwork",
+    "ScaleAttentionHead",
     "ScaleOutputs",
     "WeightError",
     "WeightReport",
     "build",
+    "build_attention_head",
+    "build_trunk",
     "hrnet_small_ocr",
     "hrnet_w18_ocr",
     "hrnet_w32_ocr",
     "hrnet_w48_ocr",
     "load_weights",
 ]
-
-_NETWORKS = {
-    "hrnet_small_ocr": hrnet_small_ocr,
-    "hrnet_w18_ocr": hrnet_w18_ocr,
-    "hrnet_w32_ocr": hrnet_w32_ocr,
-    "hrnet_w48_ocr": hrnet_w48_ocr,
-}
-NAMES = tuple(_NETWORKS)
-
-
-def build(name: str, num_classes: int, **options) -> HRNetOCR:
-    """Build the network called ``name`` (one of ``NAMES``); options are those of the function of that name."""
-    if name not in _NETWORKS:
-        raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
-    return _NETWORKS[name](num_classes, **options)

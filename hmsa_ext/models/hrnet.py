@@ -73,6 +73,8 @@ class HRNet(nn.Module):
     torch.Size([1, 208, 17, 16])
     """
 
+    stride = 4
+
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__()
         self.out_channels = config.out_channels
@@ -129,7 +131,7 @@ class ResolutionModule(nn.Module):
         for target, layers in enumerate(self.fuse_layers):
             size = sources[target].shape[-2:]
             total = None
-            for source, layer in enumerate(layers):
+            for source, layer in enumerate(layers.children()):
                 term = layer(sources[source])
                 if source > target:
                     term = _resize(term, size)

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.models.initialisation import initialise
-from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, ScaleAttentionHead
+from hmsa_ext.models.inputs import InputError
+from hmsa_ext.models.one_scale import check_divisor, run_network
+from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
+from hmsa_ext.normalisation import FirstLook
 
 MAX_SCALES = 8
 DEFAULT_SCALES = (0.5, 1.0)
@@ -21,6 +24,14 @@ class MultiScale(nn.Module):
     ``network(images)`` returns ``(logits, features)`` or ``(logits, aux, features)``, all [B, *, h, w] of one size, at
     any stride. A scale-attention head is put on ``features``. In ``state_dict()`` the two are ``network.*`` and
     ``scale_attn.*``.
+
+    Images are normalised as the network expects it; for networks pretrained on ImageNet that is RGB,
+    ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`.
+
+    The network has to accept images of ``floor(H * s) x floor(W * s)`` pixels for every scale s. With ``divisor=n`` it
+    has to accept multiples of n only: the image of each scale is padded with 0 at the right and at the bottom, and the
+    outputs are cropped to the rows and columns that show the image. The network's stride must divide n. Batch norms
+    of the network see the padding in training. See :func:`hmsa_ext.models.one_scale.run_network`.
 
     >>> class Toy(nn.Module):
     ...     def __init__(self):
@@ -37,8 +48,13 @@ class MultiScale(nn.Module):
         network: the network; its weights are left as they are.
         feature_channels: channels of the features it returns.
         attention_channels: 1 (one weight for all classes, published) or the number of classes.
+        attention_head: see :func:`hmsa_ext.models.build_attention_head`.
         bottleneck: inner channels of the attention head (published: 256).
         attention_statistics: see :func:`forward_scales`.
+        divisor: a number that the network needs the height and width of its images to be multiples of.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
     """
 
     def __init__(
@@ -47,28 +63,48 @@ class MultiScale(nn.Module):
         feature_channels: int,
         *,
         attention_channels: int = 1,
+        attention_head: str | Callable[..., nn.Module] = "scale",
         bottleneck: int = PUBLISHED_BOTTLENECK,
         attention_statistics: str = "all",
+        divisor: int = 1,
     ) -> None:
         super().__init__()
         check_attention_statistics(attention_statistics)
+        check_divisor(divisor)
         self.network = network
-        self.scale_attn = ScaleAttentionHead(feature_channels, bottleneck=bottleneck, out_channels=attention_channels)
+        self.scale_attn = build_attention_head(
+            attention_head, feature_channels, attention_channels, bottleneck=bottleneck
+        )
+        self.feature_channels = feature_channels
         self.attention_statistics = attention_statistics
-        initialise(self.scale_attn, predictions=[self.scale_attn.conv2])
+        self.divisor = divisor
+        self._first_look = FirstLook()
+        if isinstance(self.scale_attn, ScaleAttentionHead):
+            initialise([self.scale_attn], predictions=[self.scale_attn.conv2])
 
     def forward(self, images: Tensor, scales: Sequence[float] = DEFAULT_SCALES) -> ScaleOutputs:
-        return forward_scales(self.network, self.scale_attn, images, scales, self.attention_statistics)
+        self._first_look(images)
+        return forward_scales(self.forward_one_scale, self.scale_attn, images, scales, self.attention_statistics)
+
+    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The network alone: images [B, 3, H, W] -> (logits, aux or None, features) at the stride of the network."""
+        logits, aux, features = run_network(self.network, images, self.divisor)
+        if features.shape[1] != self.feature_channels:
+            raise ValueError(
+                f"network: it returned features of {features.shape[1]} channels {list(features.shape)}, "
+                f"the attention head was built for feature_channels={self.feature_channels}"
+            )
+        return logits, aux, features
 
 
 def forward_scales(
-    network: Callable[[Tensor], Sequence[Tensor]],
+    network: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]],
     scale_attention: nn.Module,
     images: Tensor,
     scales: Sequence[float],
     attention_statistics: str = "all",
 ) -> ScaleOutputs:
-    """Run ``network`` and ``scale_attention`` on ``images`` [B, 3, H, W] at each scale, smallest first.
+    """Runs ``network`` and ``scale_attention`` on ``images`` [B, 3, H, W] at each scale, smallest first.
 
     At scale s the images are resized to ``floor(H * s), floor(W * s)`` (bilinear, ``align_corners=False``, no
     antialias). ``scales`` come in any order. Logits and attention are float32 under autocast, as published (the maps
@@ -81,13 +117,21 @@ def forward_scales(
     a tenth of the forward pass. The passes run from the smallest scale to the largest, as published: running statistics
     depend on the order.
 
+    Args:
+        network: images [B, 3, h, w] -> (logits, aux or None, features), as :func:`run_network` returns them.
+        scale_attention: features -> attention [B, 1 or C, h, w] in [0, 1].
+        images: normalised, floating point.
+        scales: up to 8 different positive numbers in any order, 1.0 among them when there is more than one.
+        attention_statistics: ``"all"`` or ``"used"``.
+
     Raises:
-        ValueError: scales that are empty, more than 8, not finite and positive, given twice, or without 1.0 when there
-            are several; images too small for a scale; network outputs that do not fit each other.
+        ValueError: scales that do not fit; attention that does not fit the logits.
+        InputError: images too small for a scale, or of a size that the network fails on. It is a ValueError.
         TypeError: images that are not floating point; network outputs that are not a tuple of tensors.
     """
     _check_images(images)
     ordered = descending_scales(scales)
+    largest = ordered[0]
     size = (images.shape[-2], images.shape[-1])
     logits: list[Tensor] = []
     attention: list[Tensor] = []
@@ -95,13 +139,13 @@ def forward_scales(
 
     for scale in reversed(ordered):
         resized = _resize_images(images, size, scale)
-        scale_logits, scale_aux, features = _unpack(network(resized))
+        scale_logits, scale_aux, features = network(resized)
         logits.append(_widen_under_autocast(scale_logits))
         if scale_aux is not None:
             aux.append(_widen_under_autocast(scale_aux))
-        if scale != ordered[0]:
+        if scale != largest:
             attention.append(_attend(scale_attention, features, scale_logits))
-        elif len(ordered) > 1 and scale_attention.training and attention_statistics == "all":
+        elif attention and scale_attention.training and attention_statistics == "all":
             with torch.no_grad():
                 scale_attention(features)
 
@@ -109,7 +153,11 @@ def forward_scales(
 
 
 def descending_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Check the scales of a forward pass and put them in descending order.
+    """The scales of a forward pass, checked, in descending order.
+
+    Raises:
+        ValueError: scales that are empty, more than 8, not finite and positive, given twice, or without 1.0 when there
+            are several.
 
     >>> descending_scales([0.5, 2, 1])
     (2.0, 1.0, 0.5)
@@ -129,7 +177,7 @@ def descending_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_attention_statistics(value: str) -> None:
-    """Raise ValueError unless ``value`` is one of the two ways that :func:`forward_scales` describes."""
+    """Raises ValueError unless ``value`` is one of the two ways that :func:`forward_scales` describes."""
     if value not in ("all", "used"):
         raise ValueError(f'attention_statistics: expected "all" or "used", got {value!r}')
 
@@ -144,38 +192,18 @@ def _check_images(images: Tensor) -> None:
 def _resize_images(images: Tensor, size: tuple[int, int], scale: float) -> Tensor:
     grid = (math.floor(size[0] * scale), math.floor(size[1] * scale))
     if min(grid) < 1:
-        raise ValueError(f"scales: {scale} leaves nothing of images of {size[0]} x {size[1]}")
+        raise InputError(f"scales: {scale} leaves nothing of images of {size[0]} x {size[1]}")
     if grid == size:
         return images
     return F.interpolate(images, grid, mode="bilinear", align_corners=False)
 
 
-def _unpack(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
-    if not isinstance(outputs, (tuple, list)) or len(outputs) not in (2, 3):
-        got = f"{len(outputs)} values" if isinstance(outputs, (tuple, list)) else type(outputs).__name__
-        raise TypeError(f"network: expected it to return (logits, features) or (logits, aux, features), got {got}")
-    for value in outputs:
-        if not isinstance(value, Tensor) or value.dim() != 4:
-            got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"network: expected it to return tensors [B, *, h, w], got {got}")
-    logits, features = outputs[0], outputs[-1]
-    aux = outputs[1] if len(outputs) == 3 else None
-    if aux is not None and aux.shape != logits.shape:
-        raise ValueError(f"network: aux {list(aux.shape)} differs from logits {list(logits.shape)}")
-    return logits, aux, features
-
-
 def _attend(scale_attention: nn.Module, features: Tensor, logits: Tensor) -> Tensor:
-    expected = getattr(getattr(scale_attention, "conv0", None), "in_channels", features.shape[1])
-    if features.shape[1] != expected:
-        raise ValueError(
-            f"network: it returned features of {features.shape[1]} channels {list(features.shape)}, "
-            f"the attention head was built for feature_channels={expected}"
-        )
     attention = scale_attention(features)
-    if attention.shape[-2:] != logits.shape[-2:]:
+    if attention.dim() != 4 or attention.shape[-2:] != logits.shape[-2:]:
         raise ValueError(
-            f"network: features {list(features.shape)} and logits {list(logits.shape)} must be of one height and width"
+            f"attention_head: expected [B, 1 or C, h, w] at the size of the logits {list(logits.shape)}, got "
+            f"{list(attention.shape)}"
         )
     if attention.shape[1] not in (1, logits.shape[1]):
         raise ValueError(

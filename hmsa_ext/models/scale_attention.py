@@ -1,7 +1,20 @@
-"""The head that says, per pixel, how far a scale is to be trusted against the next larger one."""
+"""The head that says, per pixel, how far a scale is to be trusted against the next larger one.
+
+An attention head is any module: features [B, in_channels, h, w] -> attention [B, out_channels, h, w] in [0, 1]. A new
+one is a file of its own and a line in ``ATTENTION_HEADS``; one outside this package is named
+``package.module:factory``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from hmsa_ext import parts
+from hmsa_ext.settings import SettingError
 
 PUBLISHED_BOTTLENECK = 256
 
@@ -15,7 +28,7 @@ class ScaleAttentionHead(nn.Module):
     Where half precision is used (autocast), the sigmoid is still computed in float32, so that weights near 1 differ.
     """
 
-    def __init__(self, in_channels: int, *, bottleneck: int = PUBLISHED_BOTTLENECK, out_channels: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int = 1, *, bottleneck: int = PUBLISHED_BOTTLENECK) -> None:
         super().__init__()
         self.conv0 = nn.Conv2d(in_channels, bottleneck, 3, padding=1, bias=False)
         self.bn0 = nn.BatchNorm2d(bottleneck)
@@ -31,3 +44,40 @@ class ScaleAttentionHead(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()
         return torch.sigmoid(x)
+
+
+ATTENTION_HEADS: dict[str, Callable[..., nn.Module]] = {"scale": ScaleAttentionHead}
+"""``(in_channels, out_channels) -> module`` by name."""
+
+
+def build_attention_head(
+    head: str | Callable[..., nn.Module], in_channels: int, out_channels: int, *, bottleneck: int = PUBLISHED_BOTTLENECK
+) -> nn.Module:
+    """The attention head that a name or a factory means.
+
+    Args:
+        head: a name of ``ATTENTION_HEADS``, ``package.module:factory``, or a factory. A factory is called with
+            ``(in_channels, out_channels)``, and with ``bottleneck=`` where its signature has that.
+        in_channels: channels of the features.
+        out_channels: channels of the attention.
+        bottleneck: inner channels.
+
+    Raises:
+        hmsa_ext.settings.SettingError: no such head, or the factory returns no module.
+    """
+    factory = parts.find(head, ATTENTION_HEADS, "attention_head")
+    if not callable(factory):
+        raise SettingError("attention_head", head, "a factory (in_channels, out_channels) -> module")
+    names, _ = parts.parameters(factory)
+    built = factory(in_channels, out_channels, **({"bottleneck": bottleneck} if "bottleneck" in names else {}))
+    if not isinstance(built, nn.Module):
+        raise SettingError("attention_head", type(built).__name__, "a factory that returns a torch.nn.Module")
+    return built
+
+
+def attention_width(attention_channels: Literal["one", "classes"] | int, num_classes: int) -> int:
+    """Channels of the attention: 1 for ``"one"`` or 1, ``num_classes`` for ``"classes"`` or that number."""
+    width = {"one": 1, "classes": num_classes}.get(attention_channels, attention_channels)  # type: ignore[call-overload]
+    if width not in (1, num_classes):
+        raise ValueError(f"attention_channels: expected 1 or num_classes={num_classes}, got {attention_channels!r}")
+    return width

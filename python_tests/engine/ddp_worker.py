@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hmsa_ext import train
-from hmsa_ext.engine import distributed, loop
+from hmsa_ext.engine import distributed, loop, results
 from hmsa_ext.engine.run import Run, open_run
 
 
@@ -23,7 +23,7 @@ def main(folder: Path, arguments: list[str]) -> None:
         run = open_run(train.parse(flags).training, process, resume=run.folder)
         finished.append(loop.train(run).finished)
         steps.append(run.progress.step)
-        result = train.finish(run).to_dict() | {"evaluation_seconds": None}
+        result = results.finish(run).to_dict() | {"evaluation_seconds": None}
         content = {
             "world_size": process.world_size,
             "finished": finished,

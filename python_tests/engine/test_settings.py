@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from hmsa_ext import HmsaError, settings, train
+from hmsa_ext.data import NAMES
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.settings import SettingError
 
@@ -25,7 +26,7 @@ def test_data_of_ones_own_have_no_recipe() -> None:
     assert own.crops.scale == (0.5, 2.0)
 
 
-@pytest.mark.parametrize("data", ["synthetic", "cityscapes", "mapillary", "camvid", "kitti", "bdd100k", "ade20k", "folder"])
+@pytest.mark.parametrize("data", NAMES)
 def test_every_option_has_documentation_and_a_flag(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--data", data, "--help")
@@ -36,7 +37,7 @@ def test_every_option_has_documentation_and_a_flag(data: str, capsys: pytest.Cap
 
 
 def test_option_names_are_unique() -> None:
-    for data in ("synthetic", "cityscapes", "mapillary", "folder"):
+    for data in NAMES:
         names = [option.name for option in settings.options(train.Train(training=TrainSettings.of(data)))]
         assert len(set(names)) == len(names)
 
@@ -82,7 +83,7 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
     found = parse("--config", str(recipe), "--root", "x")
     assert (found.data.name, found.crops.crop, found.sampling.kind) == ("camvid", (192, 256), "class_uniform")
     # That version wrote the options of every data set into every file.
-    with pytest.raises(SettingError, match=r"fold: .*(kitti|cityscapes)"):
+    with pytest.raises(HmsaError, match=r"fold: .*(kitti|cityscapes)"):
         TrainSettings.read({"data": "camvid", "fold": 2})
     assert TrainSettings.read({"data": "camvid", "fold": 0, "extra": "none", "version": None}).data.name == "camvid"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import (
     NAMES,
-    HRNetOCR,
+    OCRNetwork,
     ScaleOutputs,
     build,
     hrnet_small_ocr,
@@ -26,7 +26,7 @@ PUBLISHED = "ocrnet.HRNet_Mscale"
 
 
 @pytest.fixture(scope="module")
-def published(golden_fill) -> HRNetOCR:
+def published(golden_fill) -> OCRNetwork:
     model = hrnet_w48_ocr(num_classes=19, dropout=0.0)
     load_weights(model, golden_fill(model.state_dict()))
     return model
@@ -236,12 +236,12 @@ def test_wide_attention_has_one_channel_per_class():
             {"num_classes": 5, "attention_statistics": "no"},
             'attention_statistics: expected "all" or "used", got \'no\'',
         ),
-        ({"num_classes": 5, "name": "resnet"}, "name: expected one of hrnet_small_ocr, .*, got 'resnet'"),
+        ({"num_classes": 5, "model": "resnet"}, "model: got 'resnet', expected one of hrnet_small_ocr, "),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        build(**({"name": "hrnet_small_ocr"} | options))
+        build(**({"model": "hrnet_small_ocr"} | options))
 
 
 def assert_close_to_scale(got: Tensor, expected: np.ndarray) -> None:

@@ -45,7 +45,7 @@ class Mapillary:
 
     root: Root = None
     """Folder of the data set."""
-    version: Annotated[Version, Flag("vistas-version")] = "1.2"
+    version: Annotated[Version, Flag("vistas-version", was=("version",))] = "1.2"
     """Version of the labels: 1.2 (1.1 has the same) or 2.0."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,19 @@
+"""The networks that have names.
+
+A network is a function ``(num_classes, *, ...) -> module``: see :func:`hmsa_ext.models.build`. A new one is a file of
+its own and a line in ``NETWORKS``; one outside this package is named ``package.module:factory``.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "hrnet_small_ocr": hrnet_small_ocr,
+    "hrnet_w18_ocr": hrnet_w18_ocr,
+    "hrnet_w32_ocr": hrnet_w32_ocr,
+    "hrnet_w48_ocr": hrnet_w48_ocr,
+}
+NAMES = tuple(NETWORKS)

@@ -1,0 +1,76 @@
+"""Parts that a setting names: one of a table of ours, or ``package.module:factory`` of anybody's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from hmsa_ext.settings import Rule, SettingError, Spelling, load_object
+
+Kind = TypeVar("Kind")
+
+
+def _read(value: object) -> object:
+    if not isinstance(value, str) and not callable(value):
+        raise ValueError
+    return value
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
+
+
+Part = Annotated[str | Callable[..., Any], Spelling("NAME|MODULE:OBJECT", _read, _show)]
+"""A name of a table, ``package.module:object``, or in Python the object itself."""
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """The rule for a :data:`Part` whose table has these names; objects are looked up when they are used."""
+    names = tuple(names)
+    return Rule(
+        lambda part: (part in names or ":" in part) if isinstance(part, str) else callable(part), expected_of(names)
+    )
+
+
+def expected_of(names: Iterable[str]) -> str:
+    """What fits, for messages."""
+    return f"one of {', '.join(names)}, or package.module:object"
+
+
+def find(part: str | Kind, table: Mapping[str, Kind], name: str) -> Kind:
+    """The entry of ``table``, or the object that ``package.module:object`` means; an object stands for itself.
+
+    Args:
+        part: a name or an object.
+        table: the objects that have names.
+        name: of the setting, for messages.
+
+    Raises:
+        SettingError: no such name, module or object.
+    """
+    if not isinstance(part, str):
+        return part
+    if part in table:
+        return table[part]
+    if ":" not in part:
+        raise SettingError(name, part, expected_of(table))
+    return load_object(part, name)
+
+
+def spelled(part: object) -> str:
+    """The part as messages call it."""
+    return part if isinstance(part, str) else getattr(part, "__qualname__", type(part).__qualname__)
+
+
+def parameters(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Names of the parameters that ``function`` takes by keyword, and whether it takes any others too."""
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-ins have none
+        return frozenset(), False
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return (
+        frozenset(parameter.name for parameter in found if parameter.kind in by_name),
+        any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found),
+    )
