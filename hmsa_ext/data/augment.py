@@ -45,7 +45,7 @@ class Looks(NamedTuple):
 
 @functools.cache
 def _load_hook(hook: str | Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
-    function = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
+    function: Any = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
     if not callable(function):
         raise SettingError("batch_hook", hook, "the name of a function")
     return function
@@ -95,6 +95,13 @@ class Augment:
         validate(self)
         if self.batch_hook is not None and not callable(self.batch_hook) and ":" not in self.batch_hook:
             raise SettingError("batch_hook", self.batch_hook, "package.module:function")
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(height, width) of the crops; raises ValueError where the crop is still to follow from the data."""
+        if self.crop is None:
+            raise ValueError("crop: expected (height, width) in pixels, got none; hmsa_ext.data.fit_augment sets it")
+        return self.crop
 
     def change(self, batch: Batch) -> Batch:
         """What ``batch_hook`` makes of a batch; the batch itself without a hook.

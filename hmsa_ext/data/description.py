@@ -20,6 +20,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import yaml
@@ -66,7 +67,7 @@ def read_description(path: Path) -> Description:
         raise DataError(f"{path}: {error}") from error
 
 
-def _describe(content: Mapping[str, object]) -> Description:
+def _describe(content: Mapping[str, Any]) -> Description:
     for key in content:
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), KEYS, 1)
@@ -97,7 +98,7 @@ def _describe(content: Mapping[str, object]) -> Description:
     )
 
 
-def _names(value: object) -> dict[int, str]:
+def _names(value: Any) -> dict[int, str]:
     """Names by the number that the file gives them, in the order of the numbers."""
     if isinstance(value, list):
         value = dict(enumerate(value))
@@ -117,7 +118,7 @@ def _names(value: object) -> dict[int, str]:
     return dict(sorted(value.items()))
 
 
-def _colours(value: object, names: list[str]) -> list[int] | None:
+def _colours(value: Any, names: list[str]) -> list[int] | None:
     """One colour per class, as numbers; None where there are none."""
     if value is None:
         return None
@@ -132,7 +133,7 @@ def _colours(value: object, names: list[str]) -> list[int] | None:
 
 
 def _table(
-    content: Mapping[str, object], numbers: dict[int, str], colours: list[int] | None, *, by_colour: bool
+    content: Mapping[str, Any], numbers: dict[int, str], colours: list[int] | None, *, by_colour: bool
 ) -> LabelTable:
     order = {number: place for place, number in enumerate(numbers)}
     meaning: dict[int, int]
@@ -158,7 +159,7 @@ def _table(
     return LabelTable({**meaning, **dict.fromkeys(ignored, IGNORE_LABEL)}, expected=expected, colours=by_colour)
 
 
-def _ids(value: object, numbers: dict[int, str], *, by_colour: bool) -> dict[int, int]:
+def _ids(value: Any, numbers: dict[int, str], *, by_colour: bool) -> dict[int, int]:
     if not isinstance(value, dict) or not value:
         raise DataError(f"ids: expected a map from stored value to class, got {value!r}")
     places = {name: place for place, name in enumerate(numbers.values())}
@@ -175,7 +176,7 @@ def _ids(value: object, numbers: dict[int, str], *, by_colour: bool) -> dict[int
     return meaning
 
 
-def _ignored(value: object, meaning: Mapping[int, int], *, by_colour: bool) -> list[int]:
+def _ignored(value: Any, meaning: Mapping[int, int], *, by_colour: bool) -> list[int]:
     if value is None:
         return [] if by_colour or IGNORE_LABEL in meaning else [IGNORE_LABEL]
     if by_colour:
@@ -196,7 +197,7 @@ def _expectation(values: Sequence[int], ignored: Sequence[int], *, by_colour: bo
     return f"{text}, or {rest} for ignored" if rest else text
 
 
-def _read_colour(key: str, value: object) -> int:
+def _read_colour(key: str, value: Any) -> int:
     """A colour, [red, green, blue] or "#rrggbb", as red * 65536 + green * 256 + blue."""
     if isinstance(value, list | tuple) and len(value) == 3 and all(_is_number(v) and 0 <= v <= 255 for v in value):
         return value[0] << 16 | value[1] << 8 | value[2]
@@ -212,7 +213,7 @@ def _split_colour(colour: int) -> tuple[int, int, int]:
     return colour >> 16, colour >> 8 & 255, colour & 255
 
 
-def _quotes(value: object) -> str:
+def _quotes(value: Any) -> str:
     """How a value that YAML does not take for a text is written."""
     if isinstance(value, bool):
         words = '"yes", "on" or "true"' if value else '"no", "off" or "false"'
@@ -220,5 +221,5 @@ def _quotes(value: object) -> str:
     return f'write "{value}" in quotes'
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -20,7 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hmsa_ext.data.headers import PNG_START, FormatError, Header, check_readable, jpeg_segments, parse_header
+from hmsa_ext.data.headers import (
+    PNG_START,
+    FormatError,
+    Header,
+    check_readable,
+    jpeg_segments,
+    parse_header,
+    without_orientation,
+)
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import DataError
 
@@ -40,7 +48,7 @@ def read_image(path: Path, *, white: int = WHITE) -> np.ndarray:
     """
     data = read_bytes(path)
     header = check_whole(path, data)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    data, flags = _as_stored(data, header), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     if header.depth == 16 and white != WHITE:
         image = _decode(path, data, flags | cv2.IMREAD_ANYDEPTH)
         stretched = np.minimum(np.arange(1 << 16) * 255 / white + 0.5, 255).astype(np.uint8)
@@ -75,7 +83,7 @@ def read_label(path: Path) -> np.ndarray:
         data = _bmp_as_greyscale(data)
     elif header.palette:
         raise FormatError(f"{path}: a {header}: palettes are read from PNG and BMP; save the label map as one of these")
-    label = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    label = _decode(path, _as_stored(data, header), cv2.IMREAD_UNCHANGED)
     if label.ndim == 3:
         if not all(np.array_equal(label[..., 0], label[..., k]) for k in (1, 2)):
             raise DataError(
@@ -98,8 +106,9 @@ def read_colours(path: Path) -> np.ndarray:
     files.
     """
     data = read_bytes(path)
-    _refuse_lossy(path, check_whole(path, data))
-    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    header = check_whole(path, data)
+    _refuse_lossy(path, header)
+    image = _decode(path, _as_stored(data, header), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     # Blue, green, red and a fourth byte are the bytes of a number, lowest first.
     return cv2.cvtColor(image, cv2.COLOR_BGR2BGRA).view("<u4")[..., 0] & np.uint32(0xFFFFFF)
 
@@ -190,6 +199,10 @@ def _refuse_lossy(path: Path, header: Header) -> None:
             f"{path}: {header.format} is lossy: it alters labels at class borders. Regenerate the label maps as PNG; "
             f"converting this file does not restore the labels"
         )
+
+
+def _as_stored(data: bytes, header: Header) -> bytes:
+    return without_orientation(data) if header.format == "TIFF" and header.orientation != 1 else data
 
 
 def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:

@@ -248,6 +248,18 @@ def _tiff_tags(file: BinaryIO) -> dict[int, int]:
     return tags
 
 
+def without_orientation(data: bytes) -> bytes:
+    """A TIFF file whose orientation is 1. OpenCV follows the tag of a TIFF whatever it is asked."""
+    order = "<" if data[:2] == b"II" else ">"
+    (place,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, place)
+    changed = bytearray(data)
+    for entry in range(place + 2, place + 2 + 12 * count, 12):
+        if struct.unpack_from(order + "HH", data, entry) == (274, 3):
+            struct.pack_into(order + "H", changed, entry + 8, 1)
+    return bytes(changed)
+
+
 def _orientation(exif: bytes) -> int:
     """The orientation in EXIF data, which are a TIFF file without pixels; 1 where they cannot be read."""
     try:

@@ -7,7 +7,7 @@ was stopped within an epoch continues with the next batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -132,7 +132,7 @@ class _Crops:
     def __init__(self, training: TrainingSet, skip: bool) -> None:
         self.dataset, self.sampler, self.augment = training.dataset, training.sampler, training.augment
         self.skip = skip
-        self.epoch, self.boxes, self.classes = -1, None, None  # that was drawn last
+        self.epoch, self.boxes, self.classes = -1, np.empty((0, 5), np.int64), np.empty(0, np.int64)  # drawn last
 
     def __getitem__(self, key: tuple[int, int]) -> Piece:
         epoch, place = key
@@ -153,7 +153,7 @@ class _Crops:
             boxes, _ = self.sampler.draw(epoch, place, 1, attempt=attempt)
             image, *box = boxes[0].tolist()
         looks = self.augment.draw_looks(looks_rng(self.sampler.seed, epoch, place))
-        piece = piece_of(sample, box, looks, self.augment.crop)
+        piece = piece_of(sample, (box[0], box[1], box[2], box[3]), looks, self.augment.crop_size)
         piece.chosen_for, piece.warnings = chosen_for, warnings
         return piece
 
@@ -212,7 +212,7 @@ class _Loader(DataLoader):
             yield batch
 
 
-def _loader(items: _Crops | _Whole, places: Collection, workers: int) -> DataLoader:
+def _loader(items: _Crops | _Whole, places: _Places | list[list[int]], workers: int) -> DataLoader:
     return _Loader(
         cast("torch.utils.data.Dataset", _Caught(items)),  # it asks for no more than __getitem__
         batch_sampler=places,

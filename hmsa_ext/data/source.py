@@ -95,25 +95,28 @@ def source_of_function(function: Callable[..., Dataset]) -> type:
     Raises :class:`hmsa_ext.settings.SettingError` for parameters that are no options: positional ones and ``*args``.
     """
     name = getattr(function, "__qualname__", repr(function))
-    hints = typing.get_type_hints(getattr(function, "__init__", None) if inspect.isclass(function) else function,
-                                  include_extras=True)  # fmt: skip
-    first, *rest = inspect.signature(function).parameters.values() or [None]
+    parameters = list(inspect.signature(function).parameters.values())
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    odd = [parameter.name for parameter in rest if parameter.kind not in named]
-    if first is None or odd:
-        settings.require("data", name, False, "a function of (split, **options) whose options have names")
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if (
+        not parameters
+        or parameters[0].kind not in positional
+        or any(parameter.kind not in named for parameter in parameters[1:])
+    ):
+        raise settings.SettingError("data", name, "a function of (split, **options) whose options have names")
+    rest = [parameter for parameter in parameters[1:] if parameter.name != "length"]
+    annotated = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(annotated, include_extras=True)
     fields, required = [], []
     for parameter in rest:
-        if parameter.name == "length":
-            continue
         if parameter.default is inspect.Parameter.empty:
             required.append(parameter.name)
             fields.append((parameter.name, hints.get(parameter.name, str) | None, dataclasses.field(default=None)))
         else:
-            hint = hints.get(parameter.name, Any if parameter.default is None else type(parameter.default))
             default = parameter.default
+            hint = hints.get(parameter.name, Any if default is None else type(default))
             fields.append((parameter.name, hint, dataclasses.field(default_factory=lambda default=default: default)))
-    takes_length = any(parameter.name == "length" for parameter in rest)
+    takes_length = len(rest) < len(parameters) - 1
 
     def open_split(self: Any, split: str, *, length: int | None = None) -> Dataset:
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -58,7 +58,7 @@ def prepare(
     if tile is not None:
         sampling = replace(sampling, tile=tile)
     augment, _ = fit_augment(augment, dataset)
-    tile = sampling.tile_of(augment.crop)
+    tile = sampling.tile_of(augment.crop_size)
     if sampling.extra_classes and extra is None:
         raise DataError(f"extra_classes: got {', '.join(sampling.extra_classes)}, but there are no extra images")
     if extra is not None and not sampling.extra_classes:
@@ -70,7 +70,7 @@ def prepare(
     sampler = EpochSampler(
         index,
         sampling,
-        crop=augment.crop,
+        crop=augment.crop_size,
         scale=augment.scale,
         seed=seed,
         long_edge=augment.long_edge,

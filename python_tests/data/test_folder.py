@@ -99,6 +99,12 @@ def test_list_files(tmp_path):
     assert len(build(tmp_path)) == 1
 
 
+def test_a_list_file_may_begin_with_a_byte_order_mark(tmp_path):
+    make(tmp_path, "i", "m")
+    (tmp_path / "train.txt").write_text("\ufeffi/train/a.jpg m/train/a.png\n", encoding="utf-8")
+    assert len(build(tmp_path)) == 1
+
+
 def test_what_is_wrong_in_a_list_file_is_named(tmp_path):
     write_image(tmp_path / "x.jpg", LABEL.shape)
     write(tmp_path / "x.png", LABEL)

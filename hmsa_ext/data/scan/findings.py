@@ -91,8 +91,8 @@ def _about_folders(scans: Sequence[SplitScan], suggested: str) -> list[Finding]:
 def _about_ignored(scans: Sequence[SplitScan]) -> list[Finding]:
     findings = []
     for scan in scans:
-        labelled = [pair for pair in scan.pairs if pair.classes is not None]
-        empty = [pair for pair in labelled if not pair.classes[:IGNORE_LABEL].any()]
+        labelled = [(pair, pair.classes) for pair in scan.pairs if pair.classes is not None]
+        empty = [pair for pair, pixels in labelled if not pixels[:IGNORE_LABEL].any()]
         if labelled and len(empty) == len(labelled):
             stored = ", ".join(show_value(value) for value in list(scan.stored())[:10])
             text = f"{scan.split}: every pixel of every image is ignored"
@@ -145,7 +145,7 @@ def _about_values(name: str, scan: SplitScan) -> list[Finding]:
     colours = scan.stored(colours=True)
     table = scan.listing.labels.table if scan.listing.labels is not None else None
     found = files_with(scan.pairs, "values")
-    if found:
+    if found and table is not None:
         shown = [show_value(int(value), colours=table.colours) for value in scan.wrong_values]
         some = ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
         text = f"{scan.split}: label maps with values that are no class: {len(found)}; the values are {some}"
@@ -331,5 +331,5 @@ def _about_copies(scans: Sequence[SplitScan]) -> list[Finding]:
 
 
 def _list(names: Sequence[str], numbers: np.ndarray) -> str:
-    some = ", ".join(names[number] for number in numbers[:_NEVER_LISTED])
+    some = ", ".join(names[int(number)] for number in numbers[:_NEVER_LISTED])
     return some + (f" and {len(numbers) - _NEVER_LISTED} more" if len(numbers) > _NEVER_LISTED else "")
