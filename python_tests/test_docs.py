@@ -299,6 +299,18 @@ def test_figures_of_the_readme_are_rows_of_the_benchmarks_page() -> None:
         assert compiled == (everything[what, "torch.compile"][2] if compiled else "")
 
 
+def test_figures_of_the_main_job_are_those_of_their_files() -> None:
+    (section,) = re.findall(r"^## Main job\n(.*)", text_of(BENCHMARKS), re.M | re.S)
+    rows = [row for row in re.findall(r"^\|(.*)\|$", section, re.M) if "](" in row]
+    assert rows
+    for row in rows:
+        _, seed, *figures, link = (cell.strip() for cell in row.split("|"))
+        results = json.loads(text_of(DOCS / link.partition("](")[2].rstrip(")")))
+        assert results["config"]["seed"] == int(seed)
+        ways = ("0.5", "1.0", "2.0", "mean", "attention")
+        assert figures == [f"{100 * results['miou'][way]:.1f}" for way in ways]
+
+
 def test_every_file_of_results_is_in_both_indices() -> None:
     for index in (BENCHMARKS, RESULTS / "README.md"):
         for file in RESULTS.glob("*.json"):
