@@ -18,6 +18,7 @@ from hmsa_ext.data.fit import fit_augment, fit_crop, fit_epochs, typical_size
 from hmsa_ext.data.frequencies import balanced_weights
 from hmsa_ext.data.index import ClassIndex, build_index, cache_folder
 from hmsa_ext.data.labelled_files import LabelledFiles
+from hmsa_ext.data.learnable import require_labels, require_two_classes
 from hmsa_ext.data.loader import batches_per_epoch, evaluation_loader, training_loader, whole_piece
 from hmsa_ext.data.normalise import colourise, denormalise
 from hmsa_ext.data.sampling import EpochSampler, Sampling
@@ -66,6 +67,8 @@ __all__ = [
     "piece_of",
     "prepare",
     "recipe",
+    "require_labels",
+    "require_two_classes",
     "source_type",
     "training_loader",
     "typical_size",

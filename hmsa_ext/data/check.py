@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from hmsa_ext.data.label_table import describe_values
-from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import ClassTable, DataError, Dataset, Sample
 
 SHOWN = 10
@@ -31,7 +31,7 @@ def check(dataset: Dataset, *, threads: int | None = None, quiet: bool = False) 
     if count == 0:
         raise DataError("the data set is empty: expected at least 1 image")
     problems, start = [], time.monotonic()
-    with ThreadPoolExecutor(threads or min(usable_cores(), 16)) as pool:
+    with ThreadPoolExecutor(reader_threads(threads)) as pool:
         results = pool.map(lambda index: inspect_item(dataset, index), range(count))
         for _, found in report(results, count, what="checking the data", quiet=quiet):
             problems.extend(found)

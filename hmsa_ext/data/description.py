@@ -1,4 +1,4 @@
-"""The small YAML that describes a folder of one's own: what the classes are called and what the label maps store.
+"""The small YAML that describes your own folder: the names of the classes and the values that the label maps store.
 
     names: [background, road, car]      # class numbers 0, 1, 2; or stored values with names: {0: road, 7: car}
     ignore: 255                         # a stored value or several; 255 unless given
@@ -7,7 +7,8 @@
     masks: colours                      # the masks are colour pictures: the colours (or the colours in ids) decide
     images: images                      # folder of the images, by split
     masks_dir: masks                    # folder of the label maps
-    mask_suffix: _L                     # what the label map of NAME.jpg has behind NAME
+    mask_suffix: _L                     # the label map of NAME.jpg is NAME_L.png
+    white: 4095                         # the value of white in images of 16 bits; 65535 unless given
     train: train.txt                    # list file (lines of IMAGE LABEL) or folder of images; so val and test
 
 Only ``names`` is needed.
@@ -23,18 +24,19 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from hmsa_ext.data.files import WHITE
 from hmsa_ext.data.label_table import NO_CLASS, LabelTable, show_value
 from hmsa_ext.data.palette import distinct_colours
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable, DataError
 
 SPLITS = ("train", "val", "test")
-KEYS = ("names", "ignore", "ids", "colours", "masks", "images", "masks_dir", "mask_suffix", *SPLITS)
+KEYS = ("names", "ignore", "ids", "colours", "masks", "images", "masks_dir", "mask_suffix", "white", *SPLITS)
 _TEXTS = ("images", "masks_dir", "mask_suffix", *SPLITS)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a description says; ``None`` where it is silent.
+    """The content of a description; ``None`` for keys that it does not have.
 
     places: list file or folder of images of each split that has one.
     """
@@ -45,6 +47,7 @@ class Description:
     masks_dir: str | None
     mask_suffix: str
     places: Mapping[str, str]
+    white: int = WHITE
 
 
 def read_description(path: Path) -> Description:
@@ -72,6 +75,9 @@ def _describe(content: Mapping[str, object]) -> Description:
     for key in _TEXTS:
         if not isinstance(content.get(key, ""), str):
             raise DataError(f"{key}: expected a text, got {content[key]!r}")
+    white = content.get("white", WHITE)
+    if not _is_number(white) or not 0 < white <= WHITE:
+        raise DataError(f"white: expected a value from 1 to {WHITE}, got {white!r}")
     masks = content.get("masks", "indices")
     if masks not in ("indices", "colours"):
         raise DataError(f"masks: expected indices or colours, got {masks!r}")
@@ -87,6 +93,7 @@ def _describe(content: Mapping[str, object]) -> Description:
         content.get("masks_dir"),
         content.get("mask_suffix", ""),
         {split: content[split] for split in SPLITS if split in content},
+        white,
     )
 
 
@@ -100,7 +107,7 @@ def _names(value: object) -> dict[int, str]:
         if not _is_number(number) or number < 0:
             raise DataError(f"names: expected numbers from 0 up before the names, got {number!r}")
         if not isinstance(name, str):
-            raise DataError(f'names: expected texts (write "{name}" in quotes), got {name!r}')
+            raise DataError(f"names: expected texts, got {name!r}; {_quotes(name)}")
     names = list(value.values())
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
@@ -160,7 +167,9 @@ def _ids(value: object, numbers: dict[int, str], *, by_colour: bool) -> dict[int
     for stored, name in value.items():
         if not by_colour and (not _is_number(stored) or stored < 0):
             raise DataError(f"ids: expected stored values from 0 up, got {stored!r}")
-        if isinstance(name, bool) or not isinstance(name, str | int) or name not in places:
+        if isinstance(name, bool):
+            raise DataError(f"ids: {stored!r} is {name!r}; {_quotes(name)}")
+        if not isinstance(name, str | int) or name not in places:
             raise DataError(f"ids: {stored!r} is {name!r}, which is not in names: {', '.join(numbers.values())}")
         meaning[_read_colour("ids", stored) if by_colour else stored] = places[name]
     return meaning
@@ -201,6 +210,14 @@ def _read_colour(key: str, value: object) -> int:
 
 def _split_colour(colour: int) -> tuple[int, int, int]:
     return colour >> 16, colour >> 8 & 255, colour & 255
+
+
+def _quotes(value: object) -> str:
+    """How a value that YAML does not take for a text is written."""
+    if isinstance(value, bool):
+        words = '"yes", "on" or "true"' if value else '"no", "off" or "false"'
+        return f"YAML reads yes, no, on and off as true and false: write {words} in quotes"
+    return f'write "{value}" in quotes'
 
 
 def _is_number(value: object) -> bool:

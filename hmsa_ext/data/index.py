@@ -27,7 +27,7 @@ import torch
 
 from hmsa_ext import ops
 from hmsa_ext.data.check import inspect_item, problem_report
-from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.files import replacing
 
@@ -93,7 +93,7 @@ def build_index(
         raise ValueError(f"tile: expected at least 1 pixel, got {tile}")
     if len(dataset) == 0:
         raise DataError("the data set is empty: expected at least 1 image")
-    builder = _Builder(dataset, tile, threads or min(usable_cores(), 16), quiet)
+    builder = _Builder(dataset, tile, reader_threads(threads), quiet)
     files = getattr(dataset, "files", None)
     if cache is None or files is None:
         index = builder.build(_Rows(len(dataset)))

@@ -1,20 +1,22 @@
 """Loaders for training and evaluation: worker processes decode, the device crops.
 
-All randomness is counted, not carried on: item ``n`` of an epoch, its box and its looks, follow from (seed, epoch, n).
-So a run gives the same batches with any number of workers, two ranks see what one rank with twice the batch sees, and a
-run that was stopped in the middle of an epoch goes on with the very next batch.
+Every random number is a function of (seed, epoch, position); there is no generator state to save. A run therefore gives
+the same batches with any number of workers, two ranks take the crops of one rank with twice the batch, and a run that
+was stopped within an epoch continues with the next batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from hmsa_ext.data.augment import Looks, resized_size
-from hmsa_ext.data.crops import Piece, collate, piece_of
+from hmsa_ext.data.crops import DecodedBatch, Piece, collate, piece_of
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.training_set import TrainingSet
 from hmsa_ext.data.types import DataError, Dataset, Sample
@@ -70,9 +72,12 @@ def batches_per_epoch(training: TrainingSet, batch_size: int, world_size: int = 
     """How many batches each rank takes in an epoch. Raises DataError when the items do not fill one."""
     together = batch_size * world_size
     if len(training.sampler) < together:
+        images = len(training.sampler)
+        largest = images // world_size
+        remedy = f"a batch_size of at most {largest}" if largest else f"at most {images} ranks"
         raise DataError(
-            f"an epoch has {len(training.sampler)} items, fewer than one batch: batch_size {batch_size} on each of "
-            f"{world_size} ranks takes {together}"
+            f"an epoch has {images} items, fewer than one batch: batch_size {batch_size} on each of {world_size} "
+            f"rank{'s' * (world_size > 1)} takes {together}. Set {remedy}, or add images"
         )
     return len(training.sampler) // together
 
@@ -171,15 +176,51 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """The text of a DataError. PyTorch would turn the error of a worker into one whose text is a traceback."""
+
+    text: str
+
+
+class _Caught:
+    """Items of which those that raise DataError are :class:`_Failure`."""
+
+    def __init__(self, items: _Crops | _Whole) -> None:
+        self.items = items
+
+    def __getitem__(self, key: Any) -> Piece | _Failure:
+        try:
+            return self.items[key]
+        except DataError as error:
+            return _Failure(str(error))
+
+
+def _collate(pieces: list[Piece | _Failure]) -> DecodedBatch | _Failure:
+    good = [piece for piece in pieces if isinstance(piece, Piece)]
+    failures = [piece for piece in pieces if isinstance(piece, _Failure)]
+    return failures[0] if failures else collate(good)
+
+
+class _Loader(DataLoader):
+    """Raises in this process what a worker could not read."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, _Failure):
+                raise DataError(batch.text)
+            yield batch
+
+
 def _loader(items: _Crops | _Whole, places: Collection, workers: int) -> DataLoader:
-    return DataLoader(
-        items,
+    return _Loader(
+        cast("torch.utils.data.Dataset", _Caught(items)),  # it asks for no more than __getitem__
         batch_sampler=places,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
-        # Else making an iterator would draw from the global generator, and with it change what the model draws.
+        # Without it each iterator would draw from the global generator, and so change the dropout of the model.
         generator=torch.Generator(),
     )
 

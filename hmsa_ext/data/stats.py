@@ -24,7 +24,7 @@ from hmsa_ext.data.augment import Augment
 from hmsa_ext.data.commands import older_version, options_of_others, required_data
 from hmsa_ext.data.index import ClassIndex
 from hmsa_ext.data.opencv import cv2
-from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.sampling import Sampling
 from hmsa_ext.data.settings import DataSettings, recipe
 from hmsa_ext.data.training_set import TrainingSet, open_training
@@ -32,6 +32,7 @@ from hmsa_ext.data.types import ClassTable
 from hmsa_ext.files import Output
 from hmsa_ext.settings import NOT_NEGATIVE, POSITIVE, Flag, Metavar, options, to_dict, validate
 from hmsa_ext.settings import replace as replace_settings
+from hmsa_ext.tables import text_table
 
 PAPER, INK, FAINT, RULE = (255, 255, 255), (40, 40, 40), (120, 120, 120), (225, 225, 225)
 BAR_HEIGHT, ROW_HEIGHT, NAME_WIDTH, PLOT_WIDTH, NUMBER_WIDTH = 13, 46, 190, 620, 150
@@ -64,7 +65,7 @@ def count_crops(training: TrainingSet, *, epochs: int = 1, quiet: bool = False) 
         return np.stack([_histogram(label, box, number) for box in boxes[rows, 1:]])
 
     counts = np.zeros((len(boxes), number))
-    with ThreadPoolExecutor(min(usable_cores(), 16)) as pool:
+    with ThreadPoolExecutor(reader_threads()) as pool:
         found = report(pool.map(count, by_image), len(by_image), what="counting crops", quiet=quiet)
         for rows, result in zip(by_image, found, strict=True):
             counts[rows] = result
@@ -91,14 +92,7 @@ def table(index: ClassIndex, uniform: CropCounts, sampled: CropCounts, kind: str
                 f"{100 * sampled.presence[c]:.0f}", f"{100 * uniform.presence[c]:.0f}",
             ]
         )  # fmt: skip
-    widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in [head, *rows]
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return text_table(head, rows)
 
 
 def draw(index: ClassIndex, uniform: CropCounts, sampled: CropCounts, kind: str) -> np.ndarray:
@@ -128,7 +122,7 @@ def draw(index: ClassIndex, uniform: CropCounts, sampled: CropCounts, kind: str)
             cv2.rectangle(picture, *box, fill, cv2.FILLED)
             cv2.rectangle(picture, *box, FAINT, 1)
         factor = f"x {sampled.share[c] / uniform.share[c]:.2f}" if uniform.share[c] else ""
-        text = f"{100 * uniform.share[c]:.2f} > {100 * sampled.share[c]:.2f} %"
+        text = f"{100 * uniform.share[c]:.2f} to {100 * sampled.share[c]:.2f} %"
         _write(picture, text, (NAME_WIDTH + PLOT_WIDTH + 10, y + 12), 0.4, INK)
         _write(picture, factor, (NAME_WIDTH + PLOT_WIDTH + 10, y + 28), 0.4, FAINT)
     return picture

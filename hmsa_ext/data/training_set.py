@@ -11,6 +11,7 @@ import numpy as np
 from hmsa_ext.data.augment import Augment
 from hmsa_ext.data.fit import fit_augment
 from hmsa_ext.data.index import ClassIndex, build_index
+from hmsa_ext.data.learnable import require_two_classes
 from hmsa_ext.data.sampling import EpochSampler, Sampling
 from hmsa_ext.data.settings import DataSettings
 from hmsa_ext.data.types import DataError, Dataset, Sample
@@ -64,6 +65,7 @@ def prepare(
         raise DataError("extra_classes: expected the classes that the extra images are for, got none")
     options = {"tile": tile, "cache": cache, "skip_damaged": skip_damaged, "quiet": quiet}
     index = build_index(dataset, **options)
+    require_two_classes(index, "train")
     extra_index = None if extra is None else build_index(extra, **options)
     sampler = EpochSampler(
         index,

@@ -91,7 +91,7 @@ class Sample:
 
     image: uint8 [H, W, 3], red, green, blue.
     label: uint8 [H, W], class numbers; 255 = ignored.
-    name: what the user knows the picture by (a file name without its ending).
+    name: a file name without its ending.
     """
 
     image: np.ndarray
@@ -139,3 +139,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The batch on another device. From pinned memory the copy runs beside the host."""
+        images = self.images.to(device, non_blocking=non_blocking)
+        return Batch(images, self.labels.to(device, non_blocking=non_blocking), self.names)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; called by ``torch.utils.data.DataLoader``."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.names)

@@ -9,7 +9,6 @@ process; every other random number is a function of seed, epoch and index), ``co
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.settings import TrainSettings, differences
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
+from hmsa_ext.models import WeightError, read_checkpoint
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -62,10 +62,9 @@ def load(run_or_file: str | Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU. Only tensors and plain values are read (``weights_only``), never code."""
     path = find(run_or_file)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"checkpoint: cannot read {path}: {reason}") from error
+        content = read_checkpoint(path)
+    except WeightError as error:
+        raise CheckpointError(f"checkpoint: cannot read {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint: {path} holds a {type(content).__name__}, expected a dict of weights")
     return content

@@ -73,8 +73,14 @@ def draw(folder: Path) -> Path:
 
 def _points(records: Sequence[dict[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
     """Steps and values, without the undefined ones: a loss gone wrong, a mIoU where nothing was labelled."""
-    found = [(r["step"], r.get(name)) for r in records if r["kind"] == kind]
-    return [(step, x) for step, x in found if isinstance(x, int | float) and abs(x) < _MOST]
+    points = []
+    for record in records:
+        value = record.get(name)
+        if record["kind"] != kind or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if abs(value) < _MOST:
+            points.append((record["step"], value))
+    return points
 
 
 def _place(step: float, value: float, last: float, limits: tuple[float, float]) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.metrics import (
     ATTENTION,
     MEAN,
+    METRIC_NAMES,
+    METRICS,
     ConfusionMatrices,
     Metric,
     Predictions,
@@ -27,7 +29,7 @@ from hmsa_ext.engine.metrics import (
 )
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs
-from hmsa_ext.settings import FREE, NOT_NEGATIVE, Flag, Names, Scales, validate
+from hmsa_ext.settings import FREE, NOT_NEGATIVE, Flag, Names, Scales, require, validate
 from hmsa_ext.tables import text_table
 
 
@@ -50,6 +52,8 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         validate(self)
+        for name in self.metrics:
+            require("metrics", name, name in METRICS or ":" in name, METRIC_NAMES)
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,11 @@ def table(result: EvaluationResult) -> str:
             for c, name in enumerate(result.class_names)
         ],
     )
-    return f"{first}\n\n{second}"
+    invented = [
+        name for c, name in enumerate(result.class_names) if not pixels[c] and scores.iou[c] == 0
+    ]  # NaN is no 0
+    note = f"\n\nnot in the truth, but predicted, hence IoU 0: {', '.join(invented)}" if invented else ""
+    return f"{first}\n\n{second}{note}"
 
 
 _MEANS = {

@@ -328,6 +328,8 @@ class CalibrationError:
 
 METRICS: dict[str, Callable[[ClassTable], Metric]] = {"calibration": CalibrationError}
 """Metrics that settings can name, beside ``package.module:factory``; each is made as ``factory(classes)``."""
+METRIC_NAMES = f"some of {', '.join(METRICS)}, or package.module:factory"
+"""What names of metrics may be, in words."""
 
 
 def build_metrics(names: Sequence[str], classes: ClassTable) -> list[Metric]:
@@ -339,7 +341,7 @@ def build_metrics(names: Sequence[str], classes: ClassTable) -> list[Metric]:
     found = []
     for name in names:
         if name not in METRICS and ":" not in name:
-            raise SettingError("metrics", name, f"some of {', '.join(METRICS)}, or package.module:factory")
+            raise SettingError("metrics", name, METRIC_NAMES)
         metric = (METRICS[name] if name in METRICS else load_object(name, "metrics"))(classes)
         missing = [method for method in ("update", "reduce", "result") if not callable(getattr(metric, method, None))]
         if missing:

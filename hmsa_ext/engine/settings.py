@@ -15,13 +15,25 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from hmsa_ext import settings
-from hmsa_ext.data import NAMES, Augment, DataSettings, Sampling, source_type
+from hmsa_ext.data import NAMES, Augment, DataError, DataSettings, Sampling, source_type
+from hmsa_ext.data.commands import options_of_others
 from hmsa_ext.data.settings import recipe
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.files import write_text
 from hmsa_ext.losses import LossSettings
 from hmsa_ext.models import ModelSettings
-from hmsa_ext.settings import BELOW_ONE, FREE, NOT_NEGATIVE, POSITIVE, Metavar, Rule, SettingError, require, validate
+from hmsa_ext.settings import (
+    BELOW_ONE,
+    FREE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Metavar,
+    Rule,
+    SettingError,
+    UnknownSettingError,
+    require,
+    validate,
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +149,13 @@ class TrainSettings:
             for name in {option.name, *option.was} & values.keys():
                 if moved or (name not in own and values[name] in (None, [], settings.to_plain(option.value))):
                     del values[name]
-        return settings.replace(start, values)
+        try:
+            return settings.replace(start, values)
+        except UnknownSettingError as error:
+            reason = options_of_others(start.data.name).get(error.name.replace("_", "-"))
+            if reason is None:
+                raise
+            raise DataError(f"{error.name}: {reason}") from None
 
     def save(self, path: Path) -> None:
         """Writes the settings as a YAML file that :func:`read_file` reads: all but the folder, which is of one run."""

@@ -1,5 +1,7 @@
-"""Losses: cross-entropy, over all pixels or the hardest, and region mutual information, each on the chain of scales
-without full-resolution logits; and their sum over the outputs of a multi-scale model."""
+"""Losses of multi-scale outputs, computed without full-resolution logits, and their sum over the terms of training.
+
+``LOSSES`` lists them by name; :class:`MultiScaleLoss` is what training minimises.
+"""
 
 from hmsa_ext.losses.bootstrapped import bootstrapped_cross_entropy
 from hmsa_ext.losses.cross_entropy import cross_entropy

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from hmsa_ext.ops import chain
+from hmsa_ext.ops import arguments, chain
+from hmsa_ext.ops.arguments import LOSS_DEFAULTS, LossOptions
 from hmsa_ext.ops.fuse_scales_rmi import POOL, RADIUS, fuse_scales_rmi
 
 RIDGE = 5e-4
@@ -19,14 +21,13 @@ SMALLEST_SIDE = (RADIUS - 1) * POOL
 """Pixels that an image must have in height and width for one neighbourhood."""
 
 
+@arguments.documented(LOSS_DEFAULTS)
 def rmi_loss(
     logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
-    *,
-    ignore_index: int = 255,
-    align_corners: bool = False,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Half the binary cross-entropy plus half the region mutual information loss of the fused logits, which never exist
     at full resolution.
@@ -45,7 +46,7 @@ def rmi_loss(
     M. The value is the same; but the joint matrix stays positive definite in floating point, while M after an inverse
     may not (its rounding grows with the square of the map), which is how the published loss comes to abort.
 
-    What becomes of special inputs:
+    Special inputs:
 
     - a class that is absent from an image: Y and C are 0, M is eps I, and its part of the RMI is log(eps) / 2, without
       a gradient; its binary cross-entropy counts as any other;
@@ -57,10 +58,10 @@ def rmi_loss(
       the label says otherwise, nothing special where it agrees.
 
     Args:
-        logits, attention, scales, align_corners: as for :func:`hmsa_ext.fuse_scales`: lists in the order of ``scales``;
-            float32, float16, bfloat16 or float64.
+        {chain}
         target: [B, H, W] labels, uint8, int16, int32 or int64; H and W, at least 8, are the size that is fused to.
-        ignore_index: label of the pixels that do not count.
+        {ignore_index}
+        {align_corners}
 
     Returns:
         A float32 scalar (float64 for float64 logits). It may be negative. Saved for backward are the inputs and some
@@ -74,34 +75,29 @@ def rmi_loss(
     >>> logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
     >>> rmi_loss([logits], [], [1.0], torch.ones(1, 16, 16, dtype=torch.uint8)).backward()
     """
-    if target.dim() == 3 and min(target.shape[-2:]) < SMALLEST_SIDE:
+    if isinstance(target, Tensor) and target.dim() == 3 and min(target.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(
             f"target: the RMI loss needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {list(target.shape)}"
         )
-    bce, valid, _, covariance = fuse_scales_rmi(
-        logits, attention, scales, target, ignore_index=ignore_index, align_corners=align_corners
-    )
+    bce, valid, _, covariance = fuse_scales_rmi(logits, attention, scales, target, **options)
     loss = (1 - RMI_SHARE) * bce / (valid + 1) + RMI_SHARE * _region_mutual_information(covariance)
     return ((valid > 0) * loss).to(chain.arithmetic_dtype(logits[0]))
 
 
+@arguments.documented(LOSS_DEFAULTS)
 def rmi_bce_loss(
     logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
-    *,
-    ignore_index: int = 255,
-    align_corners: bool = False,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """The binary cross-entropy that goes with :func:`rmi_loss`, alone and at full weight.
 
     Sum over valid pixels *and* classes of ``BCE(sigmoid(fused logits), one-hot target)``, divided by the number of
     valid pixels plus 1. Arguments, result and errors as for :func:`rmi_loss`, of any size.
     """
-    bce, valid, _, _ = fuse_scales_rmi(
-        logits, attention, scales, target, ignore_index=ignore_index, moments=False, align_corners=align_corners
-    )
+    bce, valid, _, _ = fuse_scales_rmi(logits, attention, scales, target, moments=False, **options)
     return (bce / (valid + 1)).to(chain.arithmetic_dtype(logits[0]))
 
 

@@ -66,8 +66,9 @@ def build(
     }
     changed = {name: value for name, (value, default) in given.items() if value != default}
     if isinstance(model, ModelSettings):
-        for name in changed.keys() - {"attention_statistics"}:
-            raise SettingError(name, changed[name], "no such argument beside ModelSettings, which have it")
+        for name, value in changed.items():
+            if name != "attention_statistics":
+                raise SettingError(name, value, "no such argument beside ModelSettings, which have it")
         return build(
             model.name,
             num_classes,
@@ -91,19 +92,22 @@ def build(
     if not isinstance(network, nn.Module):
         raise SettingError("model", called, f"a factory that returns a module, not {type(network).__name__}")
 
-    is_complete, feature_channels = _takes_scales(network), getattr(network, "feature_channels", None)
-    if not is_complete and feature_channels is None:
+    feature_channels = getattr(network, "feature_channels", None)
+    names, takes_any = parts.parameters(network.forward)
+    is_complete = "scales" in names or (takes_any and feature_channels is None)
+    of_wrapper = () if is_complete else ("attention_channels", "attention_head", "attention_statistics")
+    for name, value in changed.items():
+        if name not in taken and name not in of_wrapper:
+            raise SettingError(name, value, f"the default, since the network {called} does not take {name}")
+    if is_complete:
+        return network
+    if not isinstance(feature_channels, int):
         raise SettingError(
             "model",
             called,
-            f"a factory of modules with forward(images, scales), or of modules that state feature_channels and are "
-            f"wrapped by MultiScale; {type(network).__name__} has neither",
+            "a module whose forward takes images and scales, or one that states feature_channels and is wrapped by "
+            f"MultiScale; {type(network).__name__} is neither",
         )
-    of_wrapper = () if is_complete else ("attention_channels", "attention_head", "attention_statistics")
-    for name in changed.keys() - taken.keys() - set(of_wrapper):
-        raise SettingError(name, changed[name], f"the default, since the network {called} does not take {name}")
-    if is_complete:
-        return network
     return MultiScale(
         network,
         feature_channels,
@@ -112,7 +116,3 @@ def build(
         attention_statistics=attention_statistics,
         divisor=getattr(network, "divisor", 1),
     )
-
-
-def _takes_scales(network: nn.Module) -> bool:
-    return "scales" in parts.parameters(network.forward)[0]

@@ -103,6 +103,12 @@ def hrnet_small_ocr(
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`. Arguments and errors
     are those of :func:`hrnet_w48_ocr`.
+
+    >>> import torch
+    >>> model = hrnet_small_ocr(num_classes=8).eval()
+    >>> outputs = model(torch.zeros(1, 3, 64, 96), scales=(0.5, 1.0))
+    >>> [list(z.shape) for z in outputs.logits], list(outputs.fuse().shape)
+    ([[1, 8, 16, 24], [1, 8, 8, 12]], [1, 8, 64, 96])
     """
     return OCRNetwork(
         trunk,

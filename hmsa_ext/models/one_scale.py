@@ -83,8 +83,8 @@ def _call(network: Callable[[Tensor], Any], images: Tensor) -> Any:
         count, _, height, width = images.shape
         if _ABOUT_BATCH_NORM in text:
             raise InputError(
-                f"images: {count} of {height} x {width} pixels end in a map of one pixel, and in training batch norm "
-                "needs more than one value per channel; use a larger crop, a larger scale or a larger batch size"
+                f"images: a batch of {count} with {height} x {width} pixels ends in a map of one pixel, and batch norm "
+                "in training needs more than one value per channel; use a larger crop, scale or batch size"
             ) from error
         if _ABOUT_SIZES.search(text):
             raise InputError(

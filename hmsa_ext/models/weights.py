@@ -1,25 +1,49 @@
 """Loading weights: published checkpoints, ImageNet trunks, our own files; and saying exactly what came of it."""
 
-import pickle
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hmsa_ext.errors import HmsaError
+
 # Wrappers leave these before every name: data parallelism, torch.compile, and the HRNet repository's own trainer.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 # Where a network that came alone (an ImageNet trunk, a network before it was wrapped) sits in our models.
 PLACES = ("", "backbone.", "network.")
-# Under these keys a checkpoint keeps its weights, beside the optimizer and so on: published files, and ours.
+# Under one of these keys a checkpoint keeps its weights, beside the optimizer and so on. Published files and ours have
+# the first, those of many other programs the second.
 STATE_KEYS = ("state_dict", "model")
+# Under this key our runs keep the moving average of the weights, or None.
+AVERAGE_KEY = "average"
+LAST = "last.pt"
+"""The checkpoint that a run folder stands for."""
 NAMES_SHOWN = 8
 
+# The rule of load_weights: shares of parameters (counted in numbers, not in tensors).
+OF_MODEL, OF_CHILD, CHILD_OF_MODEL = 0.5, 0.9, 0.1
 
-class WeightError(ValueError):
+
+class WeightError(HmsaError, ValueError):
     """A file of weights that cannot be used, or not as strictly as was asked."""
+
+
+class WeightFileNotFoundError(WeightError, FileNotFoundError):
+    """There is no such file."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -59,13 +83,21 @@ class WeightReport:
 def load_weights(
     model: nn.Module, path_or_dict: str | Path | Mapping[str, object], *, strict: bool = False
 ) -> WeightReport:
-    """Copy weights from a checkpoint into ``model``, as far as names and shapes agree, and report the rest.
+    """Copies weights from a checkpoint into ``model``, as far as names and shapes agree, and reports the rest.
 
-    The checkpoint may be a bare state dict, or hold one under ``"state_dict"`` (published files) or ``"model"`` (ours),
-    with whatever else beside it. The prefixes that wrappers leave (``module.``, ``model.``, ``_orig_mod.``) are taken
-    off where needed. Weights of a trunk alone go to ``backbone``, those of a wrapped network alone to ``network``; an
-    ImageNet trunk's classifier is then reported as unexpected. Files are read with ``weights_only=True`` on the CPU:
-    nothing in them is executed. The model is changed only when nothing raises.
+    The checkpoint may be a bare state dict, or hold one under ``"state_dict"`` (published files and our runs) or
+    ``"model"``, with whatever else beside it. Of our runs the moving average of the weights is taken where there is
+    one; the report's ``source`` says so. The prefixes that wrappers leave (``module.``, ``model.``, ``_orig_mod.``) are
+    taken off where needed. Weights of a trunk alone go to ``backbone``, those of a wrapped network alone to
+    ``network``; an ImageNet trunk's classifier is then reported as unexpected.
+
+    Weights of another architecture agree in a few names by chance. So at least half of the model's parameters must
+    receive values, or nine tenths of the parameters of one top-level child (``backbone``, ``network``, ...) that holds
+    at least a tenth of the model's. ``scale_attn``, which is alike in many models, does not count. A file for another
+    number of classes, or a trunk alone, is enough.
+
+    Files are read with ``weights_only=True`` on the CPU: nothing in them is executed. The model is changed only when
+    nothing raises.
 
     >>> from hmsa_ext.models import hrnet_small_ocr
     >>> source, target = hrnet_small_ocr(num_classes=8), hrnet_small_ocr(num_classes=11)
@@ -75,17 +107,27 @@ def load_weights(
 
     Args:
         model: any module.
-        path_or_dict: file, or what ``torch.load`` gave.
+        path_or_dict: a file, a run folder (its ``last.pt``), or the content of a file.
         strict: raise unless file and model have exactly the same entries and shapes.
 
+    Returns:
+        The names of all entries of file and model, by what became of them.
+
     Raises:
-        FileNotFoundError: no such file.
-        WeightError: not a file of weights; not one parameter fits; or any deviation with ``strict``.
+        WeightError: not a file of weights; weights that cannot be copied; too few parameters that fit; or any deviation
+            with ``strict``. Where there is no such file it is a FileNotFoundError too.
     """
-    source, content = _read(path_or_dict)
-    entries = _state_dict(content, source)
-    own = {_without_wrappers(name): name for name in model.state_dict()}
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if isinstance(path_or_dict, Mapping):
+        source, content = "state dict", path_or_dict
+    else:
+        path = _file_of(path_or_dict)
+        source, content = str(path), read_checkpoint(path)
+    entries, is_average = _state_dict(content, source)
+    if is_average:
+        source += " (moving average of the weights)"
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    own = {_without_wrappers(name): name for name in state}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
 
     found: dict[str, Tensor] = {}
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -97,33 +139,108 @@ def load_weights(
         elif tuple(value.shape) != shapes[target]:
             mismatched[target] = (tuple(value.shape), shapes[target])
         else:
+            _require_copyable(name, value, state[target], source)
             found[target] = value
 
     missing = [name for name in shapes if name not in found and name not in mismatched]
     report = WeightReport([name for name in shapes if name in found], missing, unexpected, mismatched, source)
-    if not any(name in found for name, _ in model.named_parameters()):
+    parameters = {name: value.numel() for name, value in model.named_parameters()}
+    if not any(name in found for name in parameters):
         raise WeightError(_nothing_fits(report, entries, shapes))
     if strict and not report.complete:
         raise WeightError(f"strict loading failed, nothing was changed\n{report}")
+    _require_enough(report, parameters)
     model.load_state_dict(found, strict=False)
     return report
 
 
-def _read(path_or_dict: str | Path | Mapping[str, object]) -> tuple[str, object]:
-    if isinstance(path_or_dict, Mapping):
-        return "state dict", path_or_dict
-    path = Path(path_or_dict)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: no such file: {path}")
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file, or of the last checkpoint of a run folder, on the CPU.
+
+    Only tensors, plain values and NumPy scalars are read; nothing in the file is executed.
+
+    Raises:
+        WeightError: the file is no checkpoint, is damaged, or holds something else than a dictionary of such values.
+            Where there is no such file it is a FileNotFoundError too.
+    """
+    path = _file_of(path)
     try:
-        with torch.serialization.safe_globals(_harmless_globals()):
-            return str(path), torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()
+        with path.open("rb") as file:
+            start = file.read(64)
+        _require_archive(path, start)
+        with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch warns of is an error below, or no matter
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightError:
+        raise
+    except OSError as error:
+        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch.load raises almost anything for damaged files
+        raise WeightError(f"{path}: {_reason(error, path, start)}") from error
+    if not isinstance(content, Mapping):
+        raise WeightError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
+    return dict(content)
+
+
+def _file_of(path: str | Path) -> Path:
+    """The file that a file name or a run folder means."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / LAST).is_file():
+            raise WeightFileNotFoundError(f"weights: no {LAST} in the folder {path}; expected a run folder or a file")
+        return path / LAST
+    if not path.exists():
+        raise WeightFileNotFoundError(f"weights: no such file: {path}")
+    return path
+
+
+_NOT_A_CHECKPOINT = "not a checkpoint that can be read with weights_only=True"
+
+
+def _require_archive(path: Path, start: bytes) -> None:
+    """Raises for files that are often found where a checkpoint should be."""
+    if not start:
+        raise WeightError(f"{path}: not a checkpoint: the file is empty")
+    if start.startswith(b"version https://git-lfs"):
         raise WeightError(
-            f"{path}: not a checkpoint that can be read with weights_only=True "
-            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'})"
-        ) from error
+            f"{path}: not a checkpoint but a Git LFS pointer to it; fetch the file itself with: git lfs pull"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise WeightError(
+            f"{path}: not a checkpoint but a web page; the download went to a page that asks for something, such as a "
+            "login or a confirmation"
+        )
+    # A zip archive (since PyTorch 1.6), a pickle (before) or a tar archive (long before).
+    is_archive = start.startswith((b"PK\x03\x04", b"\x80")) or re.match(rb"[\w./-]+\0", start)
+    if not is_archive:
+        raise WeightError(
+            f"{path}: {_NOT_A_CHECKPOINT} (neither an archive nor a pickle: it begins with {start[:16]!r})"
+        )
+
+
+def _reason(error: Exception, path: Path, start: bytes) -> str:
+    """The message for a file that looked like a checkpoint; without PyTorch's advice to load it unsafely."""
+    text = str(error)
+    refused = re.search(r"GLOBAL ([\w.]+)|Trying to (?:call|instantiate) class ([\w.]+)", text)
+    if refused:
+        return (
+            f"{_NOT_A_CHECKPOINT}: it holds a {refused[1] or refused[2]}, and reading that would run code from the "
+            "file. If you trust the file, load it with PyTorch yourself, and save its tensors alone: "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    if "TorchScript" in text:
+        return f"{_NOT_A_CHECKPOINT}: it is a TorchScript program; save the state_dict() of torch.jit.load(FILE)"
+    if _is_damaged(path) if start.startswith(b"PK") else isinstance(error, EOFError) or "EOF" in text:
+        return f"the file is damaged or cut off, at {path.stat().st_size} bytes; copy or download it again"
+    return f"{_NOT_A_CHECKPOINT} ({type(error).__name__})"
+
+
+def _is_damaged(archive: Path) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return content.testzip() is not None
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, zlib.error):
+        return True
 
 
 def _harmless_globals() -> list:
@@ -138,19 +255,55 @@ def _harmless_globals() -> list:
     ]
 
 
-def _state_dict(content: object, source: str) -> Mapping[str, object]:
-    if not isinstance(content, Mapping):
-        raise WeightError(f"{source}: expected a dictionary of weights, got {type(content).__name__}")
-    for key in STATE_KEYS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not any(isinstance(value, Tensor) for value in content.values()):
+def _state_dict(content: Mapping[str, object], source: str) -> tuple[dict[str, object], bool]:
+    """The weights by name, and whether they are the moving average of a run."""
+    average = content.get(AVERAGE_KEY)
+    is_average = isinstance(average, Mapping) and isinstance(content.get(STATE_KEYS[0]), Mapping)
+    keys = (AVERAGE_KEY,) if is_average else STATE_KEYS
+    weights = next((found for found in map(content.get, keys) if isinstance(found, Mapping)), content)
+    if not any(isinstance(value, Tensor) for value in weights.values()):
         raise WeightError(
             f"{source}: no weights in it; expected tensors by name, or such a dictionary under "
-            f"{' or '.join(map(repr, STATE_KEYS))}; its keys: {_shortened(content) or 'none'}"
+            f"{' or '.join(map(repr, STATE_KEYS))}; its keys: {_shortened(weights) or 'none'}"
         )
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in weights.items()}, is_average
+
+
+def _require_copyable(name: str, value: Tensor, own: Tensor, source: str) -> None:
+    """Raises where copying would fail, or lose a part of the values, after other entries were copied."""
+    for what, mine in (("the file's", value), ("the model's", own)):
+        if mine.is_meta:
+            raise WeightError(f"{source}: {what} {name} is on the meta device and has no values; nothing was changed")
+    if value.layout != own.layout or value.is_quantized != own.is_quantized:
+        raise WeightError(f"{source}: {name}: expected {_kind(own)}, got {_kind(value)}; nothing was changed")
+    if value.is_complex() and not own.is_complex():
+        raise WeightError(f"{source}: {name}: expected real numbers, got {value.dtype}; nothing was changed")
+
+
+def _kind(value: Tensor) -> str:
+    return "a quantized tensor" if value.is_quantized else f"layout {value.layout}"
+
+
+def _require_enough(report: WeightReport, parameters: Mapping[str, int]) -> None:
+    """Raises unless the rule of :func:`load_weights` holds. ``parameters``: how many numbers each of them has."""
+    loaded = set(report.loaded)
+    total: Counter[str] = Counter()
+    filled: Counter[str] = Counter()
+    for name, count in parameters.items():
+        child = _without_wrappers(name).partition(".")[0]
+        if child != "scale_attn":
+            total[child] += count
+            filled[child] += count if name in loaded else 0
+    everything = total.total()
+    large = [child for child in total if total[child] >= CHILD_OF_MODEL * everything]
+    if filled.total() >= OF_MODEL * everything or any(filled[c] >= OF_CHILD * total[c] for c in large):
+        return
+    shares = ", ".join(f"{child} {100 * filled[child] / total[child]:.1f} %" for child in large)
+    raise WeightError(
+        f"{report.source}: the weights are of another network, nothing was changed: they fit "
+        f"{100 * filled.total() / everything:.1f} % of the model's parameters ({shares}), expected "
+        f"{100 * OF_MODEL:g} % or {100 * OF_CHILD:g} % of one large child\n" + "\n".join(str(report).splitlines()[1:])
+    )
 
 
 def _candidates(name: str) -> Iterable[str]:

@@ -132,7 +132,7 @@ def test_colours_are_refused_with_advice(tmp_path, channels):
 def test_files_that_change_values_are_refused_as_label_maps(tmp_path, suffix):
     path = write(tmp_path / f"label{suffix}", values(8))
     for read in (read_label, read_colours):
-        with pytest.raises(DataError, match=rf"label\{suffix}: a (JPEG|WebP) file changes the values .* PNG"):
+        with pytest.raises(DataError, match=rf"label\{suffix}: (JPEG|WebP) is lossy: it alters labels .* PNG"):
             read(path)
 
 

@@ -115,7 +115,7 @@ def test_all_problems_are_listed_and_not_the_first_alone(root):
     assert result["splits"]["train"]["lonely_labels"] == [str(root / "masks/train/extra.png")]
     assert f"{root}/images/val/e.png: the file is damaged: it ends early" in text
     assert f"{root}/masks/val/d.png: the label map is 5x2 pixels, its image d.png 4x2" in text
-    assert "Copy the files anew" in finding(result, "image")["advice"]
+    assert "Copy the files again" in finding(result, "image")["advice"]
     assert "nearest neighbour" in finding(result, "sizes")["advice"]
 
 
@@ -205,7 +205,7 @@ def test_equal_channels_alpha_and_sixteen_bits_are_noted(root):
     write(root / "masks/train/a.png", np.dstack([plain] * 3))
     write(root / "masks/train/b.png", plain.astype(np.uint16))
     write(root / "images/val/d.png", np.random.default_rng(0).integers(0, 256, (2, 4, 4), dtype=np.uint8))
-    write(root / "images/val/e.png", np.random.default_rng(0).integers(0, 256, (2, 4, 3), dtype=np.uint16))
+    write(root / "images/val/e.png", np.random.default_rng(0).integers(0, 65536, (2, 4, 3), dtype=np.uint16))
     status, _, result = scan(root)
     assert status == 0
     notes = [found["text"] for found in result["findings"]]

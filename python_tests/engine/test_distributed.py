@@ -33,6 +33,7 @@ def torchrun(folder: Path, *arguments: str) -> list[dict[str, object]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.distributed
 def test_two_processes_train_one_model_and_score_every_image_once(tmp_path: Path, miniature: tuple[str, ...]) -> None:
     run = tmp_path / "run"
     flags = ("--epochs", "1", "--val-length", "3", "--batch-size", "1", "--crop", "64x128", "--output", str(run))
@@ -63,6 +64,7 @@ def train_with_two(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.distributed
 def test_of_two_processes_one_reads_the_labels_and_both_hear_of_problems(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in ("a", "b"):

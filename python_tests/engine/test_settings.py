@@ -83,7 +83,7 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
     found = parse("--config", str(recipe), "--root", "x")
     assert (found.data.name, found.crops.crop, found.sampling.kind) == ("camvid", (192, 256), "class_uniform")
     # That version wrote the options of every data set into every file.
-    with pytest.raises(SettingError, match=r"fold: .*(kitti|cityscapes)"):
+    with pytest.raises(HmsaError, match=r"fold: .*(kitti|cityscapes)"):
         TrainSettings.read({"data": "camvid", "fold": 2})
     assert TrainSettings.read({"data": "camvid", "fold": 0, "extra": "none", "version": None}).data.name == "camvid"
 

@@ -32,7 +32,7 @@ def test_all_ignored_is_zero_with_weights_too(device):
 def test_weights_of_another_length_are_refused():
     with pytest.raises(RuntimeError, match=r"weight has shape \[4\]; expected \[3\], one factor for each class"):
         losses.cross_entropy([torch.zeros(1, 3, 2, 2)], [], [1.0], torch.zeros(1, 2, 2).long(), weight=torch.ones(4))
-    with pytest.raises(ValueError, match="class_weight: the cross-entropy takes it, the main loss is 'rmi'"):
+    with pytest.raises(ValueError, match="class_weight: expected None, since the main loss rmi takes none"):
         losses.MultiScaleLoss("rmi", class_weight=torch.ones(3))
 
 

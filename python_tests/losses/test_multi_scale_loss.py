@@ -78,6 +78,7 @@ def test_the_ignored_label_can_be_chosen(device):
     assert torch.equal(MultiScaleLoss(ignore_index=7)(outputs, changed), expected)
 
 
+@pytest.mark.memory
 def test_no_logits_at_full_resolution_exist(device):
     scales, size = (2.0, 1.0, 0.5), (256, 256)
     heads = [[torch.randn(1, 40, s, s, device=device, requires_grad=True) for s in (128, 64, 32)] for _ in range(2)]
@@ -93,7 +94,7 @@ def test_no_logits_at_full_resolution_exist(device):
 
 
 def test_bad_options_and_targets_are_named(device):
-    with pytest.raises(ValueError, match="main: expected one of 'ce', 'rmi', got 'dice'"):
+    with pytest.raises(ValueError, match="main: got 'dice', expected one of ce, rmi, bootstrapped, or package"):
         MultiScaleLoss("dice")
     with pytest.raises(ValueError, match="aux_weight: expected a number of at least 0, got -1"):
         MultiScaleLoss(aux_weight=-1)
@@ -104,3 +105,11 @@ def test_bad_options_and_targets_are_named(device):
         ValueError, match=r"target: expected shape \[2, 24, 32\], labels at the size of the images, got"
     ):
         MultiScaleLoss()(outputs, target[:, ::4, ::4])
+
+
+def test_what_is_no_output_of_a_model_is_named(device):
+    outputs, target = case(device)
+    with pytest.raises(TypeError, match=r"outputs: expected ScaleOutputs, got Tensor; .*MultiScale.*cross_entropy\("):
+        MultiScaleLoss()(outputs.logits[0], target)
+    with pytest.raises(TypeError, match=r"target: expected a tensor of labels \[B, H, W\], got list"):
+        MultiScaleLoss()(outputs, target.tolist())

@@ -1,6 +1,7 @@
 """Loading weights, and the report of it."""
 
 import doctest
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import hmsa_ext.models
+import hmsa_ext.models.building
 import hmsa_ext.models.hrnet
 import hmsa_ext.models.hrnet_ocr
 import hmsa_ext.models.multi_scale
+import hmsa_ext.models.ocr_network
 import hmsa_ext.models.weights
-from hmsa_ext.models import OCRNetwork, MultiScale, WeightError, hrnet_small_ocr, load_weights
+from hmsa_ext.models import MultiScale, OCRNetwork, WeightError, hrnet_small_ocr, load_weights
 
 
 @pytest.fixture
@@ -63,9 +66,78 @@ def test_files_of_old_torch_and_numpy_load(model, weights, tmp_path: Path):
     assert load_weights(model, str(path)).complete
 
 
-def test_our_own_checkpoint_loads(model, weights, tmp_path: Path):
+def test_checkpoints_of_other_programs_load(model, weights, tmp_path: Path):
     torch.save({"model": weights, "optimizer": {}, "epoch": 3, "config": {"lr": 0.1}}, tmp_path / "last.pt")
     assert load_weights(model, tmp_path / "last.pt", strict=True).complete
+
+
+@pytest.mark.parametrize("has_average", [False, True])
+def test_of_our_runs_the_moving_average_is_taken(model, weights, tmp_path: Path, has_average: bool):
+    other = {name: torch.full_like(value, 2) for name, value in weights.items()}
+    content = {"state_dict": weights, "average": None, "optimizer": {}, "config": {"lr": 0.1}}
+    if has_average:
+        content |= {"state_dict": other, "average": weights}
+    torch.save(content, tmp_path / "last.pt")
+    for source in (tmp_path, str(tmp_path / "last.pt"), content):
+        fresh = hrnet_small_ocr(num_classes=5)
+        report = load_weights(fresh, source, strict=True)
+        assert_loaded(fresh, list(weights))
+        assert ("(moving average of the weights): loaded" in str(report)) == has_average
+
+
+def test_a_folder_without_a_checkpoint_is_named(model, tmp_path: Path):
+    with pytest.raises(
+        FileNotFoundError, match=r"weights: no last\.pt in the folder .*; expected a run folder or a file"
+    ):
+        load_weights(model, tmp_path)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", ["meta", "sparse", "complex"])
+def test_weights_that_cannot_be_copied_change_nothing(model, weights, kind: str, strict: bool):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    last = "scale_attn.conv2.weight"
+    change = {"meta": lambda x: x.to("meta"), "sparse": lambda x: x.to_sparse(), "complex": lambda x: x + 0j}[kind]
+    expected = {
+        "meta": "the file's scale_attn.conv2.weight is on the meta device and has no values; nothing was changed",
+        "sparse": "scale_attn.conv2.weight: expected layout torch.strided, got layout torch.sparse_coo; nothing was",
+        "complex": "scale_attn.conv2.weight: expected real numbers, got torch.complex64; nothing was changed",
+    }[kind]
+    with pytest.raises(WeightError, match=expected):
+        load_weights(model, weights | {last: change(weights[last])}, strict=strict)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_values_is_named(weights):
+    with torch.device("meta"):
+        model = hrnet_small_ocr(num_classes=5)
+    with pytest.raises(WeightError, match="the model's backbone.conv1.weight is on the meta device"):
+        load_weights(model, weights)
+
+
+def test_weights_of_another_architecture_are_refused(weights):
+    model = hrnet_w18_ocr(num_classes=5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for other in (hrnet_small_ocr(5), hrnet_w32_ocr(5)):
+        with pytest.raises(WeightError, match=r"are of another network, nothing was changed: .*\(backbone .* %, ocr "):
+            load_weights(model, other.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def flat() -> nn.Sequential:
+    """A model of somebody else without large children."""
+    return nn.Sequential(*(nn.Conv2d(4, 4, 3, bias=False) for _ in range(20)))
+
+
+def test_half_of_the_parameters_is_enough():
+    weights = {f"{index}.weight": torch.full((4, 4, 3, 3), 3.0) for index in range(20)}
+    half = dict(list(weights.items())[:10])
+    model = flat()
+    assert load_weights(model, half).loaded == list(half)
+    assert_loaded(model, list(half))
+    fewer = dict(list(weights.items())[:9])
+    with pytest.raises(WeightError, match=r"they fit 45\.0 % of the model's parameters .*expected 50 % or 90 % of one"):
+        load_weights(flat(), fewer)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "module.model."])
@@ -87,7 +159,7 @@ def test_an_imagenet_trunk_goes_to_the_backbone(model, weights, prefix: str):
 
 
 def test_a_networks_own_weights_go_to_what_was_wrapped():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False))
     wrapped = MultiScale(network, feature_channels=4, bottleneck=4)
     report = load_weights(wrapped, {"module.0.weight": torch.full((4, 3, 1, 1), 3.0)})
     assert report.loaded == ["network.0.weight"]
@@ -164,12 +236,54 @@ def test_files_without_weights_are_named(model, tmp_path: Path):
     (tmp_path / "empty.pth").write_bytes(b"")
     with pytest.raises(WeightError, match=r"empty\.pth: not a checkpoint"):
         load_weights(model, tmp_path / "empty.pth")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(WeightError, match=r"pointer\.pth: not a checkpoint but a Git LFS pointer .* git lfs pull"):
+        load_weights(model, tmp_path / "pointer.pth")
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html>\n<html></html>")
+    with pytest.raises(WeightError, match=r"page\.pth: not a checkpoint but a web page"):
+        load_weights(model, tmp_path / "page.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightError, match=r"list\.pth: expected a dictionary of weights, got list"):
         load_weights(model, tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(WeightError, match=r"epoch\.pth: no weights in it; .* its keys: epoch"):
         load_weights(model, tmp_path / "epoch.pth")
+
+
+@pytest.mark.parametrize("zip_archive", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_damaged_files_are_named_without_advice_to_load_them_unsafely(
+    model, weights, tmp_path: Path, zip_archive: bool, share: float
+):
+    path = tmp_path / "cut.pt"
+    torch.save(weights, path, _use_new_zipfile_serialization=zip_archive)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(WeightError, match=r"cut\.pt: the file is damaged or cut off, at \d+ bytes; copy or") as caught:
+        load_weights(model, path)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_whole_models_and_programs_are_refused_without_advice_to_load_them_unsafely(model, tmp_path: Path):
+    torch.save(model, tmp_path / "model.pt")
+    with pytest.raises(
+        WeightError, match=r"it holds a hmsa_ext\.models\.ocr_network\.OCRNetwork, and reading"
+    ) as caught:
+        read_checkpoint(tmp_path / "model.pt")
+    assert "False" not in str(caught.value)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a.txt", "hello")
+    with pytest.raises(WeightError, match=r"other\.zip: not a checkpoint that can be read with weights_only=True"):
+        read_checkpoint(tmp_path / "other.zip")
+
+
+def test_errors_are_those_of_the_package(tmp_path: Path):
+    with pytest.raises(HmsaError) as caught:
+        read_checkpoint(tmp_path / "nowhere.pt")
+    assert isinstance(caught.value, FileNotFoundError)
+    assert str(caught.value) == f"weights: no such file: {tmp_path / 'nowhere.pt'}"
+    assert issubclass(WeightError, HmsaError)
+    assert issubclass(WeightError, ValueError)
 
 
 class Payload:
@@ -192,7 +306,9 @@ def test_nothing_in_a_file_is_executed(model, weights, tmp_path: Path, monkeypat
     [
         hmsa_ext.models,
         hmsa_ext.models.hrnet,
+        hmsa_ext.models.building,
         hmsa_ext.models.hrnet_ocr,
+        hmsa_ext.models.ocr_network,
         hmsa_ext.models.multi_scale,
         hmsa_ext.models.weights,
     ],

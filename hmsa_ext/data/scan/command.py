@@ -13,17 +13,19 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from hmsa_ext import command_line
 from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.commands import older_version, options_of_others, required_data
-from hmsa_ext.data.scan.findings import judge
+from hmsa_ext.data.scan.findings import judge, suggested_description
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
 from hmsa_ext.data.settings import DataSettings, object_name
+from hmsa_ext.data.types import DataError
 from hmsa_ext.files import Output
-from hmsa_ext.settings import POSITIVE, Metavar, Names, SettingError, validate
+from hmsa_ext.settings import POSITIVE, Metavar, Names, SettingError, require, validate
 
 PROG = "hmsa data scan"
 
@@ -76,6 +78,7 @@ def scan(chosen: ScanSettings) -> int:
     """
     source, name = chosen.data.source, object_name(chosen.data.name)
     file = Output(chosen.json, "json") if chosen.json else None
+    description = _new_file(chosen.write_yaml)
     splits = list(dict.fromkeys(chosen.split))
     listings = [source.find(split) for split in splits]
     for split, listing in zip(splits, listings, strict=True):
@@ -90,4 +93,17 @@ def scan(chosen: ScanSettings) -> int:
     print(as_text(name, source.root, scans, findings), file=sys.stderr if chosen.json == "-" else sys.stdout)
     if file is not None:
         file.write(json.dumps(result, indent=2) + "\n")
+    if description is not None:
+        suggested = suggested_description(scans)
+        if not suggested:
+            raise DataError("write_yaml: the label maps cannot be read, or store too many values to describe")
+        description.write(suggested)
     return int(result["would_fail"])
+
+
+def _new_file(name: str | None) -> Output | None:
+    """A file to write that holds nothing yet: names that someone has put into a description are not replaced."""
+    if name is None:
+        return None
+    require("write_yaml", name, not Path(name).expanduser().is_file(), "a file that does not exist yet")
+    return Output(name, "write_yaml")

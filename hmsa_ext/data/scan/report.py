@@ -9,6 +9,7 @@ from hmsa_ext.data.label_table import NO_CLASS, show_value
 from hmsa_ext.data.scan.findings import ERROR, Finding
 from hmsa_ext.data.scan.look import SplitScan
 from hmsa_ext.data.types import IGNORE_LABEL
+from hmsa_ext.tables import text_table
 
 FILES_SHOWN = 5
 ROWS_SHOWN = 40
@@ -139,18 +140,8 @@ def _cells(pixels: int, images: int, total: int) -> list[str]:
 
 
 def _table(titles: list[str], scans: Sequence[SplitScan], rows: list[list[str]]) -> list[str]:
-    """Columns as wide as they need to be; numbers to the right."""
-    head = titles + [title for scan in scans for title in (f"{scan.split} pixels", "images")]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    left = {1}
-
-    def line(row: list[str]) -> str:
-        cells = zip(row, widths, strict=True)
-        return "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(cells)
-        ).rstrip()
-
-    return [line(row) for row in [head, *rows]]
+    heads = titles + [title for scan in scans for title in (f"{scan.split} pixels", "images")]
+    return text_table(heads, rows, left=(1,)).splitlines()
 
 
 def _finding(finding: Finding) -> Iterator[str]:

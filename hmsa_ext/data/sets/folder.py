@@ -1,13 +1,13 @@
-"""A folder of one's own: images and label maps of the same name, or list files, and a small YAML.
+"""Your own folder: images and label maps of the same name, or list files, and a small YAML.
 
     ROOT/images/train/NAME.jpg   ROOT/masks/train/NAME.png    masks may be called labels or annotations as well
     ROOT/img_dir/train/NAME.jpg  ROOT/ann_dir/train/NAME.png
     ROOT/train.txt               with lines: images/NAME.jpg labels/NAME.png
     ROOT/dataset.yaml            names of the classes; see hmsa_ext.data.description
 
-Folders within these are looked into. Images are PNG, JPEG, BMP, TIFF or WebP; label maps are PNG, BMP or TIFF. Folders
+Folders within these are searched. Images are PNG, JPEG, BMP, TIFF or WebP; label maps are PNG, BMP or TIFF. Folders
 are taken before lists. Example, the original CamVid pictures, with ``mask_suffix`` for NAME_L.png and colours that the
-classes of one's choice share:
+classes share:
 
     masks: colours
     mask_suffix: _L
@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar
 from hmsa_ext.data.description import SPLITS, Description, read_description
 from hmsa_ext.data.files import IMAGE_SUFFIXES
 from hmsa_ext.data.labelled_files import Item, LabelledFiles, Listing
-from hmsa_ext.data.pairs import SHOWN, first_folder, list_files, pair, shorten_names
+from hmsa_ext.data.pairs import SHOWN, first_folder, list_files, other_files, pair, shorten_names
 from hmsa_ext.data.source import Root, check, root_of
 from hmsa_ext.data.suggestion import suggest_description
 from hmsa_ext.data.types import DataError
@@ -65,7 +65,7 @@ class Folder:
         if path.is_file():
             try:
                 said = read_description(path)
-                listing.classes, listing.labels = said.classes, said.table
+                listing.classes, listing.labels, listing.white = said.classes, said.table, said.white
             except DataError as error:
                 listing.problems.append(str(error))
         list_file = _list_file(root, split, said)
@@ -77,9 +77,7 @@ class Folder:
         if not path.is_file():
             listing.problems.append(f"{path}: no such file; it has to name the classes")
             labels = [*(item.labels[0] for item in listing.items), *listing.lonely_labels]
-            suggested = suggest_description(labels)
-            if suggested:
-                listing.advice.append(f"From a look at the label maps, this {path.name} would fit:\n\n{suggested}")
+            listing.description = suggest_description(labels)
         return listing
 
     def open(self, split: str, *, length: int | None = None) -> LabelledFiles:
@@ -124,6 +122,9 @@ def _add_folders(listing: Listing, root: Path, split: str, said: Description | N
     suffix = said.mask_suffix if said is not None else ""
     found = list_files(images, IMAGE_SUFFIXES, listing.problems, recursive=True)
     labels = list_files(masks, [suffix + ending for ending in IMAGE_SUFFIXES], listing.problems, recursive=True)
+    for folder, files, prefix in ((images, found, ""), (masks, labels, suffix)):
+        others = "" if files else other_files(folder, [prefix + ending for ending in IMAGE_SUFFIXES])
+        listing.problems += [others] if others else []
     pair(listing, images, found, label=labels)
     common = _common_suffix(sorted(found), sorted(labels))
     if common:
@@ -146,7 +147,7 @@ def _common_suffix(images: list[str], labels: list[str]) -> str:
 def _add_listed(listing: Listing, root: Path, path: Path) -> None:
     """The pairs of a list file, in its order."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a mark at the start
     except (OSError, UnicodeDecodeError) as error:
         listing.problems.append(f"{path}: cannot be read: {error}")
         return
