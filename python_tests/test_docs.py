@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "bench/**/*.md", "csrc/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "bench/**/*.md", "csrc/**/*.md", "python_tests/*.md")
     for page in ROOT.glob(pattern)
 )
 BENCHMARKS = DOCS / "benchmarks.md"
