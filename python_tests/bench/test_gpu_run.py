@@ -1,4 +1,4 @@
-"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, what is read of the tools."""
+"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, readers of the tools' output."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_what_a_part_started_ends_with_it(run, tmp_path):
     code = f"import subprocess as s; open({str(pid)!r}, 'w').write(str(s.Popen(['sleep', '60']).pid)); time.sleep(60)"
     gpu_run.run_parts([sleeps("parent", 0, limit=3, code=code)], run, time.monotonic() + 60)
     child = Path(f"/proc/{pid.read_text()}/stat")
-    # Ended, be it that nobody has collected it yet.
+    # The process has ended; its parent may not have collected it yet.
     assert not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
