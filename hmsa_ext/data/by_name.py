@@ -1,4 +1,4 @@
-"""Data sets by name: which there are, what each declares, and the one function that opens any of them."""
+"""Data sets by name: the list of names, the options of each data set, and the function that opens any of them."""
 
 from __future__ import annotations
 
