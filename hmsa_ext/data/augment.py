@@ -1,4 +1,4 @@
-"""What a training crop is drawn from: size, scale, mirror, colours and blur.
+"""The random choices of a training crop: size, scale, mirror, colours and blur.
 
 A crop is drawn first and cut afterwards: its box by :class:`hmsa_ext.data.EpochSampler`, its looks by
 :meth:`Augment.draw_looks`; :func:`hmsa_ext.data.cut` is then plain arithmetic, on the device.
@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ MOST_BLUR = 4.0  # sigma that ``sample_crop`` goes up to
 
 
 class Looks(NamedTuple):
-    """What happens to a crop besides being cut.
+    """The changes of a crop besides cutting.
 
     flip: mirror left and right.
     jitter: factors of brightness, contrast and saturation, and the turn of the hue in whole turns; none: (1, 1, 1, 0).
@@ -117,7 +117,7 @@ class Augment:
         return changed
 
     def draw_looks(self, rng: np.random.Generator) -> Looks:
-        """Random looks of a crop. Always draws six numbers, whatever the options."""
+        """Random looks of a crop. Always draws six numbers, so that options do not shift the random numbers."""
         mirror, *change, turn, soft = rng.random(6).tolist()
         factors = (1 + self.colour * (2 * value - 1) for value in change)
         return Looks(

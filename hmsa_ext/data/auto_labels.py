@@ -1,4 +1,4 @@
-"""Labels that a network made: ignored where it was not sure, and helped by coarse labels of people."""
+"""Labels made by a network: pixels of low probability are ignored, coarse labels made by people are added."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hmsa_ext.data.types import IGNORE_LABEL, DataError
 class AutoLabels:
     """Reads a label map, its map of probabilities (0..255 for 0..1), and a coarse label map.
 
-    table: of the stored values of both label maps.
-    min_probability: pixels with a lower one are ignored; at 0 there is no map of probabilities.
-    coarse_classes: class numbers. Where the label map holds such a class (sure or not), all pixels that have it in the
-        coarse label map get it, sure or not; without any there is no coarse label map.
-    region: rows and columns to keep; the rest is ignored, after everything else. None keeps all.
+    table: the meaning of the stored values of both label maps.
+    min_probability: pixels with a lower probability are ignored; at 0 there is no map of probabilities.
+    coarse_classes: class numbers. When the label map holds such a class, with any probability, all pixels that have the
+        class in the coarse label map get it. Without coarse classes there is no coarse label map.
+    region: rows and columns to keep; the rest is ignored. None keeps all.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class AutoLabels:
     ) -> None:
         self.table, self.min_probability, self.region = table, min_probability, region
         self.coarse_classes = np.array(sorted(coarse_classes), np.uint8)
-        # Ored with a class number, 255 makes it the ignored one, and 0 leaves it.
+        # A class number or-ed with 255 becomes 255, the ignored value; or-ed with 0 it stays.
         self._doubtful = np.where(np.arange(256) / 255 < min_probability, IGNORE_LABEL, 0).astype(np.uint8)
         kept = "all" if region is None else " ".join(f"{part.start}:{part.stop}" for part in region)
         self.identity = (

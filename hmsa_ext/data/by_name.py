@@ -1,4 +1,4 @@
-"""Data sets by name: which there are, what each declares, and the one function that opens any of them."""
+"""Data sets by name: the list of names, the options of each data set, and the function that opens any of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from hmsa_ext.data import sets
 from hmsa_ext.data.source import name_of, source_of_function, unknown_option
 from hmsa_ext.data.types import DataError, Dataset
+from hmsa_ext.parts import expected_of
 from hmsa_ext.settings import SettingError, load_object
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(sets.__path__)))
@@ -53,7 +54,7 @@ def source_type(source: Any) -> Any:
         if source in NAMES:
             return importlib.import_module(f"hmsa_ext.data.sets.{source}").SOURCE
         if ":" not in source:
-            raise SettingError("data", source, f"one of {', '.join(NAMES)}, or package.module:factory")
+            raise SettingError("data", source, expected_of(NAMES))
         source = load_object(source, "data")
     if inspect.isclass(source) and dataclasses.is_dataclass(source) and hasattr(source, "open"):
         return source

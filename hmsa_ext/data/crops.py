@@ -17,7 +17,7 @@ from hmsa_ext.data.types import Batch, DataError, Sample
 
 @dataclass
 class DecodedBatch:
-    """What a loader yields: pictures as they were decoded, and which crops :func:`cut` is to make of them.
+    """A batch of a loader: decoded pictures, and the crops that :func:`cut` is to make of them.
 
     images: uint8 [h_i, w_i, 3], one per crop: the part of the picture that its box covers.
     labels: uint8 [h_i, w_i]; 255 = ignored.
@@ -70,7 +70,7 @@ class Piece:
 
 
 def piece_of(sample: Sample, box: tuple[int, int, int, int], looks: Looks, size: tuple[int, int]) -> Piece:
-    """The part of a picture that a box covers: what lies outside need not travel to the device."""
+    """The part of a picture that a box covers; the rest is not copied to the device."""
     height, width = sample.label.shape
     if sample.image.shape != (height, width, 3):
         raise ValueError(
@@ -138,7 +138,7 @@ def cut(batch: DecodedBatch, *, dtype: torch.dtype = torch.float32, channels_las
 
 
 def collate_samples(samples: list[Sample], *, collate_fn_map: object = None) -> Batch:
-    """Whole pictures of one size as a batch: what PyTorch's default collate does with :class:`Sample`.
+    """Whole pictures of one size as a batch; PyTorch's default collate calls it for :class:`Sample`.
 
     With it ``torch.utils.data.DataLoader(dataset, batch_size=4)`` yields :class:`Batch`. Raises DataError for pictures
     of several sizes.

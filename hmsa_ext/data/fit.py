@@ -16,7 +16,7 @@ from hmsa_ext.data.types import DataError, Dataset
 
 MOST_IMAGES = 200  # looked at for a typical size
 CROP_AREA = 512 * 512
-CROP_STEP = 32  # what the trunks divide sizes by
+CROP_STEP = 32  # the trunks divide sizes by it
 CROPS = 20_000  # of a whole training
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
 

@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say: format, size, depth, channels. Nothing is decoded, little is read."""
+"""Format, size, depth, channels and orientation of a picture file, from its first bytes. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JPEG_START = b"\xff\xd8"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4}  # bytes of the integers that a TIFF tag may hold
 _CHANNEL_NAMES = {1: "greyscale", 2: "greyscale and alpha", 3: "RGB", 4: "RGB and alpha"}
-# Of TIFF tags: what a sample is, and what the colours are.
+# Values of TIFF tags: kinds of samples, and of colours.
 _SAMPLES = {1: "", 2: "signed ", 3: "float "}
 _GREY, _RGB, _CMYK, _YCBCR = (0, 1), 2, 5, 6
 _EXIF_BYTES = 4096  # the tag of the orientation is among the first
@@ -33,14 +33,14 @@ class FormatError(DataError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture file says of itself.
+    """The content of the header of a picture file.
 
     format: "PNG", "JPEG", "BMP", "TIFF" or "WebP".
     height, width: in pixels, as stored; the orientation is not followed.
     depth: bits per channel, or per palette index.
     channels: per pixel as stored: 1 greyscale or palette index, 2 with alpha, 3 RGB, 4 with alpha or CMYK.
     palette: the one channel counts colours in a table.
-    colours: what the channels are, in words: "greyscale", "RGB and alpha", "CMYK", ...
+    colours: the channels in words: "greyscale", "RGB and alpha", "CMYK", ...
     orientation: EXIF orientation, 1 to 8; 1 is upright.
     refusal: why the pixels cannot be read; empty when they can.
     """
@@ -97,7 +97,7 @@ def check_readable(path: Path, header: Header) -> None:
 
 
 def turned_note(header: Header) -> str:
-    """What to say of an image whose orientation is not 1, in words; empty for 1."""
+    """The text about an image whose orientation is not 1; empty for 1."""
     if header.orientation == 1:
         return ""
     height, width = header.turned
@@ -249,7 +249,7 @@ def _tiff_tags(file: BinaryIO) -> dict[int, int]:
 
 
 def without_orientation(data: bytes) -> bytes:
-    """A TIFF file whose orientation is 1. OpenCV follows the tag of a TIFF whatever it is asked."""
+    """The TIFF file with an orientation of 1. OpenCV follows the tag of a TIFF even with IMREAD_IGNORE_ORIENTATION."""
     order = "<" if data[:2] == b"II" else ">"
     (place,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, place)
@@ -261,7 +261,7 @@ def without_orientation(data: bytes) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation in EXIF data, which are a TIFF file without pixels; 1 where they cannot be read."""
+    """The orientation in EXIF data, which have the form of a TIFF file; 1 where they cannot be read."""
     try:
         return _upright(_tiff_tags(io.BytesIO(exif)).get(274, 1))
     except struct.error:

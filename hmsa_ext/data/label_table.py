@@ -23,7 +23,7 @@ class LabelTable:
 
     classes: class number, or 255 for ignored, of each stored value; for colours the value is
         red * 65536 + green * 256 + blue. Values that are not in it are errors.
-    expected: what the values should be, in words, for the text of errors.
+    expected: the values that fit, in words, for error messages.
     colours: the files are colour pictures whose colours stand for classes.
 
     Raises ValueError for class numbers other than 0..253 and 255, and for values that no file can store.

@@ -23,7 +23,7 @@ from hmsa_ext.data.types import ClassTable, DataError, Sample
 class LabelReader(Protocol):
     """Makes a label map of the label files of an item; :class:`LabelTable` is the usual one.
 
-    table: what the values stored in the first label file mean.
+    table: the meaning of the values that the first label file stores.
     identity: see :class:`hmsa_ext.data.types.Dataset`.
     """
 

@@ -43,12 +43,12 @@ def training_loader(
     training: from :func:`hmsa_ext.data.prepare`.
     batch_size: crops per rank. Items that do not fill the last batch of all ranks are left out of an epoch.
     epoch: counts from 0; gives the items, with the seed of the sampler.
-    epochs: so many, one behind the other: workers go on without a pause from one into the next.
-    rank, world_size: this process among those that train together.
+    epochs: number of epochs; workers continue from one into the next without a pause.
+    rank, world_size: number of this process, and of all processes that train together.
     workers: worker processes, which decode; 0 decodes in this process.
-    start_batch: begin with this batch of the first epoch, exactly as if the ones before had been taken.
-    damaged: "stop" raises DataError, which names the file, when a file cannot be decoded; "skip" takes another item for
-        the same place (the next of the same class) and says so in the batch's ``warnings``.
+    start_batch: the first batch of the first epoch, exactly as if the batches before it had been taken.
+    damaged: when a file cannot be decoded, "stop" raises DataError with the name of the file, and "skip" takes another
+        item for the same place (the next of the same class) and adds a sentence to the batch's ``warnings``.
 
     Returns an iterable of :class:`DecodedBatch`, with a length, in page-locked memory where there is a GPU;
     :func:`hmsa_ext.data.cut` makes the crops.
@@ -87,9 +87,9 @@ def evaluation_loader(
 ) -> DataLoader:
     """Every image once, whole and alone, in the order of the data set.
 
-    Of several ranks each takes every ``world_size``-th image: all of them are seen exactly once, and the number per
-    rank may differ by one. ``long_edge``: images and label maps are resized to this many pixels along their longer
-    side; 0: as they are. A damaged file always stops: a score of the others would be a score of something else.
+    Each rank takes every ``world_size``-th image: every image is seen exactly once, and the number per rank may differ
+    by one. ``long_edge``: images and label maps are resized to this many pixels along their longer side; 0: as they
+    are. A damaged file always raises DataError: a score without it would be the score of another data set.
     Returns an iterable of :class:`DecodedBatch` of one image, with a length.
     """
     _check_ranks(rank, world_size, workers)
@@ -203,7 +203,7 @@ def _collate(pieces: list[Piece | _Failure]) -> DecodedBatch | _Failure:
 
 
 class _Loader(DataLoader):
-    """Raises in this process what a worker could not read."""
+    """Raises the DataError of a worker in this process."""
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():

@@ -1,4 +1,4 @@
-"""What networks see, back as pictures; label maps in colour. (The way there is :func:`hmsa_ext.data.cut`.)"""
+"""From the normalised input of networks back to pictures (:func:`hmsa_ext.data.cut` normalises); label maps in colour."""
 
 from __future__ import annotations
 

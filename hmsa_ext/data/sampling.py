@@ -1,8 +1,8 @@
-"""Which crop of which image comes when: class-uniform, rare-class and uniform epochs.
+"""The crops of an epoch and their order: class-uniform, rare-class and uniform epochs.
 
-An epoch is a plan, so many items from images at random and so many from each class, and an order of it. Both follow
-from the index, the seed and the number of the epoch alone; :func:`hmsa_ext.ops.draw_class_uniform_boxes` draws any item
-of it by itself. So every rank, every worker and a resumed run agree without a word between them.
+An epoch is a plan (a number of items from images at random, and from each class) and an order. Both follow from the
+index, the seed and the number of the epoch alone; :func:`hmsa_ext.ops.draw_class_uniform_boxes` draws each item by
+itself. Every rank, every worker and a resumed run therefore agree without communication.
 
 Class-uniform sampling is that of the paper: a share of the epoch is divided evenly among the classes, whose items are
 crops around a tile centroid of the class; the rest are images at random. Rare-class sampling divides that share by
@@ -59,9 +59,9 @@ class EpochSampler:
     index: of the training images. One epoch has as many items as there are usable images.
     crop: (height, width) of the crops in pixels.
     scale: smallest and largest enlargement, drawn evenly; a box is the crop divided by it.
-    seed: of everything that is drawn.
-    long_edge: images are taken as if resized to this many pixels along their longer side first; 0: as they are.
-    extra: index of more images, whose crops come for ``sampling.extra_classes`` only.
+    seed: seed of all random numbers.
+    long_edge: images count as if resized to this many pixels along their longer side first; 0: as they are.
+    extra: index of more images; their crops are for ``sampling.extra_classes`` only.
 
     Images are numbered as in the data set; those of ``extra`` follow behind.
 
@@ -125,7 +125,7 @@ class EpochSampler:
             present = torch.bincount(self._centroids[True][:, 0], minlength=classes.num_classes).numpy() > 0
             parts = present * self._class_parts()
             if parts.sum() > 0:
-                # Rounded down, as in the published code; what is left over goes to the images at random. (The small
+                # Rounded down, as in the published code; the remainder goes to the images at random. (The small
                 # number keeps a part that is a whole number from falling below it.)
                 items[1:] = np.floor(self.length * self.sampling.share * parts / parts.sum() + 1e-9)
         items[0] = self.length - items[1:].sum()
@@ -134,7 +134,7 @@ class EpochSampler:
     def draw(self, epoch: int, first: int = 0, count: int | None = None, *, attempt: int = 0) -> tuple:
         """Items ``first`` to ``first + count`` of the epoch (all that follow unless given).
 
-        attempt: draws something else for the same places: the class stays, its next centroid is taken.
+        attempt: draws other items for the same places: the class stays, its next centroid is taken.
 
         Returns (boxes int64 [count, 5] = image, y0, x0, y1, x1; classes int64 [count], -1 for images at random).
         """

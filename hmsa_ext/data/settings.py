@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.index import cache_folder
 from hmsa_ext.data.types import Dataset
-from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, Rule, SettingError, Spelling, validate
+from hmsa_ext.parts import Part, one_of
+from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, validate
 
 
 def object_name(value: Any) -> str:
@@ -32,24 +33,6 @@ def recipe(name: Any) -> Mapping[str, object]:
     return getattr(source_type(name), "recipe", {})
 
 
-def _read_name(value: Any) -> Any:
-    if not isinstance(value, str) and not callable(value):
-        raise ValueError
-    return value
-
-
-def _exists(value: Any) -> bool:
-    return callable(value) or (isinstance(value, str) and (value in NAMES or ":" in value))
-
-
-Name = Annotated[
-    Any,
-    Spelling("NAME", _read_name, object_name),
-    Rule(_exists, f"one of {', '.join(NAMES)}, or package.module:factory"),
-]
-"""The name of a data set, or what :func:`hmsa_ext.data.build` takes in place of one."""
-
-
 @dataclass(frozen=True)
 class DataSettings:
     """Which images are trained on and validated on.
@@ -57,7 +40,7 @@ class DataSettings:
     :meth:`of` makes the settings of a data set with its options.
     """
 
-    name: Annotated[Name, Flag("data")] = "synthetic"
+    name: Annotated[Part, one_of(NAMES), Flag("data")] = "synthetic"
     """Data set: a name, or package.module:factory for one of your own. "folder" is images and masks."""
     source: Any = None
     """Options of the data set: the dataclass that it declares."""

@@ -1,4 +1,4 @@
-"""What a data set declares: a frozen dataclass whose fields are its options.
+"""The declaration of a data set: a frozen dataclass whose fields are its options.
 
 A data set on disk is one module in :mod:`hmsa_ext.data.sets`::
 
@@ -147,7 +147,7 @@ class First:
         if length < 1:
             raise DataError(f"length: expected at least 1 image, got {length}")
         self.dataset, self.length, self.classes = dataset, min(length, len(dataset)), dataset.classes
-        for name in ("files", "identity", "inspect"):  # what a data set may have, this one has as well
+        for name in ("files", "identity", "inspect"):  # the optional parts of a data set
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
 

@@ -3,9 +3,9 @@
     hmsa data stats --data camvid --root CamVid --crop 360x480 --plot frequencies.png
     hmsa data stats --data folder --root MINE --sampling rare_class --sampling-temperature 0.02
 
-For each class: its share of the labelled pixels, the images that have it, and its share of the pixels of the training
-crops and the part of the crops that have it, for images at random and for the sampling that was asked for. The crops
-are those that training draws with the same seed; their boxes are counted in the label maps.
+For each class: its share of the labelled pixels, the number of images that have it, its share of the pixels of the
+training crops, and the part of the crops that have it. Crops are counted for images at random and for the chosen
+sampling. Training with the same settings draws the same crops; their boxes are counted in the label maps.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ UNIFORM_BAR = (170, 170, 170)
 
 @dataclass(frozen=True, eq=False)
 class CropCounts:
-    """What the crops of some epochs hold.
+    """The classes in the crops of some epochs.
 
     share: float64 [K], mean share of each class among the labelled pixels of a crop.
     presence: float64 [K], part of the crops that have the class.
-    crops: how many were counted.
+    crops: number of crops counted.
     """
 
     share: np.ndarray

@@ -1,4 +1,4 @@
-"""A data set made ready for training: looked through, indexed, with its sampler."""
+"""A data set ready for training: with its index, sampler and crops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hmsa_ext.data.types import DataError, Dataset, Sample
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What :func:`hmsa_ext.data.training_loader` takes its crops from.
+    """The source of crops of :func:`hmsa_ext.data.training_loader`.
 
     dataset: the training images, followed by the extra ones.
     index: of the training images alone.
@@ -43,7 +43,7 @@ def prepare(
     skip_damaged: bool = False,
     quiet: bool = False,
 ) -> TrainingSet:
-    """Looks every label map through, or takes the index of an earlier look from the cache, and plans the epochs.
+    """Reads every label map, or takes the index from the cache, and plans the epochs.
 
     augment: without a crop, the one of :func:`hmsa_ext.data.fit_crop`.
     sampling: class-uniform for half of an epoch unless given.
@@ -52,7 +52,8 @@ def prepare(
     tile: instead of ``sampling.tile``.
     cache, skip_damaged, quiet: as for :func:`hmsa_ext.data.build_index`.
 
-    Raises DataError for problems of the data; they are listed.
+    Raises DataError that lists the problems of the data, also when there is nothing to learn: one class alone, no
+    labelled pixel.
     """
     sampling = sampling or Sampling()
     if tile is not None:
@@ -108,7 +109,7 @@ def open_training(
 
 
 class Chain:
-    """Data sets of the same classes one behind the other, as one. Raises DataError where their classes differ."""
+    """Data sets of the same classes, joined to one. Raises DataError where their classes differ."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts, self.classes = tuple(parts), parts[0].classes

@@ -1,4 +1,4 @@
-"""What data sets, augmentation and loaders hand to each other."""
+"""The types that data sets, augmentation and loaders exchange."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IGNORE_LABEL = 255
 
 
 class DataError(HmsaError, ValueError):
-    """The data on disk is not what training needs. The text names the file, what was found and what was expected."""
+    """Data that training cannot use. The text names the file, the value found and the value expected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class Dataset(Protocol):
 
 @dataclass
 class Batch:
-    """Crops on the device, as :func:`hmsa_ext.data.cut` makes them of what a loader yields.
+    """Crops on the device, made by :func:`hmsa_ext.data.cut` from the batches of a loader.
 
     images: float32 [B, 3, h, w], normalised (see :mod:`hmsa_ext.data.normalise`).
     labels: uint8 [B, h, w]; 255 = ignored.

@@ -234,7 +234,8 @@ def _build_data(train: TrainSettings, process: Process) -> tuple[TrainSettings, 
         training, reason = data.open_training(
             train.data, train.sampling, train.crops, seed=train.machine.seed, quiet=quiet
         )
-        data.build_index(val_set, tile=training.index.tile, cache=train.data.cache_path, quiet=quiet)
+        index = data.build_index(val_set, tile=training.index.tile, cache=train.data.cache_path, quiet=quiet)
+        data.require_labels(index, "val")
     if train.crops.crop is None:
         height, width = training.augment.crop
         process.print(f"crop   {height}x{width}: {reason}")

@@ -210,7 +210,7 @@ def test_a_note_on_orientation_does_not_turn_the_image(root):
         (
             "cityscape",
             {},
-            "data: got 'cityscape', expected one of ade20k, .*synthetic, or package.module:factory",
+            r"data: got 'cityscape', expected one of ade20k, .*synthetic, or package\.module:object",
         ),
         ("camvid", {"root": "/tmp", "fold": 1}, "fold: camvid has no such option; got 1"),
         ("camvid", {"root": "/tmp", "labels": "coarse"}, "labels: camvid has no such option; got 'coarse'"),

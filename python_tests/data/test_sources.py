@@ -78,7 +78,7 @@ def test_flat_settings_reach_data_sampling_and_crops():
 
 
 def test_names_and_options_that_do_not_exist_are_named():
-    with pytest.raises(SettingError, match=r"data: got 'cityscape', expected one of ade20k, .*package\.module:factory"):
+    with pytest.raises(SettingError, match=r"data: got 'cityscape', expected one of ade20k, .*package\.module:object"):
         data.DataSettings.of("cityscape")
     with pytest.raises(SettingError, match=r"data: got 'no\.such:thing', expected .*there is no module no"):
         data.DataSettings.of("no.such:thing")

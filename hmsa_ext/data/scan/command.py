@@ -72,7 +72,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def scan(chosen: ScanSettings) -> int:
-    """Looks at the files and prints what was found; 1 when training would fail, else 0.
+    """Checks the files and prints the result; returns 1 when training would fail, else 0.
 
     Raises DataError for a wrong split or a missing root, and OutputError. What is wrong with files is in the findings.
     """

@@ -187,7 +187,7 @@ def _advise_on_values(name: str, scan: SplitScan) -> str:
 
 
 def _about_binary_masks(scans: Sequence[SplitScan]) -> list[Finding]:
-    """Masks of 0 and 255 where nothing says what 255 is, or where it is ignored, as it usually is."""
+    """Masks of 0 and 255 without a table of classes, or with one that ignores 255."""
     values = {value for scan in scans for value in scan.stored()}
     tables = [scan.listing.labels.table for scan in scans if scan.listing.labels is not None]
     if values != {0, 255} or any(table.entries[255] != IGNORE_LABEL for table in tables):

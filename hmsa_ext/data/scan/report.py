@@ -15,8 +15,8 @@ FILES_SHOWN = 5
 ROWS_SHOWN = 40
 
 
-def as_text(name: str, root: Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> str:
-    """What a person reads: files, stored values, classes, and last the findings with advice."""
+def as_text(name: str, root: str | Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> str:
+    """Text for people: files, stored values, classes, and last the findings with advice."""
     lines = [f"{name} in {root}"]
     for scan in scans:
         lines += ["", *_about_files(scan)]
@@ -29,7 +29,7 @@ def as_text(name: str, root: Path, scans: Sequence[SplitScan], findings: Sequenc
     return "\n".join([*lines, "", verdict])
 
 
-def as_json(name: str, root: Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> dict:
+def as_json(name: str, root: str | Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> dict:
     """The same, complete, for ``json.dump``. Sizes are [height, width], values of colour masks are "#rrggbb"."""
     return {
         "data": name,
@@ -111,7 +111,7 @@ def _class_table(scans: Sequence[SplitScan]) -> list[str]:
 
 
 def _one_to_one(scans: Sequence[SplitScan]) -> bool:
-    """Whether the table of stored values says all that one of classes would: each class is one value and occurs."""
+    """Whether a table of classes would repeat the table of stored values: each class is one value and occurs."""
     for scan in scans:
         labels, classes = scan.listing.labels, scan.listing.classes
         if labels is None or classes is None or labels is not labels.table:

@@ -5,7 +5,7 @@
     ROOT/test/...                  ROOT/testannot/...
 
 Scores from these labels are not comparable with those from the original 32-class label pictures at 960x720. Those are
-read as a folder of one's own with colours: see :mod:`hmsa_ext.data.sets.folder`.
+read as a folder of your own with colours: see :mod:`hmsa_ext.data.sets.folder`.
 """
 
 from __future__ import annotations

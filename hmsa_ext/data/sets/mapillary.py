@@ -6,7 +6,7 @@
 
 Names and colours of the classes are those of the file. Of version 1.2 the last label ("Unlabeled") is ignored, which
 leaves 65 classes with the numbers of the file. Of version 2.0 the labels that the file marks as not evaluated are
-ignored, and the others are numbered anew, in their order.
+ignored, and the others are numbered from 0, in their order.
 """
 
 from __future__ import annotations
