@@ -1,4 +1,4 @@
-"""Loading weights: published checkpoints, ImageNet trunks, our own files; and saying exactly what came of it."""
+"""Loading weights: published checkpoints, ImageNet trunks, our own files; with a report of every entry."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class WeightFileNotFoundError(WeightError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What :func:`load_weights` did, by name. ``str()`` of it is meant for people."""
+    """Every entry of model and file, and what :func:`load_weights` did with it; ``str()`` gives a summary."""
 
     loaded: list[str] = field(default_factory=list)
     """Entries of the model that now hold the file's values."""
@@ -59,7 +59,7 @@ class WeightReport:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """Entries in both, of another shape (file's, model's); they keep the values they had."""
     source: str = "weights"
-    """Where they came from."""
+    """The file, or "state dict"."""
 
     @property
     def complete(self) -> bool:
@@ -309,7 +309,7 @@ def _require_enough(report: WeightReport, parameters: Mapping[str, int]) -> None
 
 
 def _candidates(name: str) -> Iterable[str]:
-    """Names that an entry of a file may have in the model: as it stands first, then with ever more prefixes gone."""
+    """Names that an entry of a file may have in the model: first the name itself, then with ever fewer prefixes."""
     while True:
         for place in PLACES:
             yield place + name
@@ -320,7 +320,7 @@ def _candidates(name: str) -> Iterable[str]:
 
 
 def _without_wrappers(name: str) -> str:
-    """The name without what DistributedDataParallel and torch.compile put before it, should the model be wrapped."""
+    """The name without the prefixes of DistributedDataParallel and torch.compile."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.split(".", 1)[1]
     return name
