@@ -190,7 +190,7 @@ def _rewritten(arguments: Sequence[str], options: Sequence[Option], older: _OLDE
     while place < len(arguments):
         argument = arguments[place]
         name, equals, value = argument.removeprefix("--").partition("=")
-        rule = renamed.get(name) if argument.startswith("--") else None
+        rule: Any = renamed.get(name) if argument.startswith("--") else None
         used = 1
         if callable(rule):
             apart = not equals and place + 1 < len(arguments)

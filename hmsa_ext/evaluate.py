@@ -26,7 +26,7 @@ from hmsa_ext.data import NAMES, Dataset, source_type
 from hmsa_ext.data.commands import older_version, options_of_others
 from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.device import choose_dtype, memory_format
+from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.settings import Machine, TrainSettings
 from hmsa_ext.files import Output, writable_folder
@@ -128,7 +128,7 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
         torch.set_num_threads(machine.threads)
     dtype, reason = choose_dtype(machine.dtype, process.device)
     process.print(f"device {process.reason}\ndtype  {reason}")
-    model = trained.model.to(process.device, memory_format=memory_format(run.model.channels_last))
+    model = place(trained.model, process.device, channels_last=run.model.channels_last)
     dataset = open_data(command, trained)
     loader = data.evaluation_loader(
         dataset, rank=process.rank, world_size=process.world_size, workers=machine.workers,

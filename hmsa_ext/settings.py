@@ -246,10 +246,8 @@ class Option:
             if self.kind in (int, float):
                 return read_number(value, self.kind)
         except (TypeError, ValueError):
-            expected = (
-                self.expected if self.spelling is not None else {int: "a whole number"}.get(self.kind, "a number")
-            )
-            raise SettingError(self.name, value, expected) from None
+            plain = "a whole number" if self.kind is int else "a number"
+            raise SettingError(self.name, value, plain if self.spelling is None else self.expected) from None
         if self.kind is bool and not isinstance(value, bool):
             raise SettingError(self.name, value, "true or false")
         if self.kind is str and not isinstance(value, str):

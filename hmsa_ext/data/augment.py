@@ -44,7 +44,7 @@ class Looks(NamedTuple):
 
 
 @functools.cache
-def _load_hook(hook: str | Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
+def _load_hook(hook: str | Callable[..., Any]) -> Callable[..., Any]:
     function: Any = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
     if not callable(function):
         raise SettingError("batch_hook", hook, "the name of a function")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -104,10 +105,18 @@ def collate(pieces: list[Piece]) -> DecodedBatch:
     )
 
 
+class Batches(Protocol):
+    """Decoded batches with a length, such as a ``torch.utils.data.DataLoader``."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[DecodedBatch]: ...
+
+
 class Cropped:
     """The batches of a loader, cropped on a device as they come; as long as the loader."""
 
-    def __init__(self, loader: Collection[DecodedBatch], device: torch.device | str) -> None:
+    def __init__(self, loader: Batches, device: torch.device | str) -> None:
         self.loader, self.device = loader, device
 
     def __len__(self) -> int:

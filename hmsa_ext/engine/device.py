@@ -56,9 +56,10 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=dtype)
 
 
-def memory_format(channels_last: bool) -> torch.memory_format:
-    """The order in memory of images and of convolutions' weights."""
-    return torch.channels_last if channels_last else torch.contiguous_format
+def place(model: torch.nn.Module, device: torch.device, *, channels_last: bool) -> torch.nn.Module:
+    """The model on a device, the weights of its convolutions in the order in memory that its images will have."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(device=device).to(memory_format=order)  # pyright: ignore[reportCallIssue] - the stubs lack it alone
 
 
 @contextlib.contextmanager

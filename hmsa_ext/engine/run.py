@@ -21,7 +21,7 @@ from hmsa_ext import data, models, settings
 from hmsa_ext.data import Dataset, TrainingSet
 from hmsa_ext.engine import checkpoint, distributed, schedule
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.device import choose_dtype, memory_format
+from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.metrics import build_metrics
 from hmsa_ext.engine.settings import TrainSettings, with_fitted
@@ -178,7 +178,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
         # Whatever fits: a file with another head, or a trunk alone, is a good beginning. The rest is listed.
         process.print(models.load_weights(model, train.model.weights))
     model = distributed.with_shared_statistics(model, process)
-    model = model.to(process.device, memory_format=memory_format(train.model.channels_last))
+    model = place(model, process.device, channels_last=train.model.channels_last)
     optimizer = schedule.build_optimizer(model, optimisation)
     average = {n: v.clone() for n, v in model.state_dict().items()} if optimisation.ema else None
     torch.manual_seed(machine.seed + 1 + process.rank)  # dropout: another stream in every process
@@ -194,7 +194,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
         run.save()  # a run that is killed at once can be resumed like any other
         process.print(f"run    {folder}")
     parameters = sum(p.numel() for p in model.parameters())
-    height, width = training.augment.crop
+    height, width = training.sampler.crop
     process.print(
         f"model  {_name(train.model.name)}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
         f"data   {_name(train.data.name)}, {len(training.index)} training and {len(val_set)} validation images\n"
@@ -237,7 +237,7 @@ def _build_data(train: TrainSettings, process: Process) -> tuple[TrainSettings, 
         index = data.build_index(val_set, tile=training.index.tile, cache=train.data.cache_path, quiet=quiet)
         data.require_labels(index, "val")
     if train.crops.crop is None:
-        height, width = training.augment.crop
+        height, width = training.sampler.crop
         process.print(f"crop   {height}x{width}: {reason}")
     epochs = train.optimisation.epochs
     if epochs is None and train.optimisation.iterations is None:

@@ -126,7 +126,7 @@ class TrainSettings:
         require("extra_classes", classes, bool(classes) == extra, expected)
 
     @classmethod
-    def of(cls, data: str | DataSettings) -> TrainSettings:
+    def of(cls, data: Any) -> TrainSettings:
         """The defaults for a data set (its name, or its settings), with its recipe."""
         chosen = data if isinstance(data, DataSettings) else DataSettings.of(data)
         return settings.replace(cls(data=chosen), recipe(chosen.name))
@@ -143,7 +143,7 @@ class TrainSettings:
         values = dict(values)
         named = values.pop("data", None) or DataSettings().name
         moved = data is not None and data != named
-        start = cls.of(data if moved else named)
+        start = cls.of(data if data is not None and moved else named)
         own = {name for option in settings.options(start) for name in (option.name, *option.was)}
         if moved:  # what is not known then is an option of the data set that was named
             of_source = {option.name for option in settings.options(start.data.source)}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +18,14 @@ from hmsa_ext.engine import checkpoint
 LENGTH = ("--epochs", "2", "--eval-every", "1")
 
 
-def states(folder: Path) -> dict[str, object]:
+def states(folder: Path) -> dict[str, Any]:
     content = checkpoint.load(folder)
     return {k: content[k] for k in ("state_dict", "average", "optimizer", "rng")} | {
         k: content["progress"][k] for k in ("step", "epoch", "batch", "best")
     }
 
 
-def assert_equal(a: object, b: object, name: str = "") -> None:
+def assert_equal(a: Any, b: Any, name: str = "") -> None:
     """Equality to the last bit, through dicts and lists."""
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), name

@@ -1,5 +1,7 @@
 """Learning rate, optimizer, moving average."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_learning_rate_is_never_negative_past_the_end() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_optimizer_holds_all_parameters_and_takes_the_rate(name: str) -> None:
+def test_optimizer_holds_all_parameters_and_takes_the_rate(name: Literal["sgd", "adamw"]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     optimizer = build_optimizer(model, Optimisation(optimizer=name, weight_decay=0.03))
     (group,) = optimizer.param_groups
@@ -40,8 +42,8 @@ def test_average_moves_weights_and_statistics_and_copies_counters() -> None:
     average = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         model.weight.fill_(3.0)
-        model.running_mean.fill_(1.0)
-        model.num_batches_tracked.fill_(7)
+        for statistic, value in (("running_mean", 1.0), ("num_batches_tracked", 7)):
+            model.get_buffer(statistic).fill_(value)
     update_average(average, model, 0.75)
     assert average["weight"].tolist() == [1.5, 1.5]
     assert average["running_mean"].tolist() == [0.25, 0.25]
