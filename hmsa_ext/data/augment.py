@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import numpy as np
 
@@ -45,10 +45,10 @@ class Looks(NamedTuple):
 
 @functools.cache
 def _load_hook(hook: str | Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
-    function: Any = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
+    function = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
     if not callable(function):
         raise SettingError("batch_hook", hook, "the name of a function")
-    return function
+    return cast("Callable[[Batch], Batch]", function)  # its result is checked
 
 
 def _is_range(value: tuple[float, float]) -> bool:

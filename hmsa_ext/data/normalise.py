@@ -1,4 +1,4 @@
-"""From the normalised input of networks back to pictures (:func:`hmsa_ext.data.cut` normalises); label maps in colour."""
+"""From the normalised input of networks back to pictures; label maps in colour."""
 
 from __future__ import annotations
 
