@@ -133,7 +133,7 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 def banner(info: dict) -> str:
-    """One line that says what was built."""
+    """One line that describes the build."""
     kernels = f"CPU kernels ({', '.join(info['simd'])})"
     if info["cuda"] is None:
         kernels += f", no CUDA kernels ({info['no_cuda']}; HMSA_CUDA=1 insists on them)"

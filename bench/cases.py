@@ -1,4 +1,4 @@
-"""What is measured: the headline, a table over shapes in which a cliff would show, and the ops that end the chain."""
+"""The cases of the benchmarks: the headline, a table over shapes that shows cliffs, the ops that end the chain."""
 
 from __future__ import annotations
 

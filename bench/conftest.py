@@ -1,4 +1,4 @@
-"""The benchmarks' cases, their workers, and what is kept of a run."""
+"""The cases and the workers of the benchmarks, and the facts that a report keeps."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench.cases import Case
 
-# On a virtual machine the first touch of a page may be slow, since the host has to find it first: no one's fault.
+# On a virtual machine the first touch of a page may be slow, since the host has to find the page.
 WARM_UP_ROUNDS = 5
-# Seconds: who takes longer warms up in two rounds (after it ran while it was loaded), and counts in every second one.
+# Seconds. A competitor that takes longer has two warm-up rounds, and takes part in every second measured round.
 SLOW = 1.0
 
 

@@ -4,8 +4,8 @@
     python -m bench.gpu_checks --lines FILE --op argmax        # one op, started again after a case that it died of
     compute-sanitizer python -m bench.gpu_checks --lines FILE --small --here      # few small cases, in this process
 
-Each case appends a line: the relative error of every result, and whether all are within tolerance; or what was raised.
-Exit status 1 if a case failed. What is integer by nature is compared with the kernels of the CPU, and must be equal.
+Each case appends a line: the relative error of every result, and whether all are within tolerance; or the exception.
+The exit status is 1 if a case failed. Integer results must equal those of the CPU kernels.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def check_fuse_scales(case: Case, inputs: Inputs, number: int) -> Iterator[Resul
         inputs,
         lambda i: hmsa_ext.fuse_scales(i.logits, i.attention, case.scales, case.size, **options),
         lambda i: reference.fuse_scales(i.logits, i.attention, case.scales, case.size, **options),
-        least=1e-2,  # a gradient that cancels is held against what was summed
+        least=1e-2,  # a gradient that cancels is compared with the size of its terms
     )
 
 

@@ -84,7 +84,7 @@ def _benchmarks(run: Run) -> list[str]:
 
 # Eight processes compute references on the CPU at a time: more threads than cores would get in each other's way.
 _FEW_THREADS = (("OMP_NUM_THREADS", "2"),)
-# Most valuable first. The limits add up to more than a run has: most parts end early, and what is left goes on.
+# Most valuable first. The limits add up to more than a run has: most parts end early and leave time to the others.
 PARTS = (
     Part("checks", 120, 20, lambda run: run.module("gpu_checks"), environment=_FEW_THREADS),
     Part("times", 150, 20, lambda run: run.module("gpu_times")),

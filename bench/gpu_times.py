@@ -99,7 +99,7 @@ def main() -> int:
     return 0
 
 
-# ---- what is measured --------------------------------------------------------------------------------------------
+# ---- the items ---------------------------------------------------------------------------------------------------
 
 _SIZE = (1024, 2048)
 _THREE = (2.0, 1.0, 0.5)
@@ -177,7 +177,7 @@ def _tiny(call: Call) -> Call:
 
 
 def measure(item: Item, device: str, stopwatch: Events | Wall, lines: JsonLines, suite_name: str) -> bool:
-    """Every figure of an item, each appended when it is known; what was raised instead of the rest.
+    """Appends every figure of an item as soon as it is known, or the exception that prevented the figure.
 
     Whether the process is fit for the next item.
     """

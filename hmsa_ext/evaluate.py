@@ -30,6 +30,7 @@ from hmsa_ext.engine.device import choose_dtype, memory_format
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.settings import Machine, TrainSettings
 from hmsa_ext.files import Output, writable_folder
+from hmsa_ext.models import ModelSettings
 from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, validate
 
 
@@ -169,13 +170,18 @@ def open_model(run_or_file: str, name: str | None = None, num_classes: int | Non
         if num_classes not in (None, len(class_names)):
             raise CheckpointError(f"checkpoint: {path} has {len(class_names)} classes, --num-classes is {num_classes}")
         num_classes, values = len(class_names), content["config"]
-        train = TrainSettings.read(content["config"], data="synthetic")  # the data may not be here
-        model = models.build(train.model, num_classes)
+        model = models.build(_model_settings(content["config"]), num_classes)
         weights = content["average"] or content["state_dict"]
     report = models.load_weights(model, weights)
     if report.missing or report.mismatched:
         raise CheckpointError(f"checkpoint: {path} does not fit the model\n{report}")
     return TrainedModel(model, path, num_classes, class_names, values)
+
+
+def _model_settings(values: Mapping[str, Any]) -> ModelSettings:
+    """The network of a run alone: its data may not be here."""
+    names = {option.name for option in settings.options(ModelSettings())}
+    return settings.replace(ModelSettings(), {name: value for name, value in values.items() if name in names})
 
 
 def open_data(command: Evaluate, trained: TrainedModel) -> Dataset:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "bench/**/*.md", "csrc/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "bench/**/*.md", "csrc/**/*.md", "python_tests/*.md")
     for page in ROOT.glob(pattern)
 )
 BENCHMARKS = DOCS / "benchmarks.md"
@@ -297,6 +297,18 @@ def test_figures_of_the_readme_are_rows_of_the_benchmarks_page() -> None:
         assert (ours, peak) == (f"**{own[2]}**", own[5])
         assert (eager, times, eager_peak) == (plain[2], plain[3], plain[5])
         assert compiled == (everything[what, "torch.compile"][2] if compiled else "")
+
+
+def test_figures_of_the_main_job_are_those_of_their_files() -> None:
+    (section,) = re.findall(r"^## Main job\n(.*)", text_of(BENCHMARKS), re.M | re.S)
+    rows = [row for row in re.findall(r"^\|(.*)\|$", section, re.M) if "](" in row]
+    assert rows
+    for row in rows:
+        _, seed, *figures, link = (cell.strip() for cell in row.split("|"))
+        results = json.loads(text_of(DOCS / link.partition("](")[2].rstrip(")")))
+        assert results["config"]["seed"] == int(seed)
+        ways = ("0.5", "1.0", "2.0", "mean", "attention")
+        assert figures == [f"{100 * results['miou'][way]:.1f}" for way in ways]
 
 
 def test_every_file_of_results_is_in_both_indices() -> None:

@@ -1,4 +1,4 @@
-"""From the normalised input of networks back to pictures; label maps in colour."""
+"""Normalised input of networks back to pictures; label maps in colour. :func:`hmsa_ext.data.cut` normalises."""
 
 from __future__ import annotations
 

@@ -13,12 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from hmsa_ext.engine.lettering import width_of, write
 from hmsa_ext.engine.logging import METRICS, read_records
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
 
 WIDTH, HEIGHT = 720, 300
 MARGIN = 46
+TEXT = 0.4
 LOSS, VALIDATION_LOSS = (60, 60, 60), (150, 110, 150)  # BGR
 VALIDATION = {"1.0": (200, 130, 30), "mean": (40, 150, 40), "attention": (30, 30, 200)}
 
@@ -56,14 +58,18 @@ def draw(folder: Path) -> Path:
     page = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     _axes(page, last, loss_range, miou_range if miou else None)
     _line(page, training, last, loss_range, LOSS)
-    _text(page, "training loss", (MARGIN + 12, MARGIN - 12), LOSS)
+    labels = [("training loss", LOSS)]
     if validation_loss:
         _line(page, validation_loss, last, loss_range, VALIDATION_LOSS, marked=True)
-        _text(page, "validation loss", (MARGIN + 122, MARGIN - 12), VALIDATION_LOSS)
-    for k, (name, points) in enumerate(miou.items()):
+        labels.append(("validation loss", VALIDATION_LOSS))
+    for name, points in miou.items():
         _line(page, points, last, miou_range, VALIDATION[name], marked=True)
-        label = {"attention": "mIoU, attention", "mean": "mIoU, mean of logits"}.get(name, f"mIoU, scale {name}")
-        _text(page, label, (WIDTH - 230, HEIGHT - MARGIN - 12 - 16 * k), VALIDATION[name])
+        way = {"attention": "attention", "mean": "mean of logits"}.get(name, f"scale {name}")
+        labels.append((f"mIoU, {way}", VALIDATION[name]))
+    left = MARGIN
+    for label, colour in labels:
+        write(page, label, left, MARGIN - 12, scale=TEXT, colour=colour)
+        left += width_of(label, TEXT) + 18
     written, content = cv2.imencode(".png", page)
     assert written  # a page of this size always can be
     with replacing(folder / "curve.png") as file:
@@ -111,15 +117,12 @@ def _axes(page: np.ndarray, last: int, losses: tuple[float, float], miou: tuple[
         loss = losses[0] + share * (losses[1] - losses[0])
         x, y = _place(share * last, loss, last, losses)
         cv2.line(page, (MARGIN, y), (WIDTH - MARGIN, y), (235, 235, 235), 1)
-        _text(page, f"{share * last:.0f}", (x - 12, HEIGHT - MARGIN + 18))
-        _text(page, f"{loss:.2f}", (6, y + 4))
+        write(page, f"{share * last:.0f}", x - 12, HEIGHT - MARGIN + 18, scale=TEXT)
+        write(page, f"{loss:.2f}", 6, y + 4, scale=TEXT)
         if miou is not None:
-            _text(page, f"{share * miou[1]:.0f} %", (WIDTH - MARGIN + 6, y + 4))
-    _text(page, "step", (WIDTH // 2 - 14, HEIGHT - 8))
-
-
-def _text(page: np.ndarray, text: str, place: tuple[int, int], colour: tuple[int, int, int] = LOSS) -> None:
-    cv2.putText(page, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+            digits = 0 if miou[1] >= 10 else 1
+            write(page, f"{share * miou[1]:.{digits}f} %", WIDTH - MARGIN + 4, y + 4, scale=TEXT)
+    write(page, "step", WIDTH // 2 - 14, HEIGHT - 8, scale=TEXT)
 
 
 if __name__ == "__main__":

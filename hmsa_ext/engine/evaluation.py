@@ -209,16 +209,20 @@ def unmirrored(maps: Tensor, *, flip: bool = True) -> Tensor:
 
 
 def table(result: EvaluationResult) -> str:
-    """The result as text. IoU per class in percent, a column for each way; means; further metrics; then the scores of
-    the attention per class."""
+    """The result as text, in two parts.
+
+    The first has a column for each way: IoU of each class in percent, then the means, then further metrics as they are.
+    The second has the scores of the attention by class. There "-" stands for a share of nothing: the precision of a
+    class that is never predicted, the recall of a class that is not in the truth.
+    """
     ways = list(result.scores)
     heads = [f"scale {way}" if way not in (MEAN, ATTENTION) else way for way in ways]
     columns = list(result.scores.values())
     rows: list[Sequence[str]] = [
-        (name, *(_percent(s.iou[c], "absent") for s in columns)) for c, name in enumerate(result.class_names)
+        (name, *(_percent(s.iou[c]) for s in columns)) for c, name in enumerate(result.class_names)
     ]
     rules = [len(rows)]
-    rows += [(title, *(_percent(getattr(s, name), "absent") for s in columns)) for name, title in _MEANS.items()]
+    rows += [(title, *(_percent(getattr(s, name)) for s in columns)) for name, title in _MEANS.items()]
     more = [(name, value) for name, value in result.more.items() if _is_number(value) or _has_ways(value, ways)]
     if more:
         rules.append(len(rows))
@@ -236,15 +240,14 @@ def table(result: EvaluationResult) -> str:
         [
             (
                 name,
-                *(_percent(values[c], "absent") for values in by_class),
-                _percent(pixels[c] / total if total else float("nan"), "absent"),
+                *(_percent(values[c], "-") for values in by_class),
+                _percent(pixels[c] / total if total else float("nan"), "-"),
             )
             for c, name in enumerate(result.class_names)
         ],
     )
-    invented = [
-        name for c, name in enumerate(result.class_names) if not pixels[c] and scores.iou[c] == 0
-    ]  # NaN is no 0
+    # The IoU of a class that is not predicted either is NaN, not 0.
+    invented = [name for c, name in enumerate(result.class_names) if not pixels[c] and scores.iou[c] == 0]
     note = f"\n\nnot in the truth, but predicted, hence IoU 0: {', '.join(invented)}" if invented else ""
     return f"{first}\n\n{second}{note}"
 

@@ -16,7 +16,7 @@ from hmsa_ext.engine.device import arithmetic
 from hmsa_ext.engine.evaluation import ATTENTION, evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, duration, progress_bar, timed
-from hmsa_ext.engine.metrics import Loss
+from hmsa_ext.engine.metrics import Loss, build_metrics
 from hmsa_ext.engine.run import Run
 
 MOST_PICTURES = 2
@@ -132,7 +132,8 @@ def _validate(run: Run, criterion: nn.Module, log: RunLog) -> bool:
     with run.averaged_weights():
         result = evaluate(
             run.model, run.validation_batches(), classes, train.model.scales, process, dtype=run.dtype,
-            metrics=[Loss(criterion, classes)], progress=progress_bar(process, "validation"),
+            metrics=[Loss(criterion, classes), *build_metrics(train.evaluation.metrics, classes)],
+            progress=progress_bar(process, "validation"),
         )  # fmt: skip
         count = min(train.evaluation.pictures, MOST_PICTURES)
         log.pictures(run.progress.step, pictures.pages(

@@ -91,8 +91,8 @@ def pages(
 def scale_shares(outputs: ScaleOutputs) -> dict[float, Tensor]:
     """How much of the fused logits comes from each scale: maps [B, 1, H, W] that add up to 1, by ascending scale.
 
-    The attention says how much a scale takes from what all larger scales left. Down the chain, the share of a scale is
-    its own attention times ``1 - attention`` of every smaller one; the largest scale has what is left.
+    The attention of a scale weighs it against all larger scales together. The share of a scale in the result is
+    therefore its own attention times ``1 - attention`` of every smaller scale; the largest scale has what is left.
     """
     left: Tensor | None = None
     shares = {}

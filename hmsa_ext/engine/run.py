@@ -23,6 +23,7 @@ from hmsa_ext.engine import checkpoint, distributed, schedule
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, memory_format
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.metrics import build_metrics
 from hmsa_ext.engine.settings import TrainSettings, with_fitted
 from hmsa_ext.files import writable_folder
 from hmsa_ext.settings import SettingError
@@ -164,6 +165,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
 
     train, training, val_set = _build_data(train, process)
     classes, optimisation = val_set.classes, train.optimisation
+    build_metrics(train.evaluation.metrics, classes)  # what cannot be built is said now, not after the training
     stored = None
     if old is not None:
         path = checkpoint.find(old)

@@ -145,9 +145,12 @@ class TrainSettings:
         moved = data is not None and data != named
         start = cls.of(data if moved else named)
         own = {name for option in settings.options(start) for name in (option.name, *option.was)}
+        if moved:  # what is not known then is an option of the data set that was named
+            of_source = {option.name for option in settings.options(start.data.source)}
+            values = {name: value for name, value in values.items() if name in own - of_source}
         for option in _options_of_all_sets():
             for name in {option.name, *option.was} & values.keys():
-                if moved or (name not in own and values[name] in (None, [], settings.to_plain(option.value))):
+                if name not in own and values[name] in (None, [], settings.to_plain(option.value)):
                     del values[name]
         try:
             return settings.replace(start, values)

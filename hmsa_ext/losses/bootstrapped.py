@@ -24,15 +24,15 @@ def bootstrapped_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of the fused logits over the hardest of the valid pixels of the batch.
 
-    With l(i) the loss of a valid pixel i, and N of them, the mean is over the pixels that reach the bar::
+    With l(i) the loss of a valid pixel i, and N valid pixels, the mean is over the set K::
 
         K = { i : l(i) >= bar },    bar = min(l of the hardest pixel number ceil(share * N), -log(threshold))
 
-    so at least ``share`` of the valid pixels count and, with a ``threshold``, every pixel whose label got a smaller
-    probability than that (without weights and smoothing l is -log of it). The share alone is the bootstrapping of
-    Wu, Shen, van den Hengel 2016 (arXiv:1605.06885) as later code has it, DeepLab's hard-pixel mining with a share of
-    0.15 to 0.25 among it; with a threshold of 0.7 it is the online hard example mining of HRNet and OCRNet, where the
-    least number of pixels is given as such.
+    At least ``share`` of the valid pixels count. With a ``threshold``, every pixel counts whose label has a probability
+    below it (without weights and smoothing, l is -log of the probability). The share alone is the bootstrapping of Wu,
+    Shen, van den Hengel 2016 (arXiv:1605.06885) in its later form; DeepLab mines hard pixels with a share of 0.15 to
+    0.25. A threshold of 0.7 is the online hard example mining of HRNet and OCRNet, which state the least number of
+    pixels instead of a share.
 
     Args:
         {chain}
@@ -69,16 +69,16 @@ def bootstrapped_cross_entropy(
         bar = _loss_of_rank(losses, valid, share)
         if threshold is not None:
             bar = bar.clamp(max=-math.log(threshold))
-        # Not "at least the bar": a NaN, or a bar of NaN, has to show in the result.
+        # Not "at least the bar": a loss or a bar that is NaN must make the result NaN.
         counts = valid & ~(losses < bar)
         number = counts.sum().clamp(min=1)
     return torch.where(counts, losses, 0).sum() / number
 
 
 def _loss_of_rank(losses: Tensor, valid: Tensor, share: float) -> Tensor:
-    """The loss of the valid pixel that is number ceil(share * N) among the N valid ones, the hardest being the first.
+    """The loss of valid pixel number ceil(share * N), with the N valid pixels sorted from the hardest.
 
-    Nothing here waits for a GPU: how many pixels are valid stays on the device.
+    The number of valid pixels stays on the device, so that nothing waits for a GPU.
     """
     hardest = torch.where(valid, losses, -math.inf).flatten().topk(math.ceil(share * losses.numel())).values
     rank = (share * valid.sum(dtype=torch.float64)).ceil().long().clamp(min=1)

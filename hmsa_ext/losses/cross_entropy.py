@@ -19,10 +19,20 @@ def cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of the fused logits over the pixels of ``target`` that are not ``ignore_index``.
 
-    Arguments, result and errors are those of :func:`hmsa_ext.fuse_scales_cross_entropy`; one map of logits, of the
-    target's size or any other, is ``cross_entropy([logits], [], [1.0], target)``. It equals that op's mean except for a
-    target without a valid pixel. There PyTorch's mean is NaN, and one crop of nothing but ignored pixels would end a
-    training run; here it is 0, with gradients of 0.
+    One map of logits, of any size, is ``cross_entropy([logits], [], [1.0], target)``. The result is the mean of
+    :func:`hmsa_ext.fuse_scales_cross_entropy`, except for a target without a valid pixel. There the op and PyTorch
+    return NaN, which would end a training run; this loss is 0, with gradients of 0.
+
+    Args:
+        logits, attention, scales, target, weight, ignore_index, label_smoothing, align_corners: as for
+            :func:`hmsa_ext.fuse_scales_cross_entropy`.
+
+    Returns:
+        A float32 scalar (float64 for float64 logits).
+
+    Raises:
+        ValueError: for scales given twice or lists of different lengths.
+        RuntimeError: for anything else that does not fit, as :func:`hmsa_ext.fuse_scales_cross_entropy` does.
 
     >>> logits = torch.randn(1, 3, 8, 8, requires_grad=True)
     >>> cross_entropy([logits], [], [1.0], torch.full((1, 32, 32), 255)).item()

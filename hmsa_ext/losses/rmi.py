@@ -29,11 +29,10 @@ def rmi_loss(
     target: Tensor,
     **options: Unpack[LossOptions],
 ) -> Tensor:
-    """Half the binary cross-entropy plus half the region mutual information loss of the fused logits, which never exist
-    at full resolution.
+    """Half the binary cross-entropy plus half the region mutual information loss of the fused logits.
 
-    Logits of one scale, [B, C, h, w] at any stride (the image's own size too), go in as ``rmi_loss([logits], [], [1.0],
-    target)``.
+    The fused logits never exist at full resolution. One map of logits, of any size, is
+    ``rmi_loss([logits], [], [1.0], target)``.
 
     RMI part: one-hot labels y and probabilities p = sigmoid(logits) (0 and 1e-6 on ignored pixels) are average-pooled
     by 4; per image and class, the 3x3 neighbourhoods are vectors of 9, with un-normalised covariances Y, P and
@@ -43,8 +42,8 @@ def rmi_loss(
 
     bounds the entropy of y given p from above. Where the published code inverts P + eps I and then factorises M, this
     factorises [[P + eps I, C^T], [C, Y + eps I]] once: the lower right block of that Cholesky factor *is* the factor of
-    M. The value is the same; but the joint matrix stays positive definite in floating point, while M after an inverse
-    may not (its rounding grows with the square of the map), which is how the published loss comes to abort.
+    M. The value is the same. In floating point the joint matrix stays positive definite. M after an inverse may not,
+    because its rounding grows with the square of the map; the published loss then aborts.
 
     Special inputs:
 
@@ -95,7 +94,17 @@ def rmi_bce_loss(
     """The binary cross-entropy that goes with :func:`rmi_loss`, alone and at full weight.
 
     Sum over valid pixels *and* classes of ``BCE(sigmoid(fused logits), one-hot target)``, divided by the number of
-    valid pixels plus 1. Arguments, result and errors as for :func:`rmi_loss`, of any size.
+    valid pixels plus 1.
+
+    Args:
+        logits, attention, scales, target, ignore_index, align_corners: as for :func:`rmi_loss`; images of any size.
+
+    Returns:
+        A float32 scalar (float64 for float64 logits).
+
+    Raises:
+        ValueError: scales given twice or lists of different lengths.
+        RuntimeError: anything else that does not fit, as for :func:`rmi_loss`.
     """
     bce, valid, _, _ = fuse_scales_rmi(logits, attention, scales, target, moments=False, **options)
     return (bce / (valid + 1)).to(chain.arithmetic_dtype(logits[0]))

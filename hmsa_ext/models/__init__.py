@@ -1,9 +1,11 @@
-"""Networks that put out :class:`ScaleOutputs`, the wrapper that makes any network do so, and loading of weights.
+"""Networks that return :class:`ScaleOutputs`, a wrapper that makes any network do so, and loading of weights.
 
 >>> model = build("hrnet_small_ocr", num_classes=11)
 >>> NAMES
 ('hrnet_small_ocr', 'hrnet_w18_ocr', 'hrnet_w32_ocr', 'hrnet_w48_ocr')
 """
+
+import warnings
 
 from hmsa_ext.models.building import build
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
@@ -17,7 +19,7 @@ from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead,
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.settings import ModelSettings
 from hmsa_ext.models.trunks import TRUNKS, build_trunk
-from hmsa_ext.models.weights import WeightError, WeightReport, load_weights
+from hmsa_ext.models.weights import WeightError, WeightReport, load_weights, read_checkpoint
 
 __all__ = [
     "ATTENTION_HEADS",
@@ -43,4 +45,14 @@ __all__ = [
     "hrnet_w32_ocr",
     "hrnet_w48_ocr",
     "load_weights",
+    "read_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> type[OCRNetwork]:
+    if name == "HRNetOCR":
+        warnings.warn(
+            "HRNetOCR is now OCRNetwork; the old name goes with the next version", DeprecationWarning, stacklevel=2
+        )
+        return OCRNetwork
+    raise AttributeError(f"module 'hmsa_ext.models' has no attribute {name!r}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hmsa_ext import parts
+from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NETWORKS
 from hmsa_ext.models.scale_attention import attention_width
@@ -19,7 +20,7 @@ def build(
     model: str | Callable[..., nn.Module] | ModelSettings,
     num_classes: int,
     *,
-    trunk: str | nn.Module | Callable[[], nn.Module] | None = None,
+    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] | None = None,
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float | None = None,

@@ -31,7 +31,7 @@ class HRNetConfig:
     stem_channels: int = 64
     """Channels of the two stride-2 convolutions that begin the trunk."""
     bottleneck_channels: int = 64
-    """Inner channels of the bottleneck blocks of stage 1; they put out four times as many."""
+    """Inner channels of the bottleneck blocks of stage 1; the outputs have four times as many."""
     bottleneck_blocks: int = 4
     """Bottleneck blocks of stage 1."""
 
@@ -46,14 +46,14 @@ class HRNetConfig:
 
     @property
     def out_channels(self) -> int:
-        """Channels that the trunk puts out: those of all four branches."""
+        """Channels of the features: the sum over the four branches."""
         return sum(self.widths)
 
 
 W18 = HRNetConfig(widths=(18, 36, 72, 144))
 W32 = HRNetConfig(widths=(32, 64, 128, 256))
 W48 = HRNetConfig(widths=(48, 96, 192, 384))
-# For CPUs and tests: four branches like the others, no deeper than that needs; multiples of 8 fill vector registers.
+# For CPUs and tests: the least depth with all four branches. Multiples of 8 fill vector registers.
 SMALL = HRNetConfig(
     widths=(16, 32, 64, 96),
     modules=(1, 1, 1),
@@ -68,6 +68,10 @@ class HRNet(nn.Module):
     """HRNetV2 trunk: images [B, 3, H, W] -> features [B, sum(widths), ceil(H / 4), ceil(W / 4)].
 
     The four branches are resized (bilinear, ``align_corners=False``) to stride 4 and concatenated, widest last.
+    Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`.
+
+    Args:
+        config: widths and depths.
 
     >>> HRNet(SMALL)(torch.zeros(1, 3, 65, 64)).shape
     torch.Size([1, 208, 17, 16])
@@ -111,9 +115,9 @@ class HRNet(nn.Module):
 
 
 class ResolutionModule(nn.Module):
-    """Residual blocks on each branch, then an exchange: every branch receives the sum of all, brought to its size.
+    """Residual blocks on each branch, then an exchange: every branch receives the sum of all, resized to its size.
 
-    Takes and returns one tensor per branch. It keeps no state between calls, so it can be recomputed in backward.
+    Takes and returns one tensor per branch. It keeps no state between calls, so backward can recompute it.
     """
 
     def __init__(self, widths: Sequence[int], blocks: int) -> None:
@@ -208,7 +212,7 @@ def _branch_out(transition: nn.ModuleList, branches: list[Tensor]) -> list[Tenso
 
 
 def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:
-    """What branch ``source`` passes through on its way to branch ``target`` (upsampling comes after, in forward)."""
+    """Layers that bring branch ``source`` to the channels and stride of ``target``; forward does the upsampling."""
     if source == target:
         return nn.Identity()
     if source > target:

@@ -7,13 +7,14 @@ from typing import Literal
 
 from torch import nn
 
+from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.ocr_network import OCRNetwork
 
 
 def hrnet_w48_ocr(
     num_classes: int,
     *,
-    trunk: str | nn.Module | Callable[[], nn.Module] = "hrnet_w48",
+    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w48",
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -47,7 +48,7 @@ def hrnet_w48_ocr(
 def hrnet_w32_ocr(
     num_classes: int,
     *,
-    trunk: str | nn.Module | Callable[[], nn.Module] = "hrnet_w32",
+    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w32",
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -70,7 +71,7 @@ def hrnet_w32_ocr(
 def hrnet_w18_ocr(
     num_classes: int,
     *,
-    trunk: str | nn.Module | Callable[[], nn.Module] = "hrnet_w18",
+    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w18",
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -93,7 +94,7 @@ def hrnet_w18_ocr(
 def hrnet_small_ocr(
     num_classes: int,
     *,
-    trunk: str | nn.Module | Callable[[], nn.Module] = "hrnet_small",
+    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_small",
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,

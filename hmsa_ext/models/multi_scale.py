@@ -1,4 +1,4 @@
-"""Running one network at several scales (Tao, Sapra, Catanzaro 2020), whatever the network is."""
+"""Running any network at several scales (Tao, Sapra, Catanzaro 2020)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -107,15 +107,15 @@ def forward_scales(
     """Runs ``network`` and ``scale_attention`` on ``images`` [B, 3, H, W] at each scale, smallest first.
 
     At scale s the images are resized to ``floor(H * s), floor(W * s)`` (bilinear, ``align_corners=False``, no
-    antialias). ``scales`` come in any order. Logits and attention are float32 under autocast, as published (the maps
-    are small, and their differences decide), else of the network's own dtype.
+    antialias). Under autocast logits and attention become float32, as published; otherwise they have the network's
+    dtype.
 
-    The attention of the largest scale is part of no output. At evaluation it is not computed. In training the published
-    network computes it all the same, which moves the running statistics of the head's batch norms: and those are what
-    the head uses at that scale once a still larger one is added at evaluation. ``attention_statistics="all"`` (default)
-    does as published, without keeping anything for backward; ``"used"`` leaves the largest scale out, which saves about
-    a tenth of the forward pass. The passes run from the smallest scale to the largest, as published: running statistics
-    depend on the order.
+    The attention of the largest scale is part of no output, and evaluation does not compute it. In training the
+    published network computes it, and the batch norms of the head thereby update their running statistics. Evaluation
+    uses these statistics at that scale when a larger scale is added. ``attention_statistics="all"`` (default) does the
+    same, and keeps nothing for backward. ``"used"`` leaves the largest scale out, which saves about a tenth of the
+    forward pass. The passes run from the smallest scale to the largest, as published, because running statistics depend
+    on the order.
 
     Args:
         network: images [B, 3, h, w] -> (logits, aux or None, features), as :func:`run_network` returns them.

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.initialisation import initialise
 from hmsa_ext.models.multi_scale import DEFAULT_SCALES, check_attention_statistics, forward_scales
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS, OCRHead
@@ -29,8 +30,8 @@ class OCRNetwork(nn.Module):
     stride of the trunk. The children are ``backbone``, ``ocr`` and ``scale_attn``, so that ``state_dict()`` has the
     names of the published checkpoints.
 
-    The heads, and a trunk that is given by its name in ``TRUNKS``, begin as
-    :func:`hmsa_ext.models.initialisation.initialise` says. Modules, and what factories return, keep their weights.
+    :func:`hmsa_ext.models.initialisation.initialise` draws the weights of the heads, and those of a trunk that is given
+    by its name in ``TRUNKS`` or as :class:`HRNetConfig`. A module, or what a factory returns, keeps its weights.
 
     >>> import torch
     >>> model = OCRNetwork("hrnet_small", num_classes=8, mid_channels=32, key_channels=16).eval()
@@ -39,7 +40,7 @@ class OCRNetwork(nn.Module):
     ([[1, 8, 16, 24], [1, 8, 8, 12]], [1, 8, 64, 96])
 
     Args:
-        trunk: see :mod:`hmsa_ext.models.trunks`; a name, a module or a factory.
+        trunk: a name, a module, a factory or an :class:`HRNetConfig`: see :func:`build_trunk`.
         num_classes: classes, the ignored label not counted.
         mid_channels: channels of the features after the OCR head.
         key_channels: channels in which the OCR head compares pixels and classes.
@@ -55,7 +56,7 @@ class OCRNetwork(nn.Module):
 
     def __init__(
         self,
-        trunk: str | nn.Module | Callable[[], nn.Module],
+        trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module],
         num_classes: int,
         *,
         mid_channels: int = PUBLISHED_MID_CHANNELS,
@@ -83,8 +84,8 @@ class OCRNetwork(nn.Module):
         self.attention_statistics = attention_statistics
         self._first_look = FirstLook()
 
-        named = isinstance(trunk, str) and ":" not in trunk
-        fresh: list[nn.Module] = [self.backbone, self.ocr] if named else [self.ocr]
+        is_ours = isinstance(trunk, HRNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
+        fresh: list[nn.Module] = [self.backbone, self.ocr] if is_ours else [self.ocr]
         predictions = [self.ocr.cls_head, self.ocr.aux_head[2]]
         if isinstance(self.scale_attn, ScaleAttentionHead):
             fresh.append(self.scale_attn)

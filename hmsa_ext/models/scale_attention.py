@@ -1,4 +1,4 @@
-"""The head that says, per pixel, how far a scale is to be trusted against the next larger one.
+"""Scale attention: for each pixel, the weight of a scale against the next larger one.
 
 An attention head is any module: features [B, in_channels, h, w] -> attention [B, out_channels, h, w] in [0, 1]. A new
 one is a file of its own and a line in ``ATTENTION_HEADS``; one outside this package is named
@@ -22,10 +22,13 @@ PUBLISHED_BOTTLENECK = 256
 class ScaleAttentionHead(nn.Module):
     """Features [B, in, h, w] -> attention [B, out, h, w] in (0, 1): 3x3, 3x3, 1x1 convolutions and a sigmoid.
 
-    ``out_channels`` 1 shares one weight among all classes (published); as many as there are classes gives each its
-    own. The weight belongs to the features' own scale: 1 takes its logits, 0 those of the larger scales.
+    The weight belongs to the features' own scale: 1 takes its logits, 0 those of the larger scales. Under autocast the
+    sigmoid is computed in float32, because half precision cannot tell weights near 1 apart.
 
-    Where half precision is used (autocast), the sigmoid is still computed in float32, so that weights near 1 differ.
+    Args:
+        in_channels: channels of the features.
+        out_channels: 1, one weight for all classes (published), or the number of classes.
+        bottleneck: inner channels (published: 256).
     """
 
     def __init__(self, in_channels: int, out_channels: int = 1, *, bottleneck: int = PUBLISHED_BOTTLENECK) -> None:

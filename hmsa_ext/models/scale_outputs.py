@@ -22,8 +22,8 @@ class ScaleOutputs:
     parts themselves.
 
     The class is a registered pytree: ``torch.export``, ``torch.compile``, ``DistributedDataParallel`` and
-    ``torch.utils._pytree.tree_map`` go through its tensors and its size, in the order of the fields. The scales are part
-    of the structure.
+    ``torch.utils._pytree.tree_map`` go through its tensors and its size, in the order of the fields. The scales are
+    part of the structure.
     """
 
     logits: list[Tensor]

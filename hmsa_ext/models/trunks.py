@@ -1,4 +1,4 @@
-"""Trunks: what turns images into features, for any head.
+"""Trunks: modules that turn images into features, for any head.
 
 A trunk is any ``nn.Module`` whose ``forward(images [B, 3, H, W])`` gives features [B, out_channels, h, w], and that has
 
@@ -18,7 +18,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from hmsa_ext import parts
-from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet
+from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.settings import SettingError
 
 TRUNKS: dict[str, Callable[[], nn.Module]] = {
@@ -29,11 +29,12 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_trunk(trunk: str | nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def build_trunk(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """The trunk that a name, a module or a factory means.
 
     Args:
-        trunk: a name of ``TRUNKS``, ``package.module:factory``, a factory without arguments, or a module.
+        trunk: a name of ``TRUNKS``, ``package.module:factory``, a factory without arguments, a module, or the widths
+            and depths of an HRNet.
 
     Returns:
         The module; it has ``out_channels`` and ``stride``.
@@ -41,6 +42,8 @@ def build_trunk(trunk: str | nn.Module | Callable[[], nn.Module]) -> nn.Module:
     Raises:
         hmsa_ext.settings.SettingError: no such trunk, or what came is none.
     """
+    if isinstance(trunk, HRNetConfig):
+        trunk = HRNet(trunk)
     built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk")
     if not isinstance(built, nn.Module):
         if not callable(built):

@@ -1,4 +1,4 @@
-"""Loading weights: published checkpoints, ImageNet trunks, our own files; and saying exactly what came of it."""
+"""Loading weights: published checkpoints, ImageNet trunks, our own files; with a report of every entry."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class WeightFileNotFoundError(WeightError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What :func:`load_weights` did, by name. ``str()`` of it is meant for people."""
+    """Every entry of model and file, and what :func:`load_weights` did with it; ``str()`` gives a summary."""
 
     loaded: list[str] = field(default_factory=list)
     """Entries of the model that now hold the file's values."""
@@ -59,7 +59,7 @@ class WeightReport:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """Entries in both, of another shape (file's, model's); they keep the values they had."""
     source: str = "weights"
-    """Where they came from."""
+    """The file, or "state dict"."""
 
     @property
     def complete(self) -> bool:
@@ -167,14 +167,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        _require_archive(path, start)
+    except OSError as error:
+        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
+    _require_archive(path, start)
+    try:
         with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PyTorch warns of is an error below, or no matter
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightError:
+    except MemoryError:
         raise
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises almost anything for damaged files
         raise WeightError(f"{path}: {_reason(error, path, start)}") from error
     if not isinstance(content, Mapping):
@@ -230,9 +231,10 @@ def _reason(error: Exception, path: Path, start: bytes) -> str:
         )
     if "TorchScript" in text:
         return f"{_NOT_A_CHECKPOINT}: it is a TorchScript program; save the state_dict() of torch.jit.load(FILE)"
-    if _is_damaged(path) if start.startswith(b"PK") else isinstance(error, EOFError) or "EOF" in text:
+    if _is_damaged(path) if start.startswith(b"PK") else isinstance(error, EOFError | OSError) or "EOF" in text:
         return f"the file is damaged or cut off, at {path.stat().st_size} bytes; copy or download it again"
-    return f"{_NOT_A_CHECKPOINT} ({type(error).__name__})"
+    advice = re.search("weights.only", text, re.IGNORECASE)
+    return f"{_NOT_A_CHECKPOINT} ({type(error).__name__}{'' if advice else ': ' + ' '.join(text.split())})"
 
 
 def _is_damaged(archive: Path) -> bool:
@@ -307,7 +309,7 @@ def _require_enough(report: WeightReport, parameters: Mapping[str, int]) -> None
 
 
 def _candidates(name: str) -> Iterable[str]:
-    """Names that an entry of a file may have in the model: as it stands first, then with ever more prefixes gone."""
+    """Names that an entry of a file may have in the model: first the name itself, then with ever fewer prefixes."""
     while True:
         for place in PLACES:
             yield place + name
@@ -318,7 +320,7 @@ def _candidates(name: str) -> Iterable[str]:
 
 
 def _without_wrappers(name: str) -> str:
-    """The name without what DistributedDataParallel and torch.compile put before it, should the model be wrapped."""
+    """The name without the prefixes of DistributedDataParallel and torch.compile."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.split(".", 1)[1]
     return name

@@ -1,7 +1,8 @@
-"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, what is read of the tools."""
+"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, readers of the tools' output."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_machine, gpu_profile, gpu_report, gpu_run, gpu_times, gpu_tools, json_lines
+from bench import gpu_checks, gpu_machine, gpu_profile, gpu_report, gpu_run, gpu_times, gpu_tools, json_lines
 from bench.gpu_run import Part, Run
 from bench.json_lines import JsonLines
 
@@ -110,7 +111,7 @@ def test_what_a_part_started_ends_with_it(run, tmp_path):
     code = f"import subprocess as s; open({str(pid)!r}, 'w').write(str(s.Popen(['sleep', '60']).pid)); time.sleep(60)"
     gpu_run.run_parts([sleeps("parent", 0, limit=3, code=code)], run, time.monotonic() + 60)
     child = Path(f"/proc/{pid.read_text()}/stat")
-    # Ended, be it that nobody has collected it yet.
+    # The process has ended; its parent may not have collected it yet.
     assert not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
@@ -262,6 +263,18 @@ def test_failures_are_reported_with_what_failed():
     rows = gpu_report.failures(entries)[1:]
     assert [row[1] for row in rows] == ["argmax odd size", "rmi odd", "memcheck"]
     assert rows[0][2] == "RuntimeError: too much \\| memory"
+
+
+def test_case_that_ended_its_process_is_named(run, monkeypatch):
+    def supervise(command, names, seconds, failed):
+        failed(names[0], "the process died of SIGABRT")
+        return False
+
+    monkeypatch.setattr(gpu_checks.supervise, "supervise", supervise)
+    options = argparse.Namespace(kind="check", device="cpu", small=True)
+    assert not gpu_checks.run_op("argmax", [], run.lines, options)
+    rows = gpu_report.failures(json_lines.read(run.lines.path))[1:]
+    assert rows == [["check", "argmax small, two scales", "the process died of SIGABRT"]]
 
 
 def test_times_have_the_floor_of_the_measured_bandwidth():

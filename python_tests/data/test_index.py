@@ -142,7 +142,7 @@ data.build_index(dataset, tile=16, cache=pathlib.Path({str(tmp_path / "cache")!r
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 9
     assert not list((tmp_path / "cache").glob("*.npz"))
-    index, read = build(data.build("camvid", "train", root=tmp_path / "set"), tmp_path / "cache")
+    index, read = build(on_disk("camvid", "train", root=tmp_path / "set"), tmp_path / "cache")
     assert len(index) == len(read) == 40
 
 

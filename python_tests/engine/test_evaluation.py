@@ -330,7 +330,7 @@ def test_the_table_has_the_scores_of_the_attention_by_class(device: torch.device
         *("attention,", "in", "%", "IoU", "Dice", "precision", "recall", "of", "pixels")
     ]
     assert second.splitlines()[2].split() == ["road", "50.00", "66.67", "100.00", "50.00", "50.00"]
-    assert second.splitlines()[4].split() == ["car", "0.00", "0.00", "0.00", "absent", "0.00"]
+    assert second.splitlines()[4].split() == ["car", "0.00", "0.00", "0.00", "-", "0.00"]
     assert note == "not in the truth, but predicted, hence IoU 0: car"
 
 

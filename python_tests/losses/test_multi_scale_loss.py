@@ -24,6 +24,11 @@ def case(
     return ScaleOutputs(logits, attention, extra if aux else None, scales, (24, 32)), target
 
 
+def tensors_of(outputs: ScaleOutputs) -> list[Tensor]:
+    assert outputs.aux is not None
+    return outputs.logits + outputs.aux + outputs.attention
+
+
 @pytest.mark.parametrize("main", ["ce", "rmi"])
 @pytest.mark.parametrize("scales", [(1.0, 0.5), (2.0, 1.0, 0.5), (1.0,)])
 def test_terms_and_weights_are_as_documented(device, main: str, scales):
@@ -52,7 +57,8 @@ def test_defaults_are_the_published_ones(device):
 def test_gradients_reach_logits_aux_and_attention(device, main: str):
     outputs, target = case(device)
     MultiScaleLoss(main)(outputs, target).backward()
-    for tensor in outputs.logits + outputs.aux + outputs.attention:
+    for tensor in tensors_of(outputs):
+        assert tensor.grad is not None
         assert tensor.grad.abs().sum() > 0
 
 
@@ -67,7 +73,8 @@ def test_target_without_a_valid_pixel_costs_nothing(device, main: str):
     loss = MultiScaleLoss(main, scale_weight=0.05)(outputs, torch.full_like(target, 255))
     loss.backward()
     assert loss.item() == 0
-    for tensor in outputs.logits + outputs.aux + outputs.attention:
+    for tensor in tensors_of(outputs):
+        assert tensor.grad is not None
         assert (tensor.grad == 0).all()
 
 

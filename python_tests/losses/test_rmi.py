@@ -60,6 +60,7 @@ def test_published_values_are_reproduced(device):
     assert full.item() == pytest.approx(2.6490018, rel=1e-6)
     assert 2 * full.item() - bce.item() == pytest.approx(0.6284022, rel=1e-5)
     full.backward()
+    assert logits.grad is not None
     # The published gradient went through an inverse; four digits are what float32 inputs leave of it.
     assert logits.grad.abs().sum().item() == pytest.approx(1.8082224, rel=1e-4)
     assert logits.grad[0, 0, 0, 1].item() == pytest.approx(4.621925e-05, rel=1e-3)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,7 @@ def test_outputs_have_the_promised_shapes(device, size, scales):
     for index, scale in enumerate(outputs.scales):
         head = [-(-int(side * scale) // 4) for side in size]
         assert list(outputs.logits[index].shape) == [2, 7, *head]
+        assert outputs.aux is not None
         assert outputs.aux[index].shape == outputs.logits[index].shape
         if index > 0:
             assert list(outputs.attention[index - 1].shape) == [2, 1, *head]
@@ -195,7 +197,7 @@ def test_autocast_trains_in_bfloat16_and_hands_over_float32(device):
     assert {t.dtype for t in outputs.logits + outputs.aux + outputs.attention} == {torch.float32}
     assert loss.dtype == torch.float32
     assert loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     with torch.autocast(device.type, torch.bfloat16):
         assert MultiScaleLoss()(model(images), target).item() == pytest.approx(exact.item(), rel=0.05)
 
@@ -205,7 +207,7 @@ def test_channels_last_gives_the_same_outputs(device):
     images = torch.rand(2, 3, 65, 47, device=device)
     with torch.no_grad():
         expected = model(images, (0.5, 1.0, 1.5)).fuse()
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (not in torch's stubs)
         got = model(images.contiguous(memory_format=torch.channels_last), (0.5, 1.0, 1.5)).fuse()
     # Other convolution algorithms round differently, over some fifty layers.
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
@@ -239,9 +241,9 @@ def test_wide_attention_has_one_channel_per_class():
         ({"num_classes": 5, "model": "resnet"}, "model: got 'resnet', expected one of hrnet_small_ocr, "),
     ],
 )
-def test_bad_options_are_named(options: dict, message: str):
+def test_bad_options_are_named(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        build(**({"model": "hrnet_small_ocr"} | options))
+        build(**{"model": "hrnet_small_ocr", **options})
 
 
 def assert_close_to_scale(got: Tensor, expected: np.ndarray) -> None:

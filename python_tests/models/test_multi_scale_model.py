@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmsa_ext.models import MultiScale, ScaleOutputs, hrnet_small_ocr
+from hmsa_ext.models import MultiScale, ScaleAttentionHead, ScaleOutputs, hrnet_small_ocr
 
 
 class Toy(nn.Module):
@@ -67,20 +67,21 @@ def test_order_of_the_scales_does_not_matter():
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 47), (375, 123)])
 @pytest.mark.parametrize("scale", [0.25, 0.3, 0.5, 1.0, 1.5, 1.7, 2.0])
 def test_images_are_resized_as_published(size, scale):
-    model = wrap(Toy()).eval()
+    toy = Toy()
+    model = wrap(toy).eval()
     images = torch.rand(1, 3, *size)
     with torch.no_grad():
         model(images, (scale,))
     expected = F.interpolate(
         images, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
     )
-    assert torch.equal(model.network.seen[0], expected)
+    assert torch.equal(toy.seen[0], expected)
 
 
 def test_smallest_scale_goes_first():
-    model = wrap(Toy()).train()
-    model(torch.rand(2, 3, 32, 48), (2.0, 0.5, 1.0))
-    assert [list(x.shape[-2:]) for x in model.network.seen] == [[16, 24], [32, 48], [64, 96]]
+    toy = Toy()
+    wrap(toy).train()(torch.rand(2, 3, 32, 48), (2.0, 0.5, 1.0))
+    assert [list(x.shape[-2:]) for x in toy.seen] == [[16, 24], [32, 48], [64, 96]]
 
 
 def test_evaluation_does_not_compute_the_largest_scales_attention():
@@ -105,6 +106,7 @@ def test_training_updates_attention_statistics_as_the_option_says(statistics: st
     assert len(features) == (2 if statistics == "all" else 1)
     assert [x.shape[-1] for x in features] == [4, 8][: len(features)]  # the smaller scale first
     head = model.scale_attn
+    assert isinstance(head, ScaleAttentionHead)
     mean = torch.zeros(8)
     for x in features:
         with torch.no_grad():
@@ -127,7 +129,7 @@ def test_unused_attention_leaves_the_gradients_alone():
 def test_one_scale_trains_without_touching_the_attention_head():
     model = wrap(Toy()).train()
     model(torch.rand(2, 3, 64, 64), (1.0,)).fuse().sum().backward()
-    assert model.scale_attn.bn0.num_batches_tracked == 0
+    assert model.get_buffer("scale_attn.bn0.num_batches_tracked") == 0
     assert all(p.grad is None for p in model.scale_attn.parameters())
 
 

@@ -1,14 +1,17 @@
 """Any trunk under the OCR head and the scale attention."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import hmsa_ext.models
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import TRUNKS, HRNet, OCRNetwork, build, build_trunk, hrnet_small_ocr
 from hmsa_ext.models.hrnet import SMALL
+from hmsa_ext.models.trunks import stated
 from hmsa_ext.settings import SettingError
 
 
@@ -78,8 +81,8 @@ def test_every_trunk_by_name_states_what_it_makes():
     for name in TRUNKS:
         with torch.device("meta"):
             trunk = build_trunk(name).eval()
-        features = trunk(images)
-        assert list(features.shape) == [1, trunk.out_channels, 64 // trunk.stride, 96 // trunk.stride], name
+        channels, stride, _ = stated(trunk)
+        assert list(trunk(images).shape) == [1, channels, 64 // stride, 96 // stride], name
 
 
 def test_a_trunk_that_needs_multiples_says_so():
@@ -101,6 +104,21 @@ def test_a_trunk_by_name_begins_as_the_networks_do():
     weight = hrnet_small_ocr(4).get_parameter("backbone.stage4.0.branches.3.1.conv2.weight")
     # He normal, fan-out: what PyTorch draws by itself is narrower by a factor of 2.4.
     assert weight.std().item() == pytest.approx((2 / (96 * 9)) ** 0.5, rel=0.05)
+
+
+def test_widths_and_depths_make_a_trunk_that_begins_as_the_networks_do():
+    config = dataclasses.replace(SMALL, widths=(16, 32, 64, 128))
+    torch.manual_seed(0)
+    weight = narrow(config).get_parameter("backbone.stage4.0.branches.3.1.conv2.weight")
+    assert weight.shape[:2] == (128, 128)
+    assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.05)
+
+
+def test_the_older_name_of_the_network_still_works():
+    with pytest.warns(DeprecationWarning, match="HRNetOCR is now OCRNetwork"):
+        older = hmsa_ext.models.HRNetOCR
+    assert older is OCRNetwork
+    assert older(SMALL, 4, mid_channels=16, key_channels=8, attention_bottleneck=8).num_classes == 4
 
 
 @pytest.mark.parametrize(
