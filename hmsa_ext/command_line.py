@@ -194,7 +194,7 @@ def _rewritten(arguments: Sequence[str], options: Sequence[Option], older: _OLDE
         used = 1
         if callable(rule):
             apart = not equals and place + 1 < len(arguments)
-            new: Sequence[str] | None = rule(arguments[place + 1] if apart else value)
+            new: Any = rule(arguments[place + 1] if apart else value)
             used = 2 if apart and new is not None else 1
             equals = ""
         else:

@@ -109,7 +109,7 @@ def _flatten(outputs: ScaleOutputs) -> tuple[list[Any], tuple[float, ...]]:
 
 def _flatten_with_keys(outputs: ScaleOutputs) -> tuple[list[tuple[pytree.KeyEntry, Any]], tuple[float, ...]]:
     children, scales = _flatten(outputs)
-    keys: list[pytree.KeyEntry] = [pytree.GetAttrKey(name) for name in _CHILDREN]
+    keys: list[Any] = [pytree.GetAttrKey(name) for name in _CHILDREN]
     return list(zip(keys, children, strict=True)), scales
 
 

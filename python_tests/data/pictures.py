@@ -3,9 +3,12 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+
+from hmsa_ext import data
 
 
 def write(path: Path, array: np.ndarray) -> Path:
@@ -17,6 +20,20 @@ def write(path: Path, array: np.ndarray) -> Path:
 
 def write_image(path: Path, size: tuple[int, int] = (8, 12), seed: int = 0) -> Path:
     return write(path, np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def decoded(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """The picture as OpenCV reads it."""
+    picture = cv2.imread(str(path), flags)
+    assert picture is not None
+    return picture
+
+
+def on_disk(name: str, split: str, **options: Any) -> data.LabelledFiles:
+    """A data set whose items are files."""
+    dataset = data.build(name, split, **options)
+    assert isinstance(dataset, data.LabelledFiles)
+    return dataset
 
 
 def png(values: np.ndarray, *, depth: int = 8, colour: int = 0, palette: bytes | None = None) -> bytes:

@@ -91,7 +91,7 @@ def test_options_do_not_shift_the_random_numbers():
     ],
 )
 def test_the_long_edge_keeps_the_shape(size, long_edge, expected):
-    assert resized_size(*size, long_edge) == expected
+    assert resized_size(size[0], size[1], long_edge) == expected
 
 
 def test_what_makes_no_batch_and_no_size_is_refused():

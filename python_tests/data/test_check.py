@@ -9,7 +9,7 @@ from hmsa_ext import data
 from hmsa_ext.data import progress
 from hmsa_ext.data.check import inspect_item, problem_report
 
-from .pictures import write, write_image
+from .pictures import on_disk, write, write_image
 
 
 class Plain:
@@ -39,6 +39,7 @@ def test_an_item_of_any_data_set_is_its_label_map_or_its_problems():
     assert found is None
     assert problems == ["item: values that are no class: 2 in 2 pixels. Expected 0..1, or 255 for ignored"]
     found, problems = inspect_item(data.build("synthetic", "val"), 3)
+    assert found is not None
     assert found.shape == (128, 256)
     assert problems == []
 
@@ -47,8 +48,9 @@ def test_an_item_on_disk_is_inspected_without_decoding_its_image(tmp_path):
     for name in ("a", "b"):
         write_image(tmp_path / f"train/{name}.png", (2, 3))
         write(tmp_path / f"trainannot/{name}.png", np.array([[0, 1, 11]] * 2, np.uint8))
-    dataset = data.build("camvid", "train", root=tmp_path)
+    dataset = on_disk("camvid", "train", root=tmp_path)
     found, problems = inspect_item(dataset, 0)
+    assert found is not None
     assert found.tolist() == [[0, 1, 255]] * 2
     assert problems == []
     write_image(tmp_path / "train/b.png", (5, 3))

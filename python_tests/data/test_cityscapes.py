@@ -8,7 +8,7 @@ import pytest
 from hmsa_ext import data
 from hmsa_ext.data.sets import cityscapes
 
-from .pictures import write, write_image
+from .pictures import on_disk, write, write_image
 
 FLAT = {
     "train": "leftImg8bit/train",
@@ -50,14 +50,14 @@ def make(root: Path, layout: dict[str, str], *kinds: str, splits: tuple[str, ...
     return root
 
 
-def cities(dataset: data.Dataset) -> list[str]:
+def cities(dataset: data.LabelledFiles) -> list[str]:
     return list(dict.fromkeys(dataset[k].name.partition("_")[0] for k in range(len(dataset))))
 
 
 @pytest.mark.parametrize("layout", [FLAT, ARCHIVES])
 @pytest.mark.parametrize(("split", "labels"), [("train", "fine"), ("val", "fine"), ("train", "coarse")])
 def test_both_layouts_are_read(tmp_path, layout, split, labels):
-    dataset = data.build("cityscapes", split, root=make(tmp_path, layout, labels), labels=labels)
+    dataset = on_disk("cityscapes", split, root=make(tmp_path, layout, labels), labels=labels)
     assert isinstance(dataset, data.Dataset)
     assert len(dataset) == 2 * len(CITIES[split])
     assert cities(dataset) == sorted(CITIES[split])
@@ -70,13 +70,13 @@ def test_both_layouts_are_read(tmp_path, layout, split, labels):
         number += value not in ignored
     assert sample.label.ravel().tolist() == expected
     assert dataset.files(0)[1].name.endswith("_labelIds.png")
-    assert len(data.build("cityscapes", split, root=tmp_path, labels=labels, length=1)) == 1
+    assert len(on_disk("cityscapes", split, root=tmp_path, labels=labels, length=1)) == 1
 
 
 @pytest.mark.parametrize("layout", [FLAT, ARCHIVES])
 def test_coarse_labels_of_the_extra_images(tmp_path, layout):
     root = make(tmp_path, layout, "coarse", splits=("train_extra",))
-    dataset = data.build("cityscapes", "train_extra", root=root, extra="coarse")
+    dataset = on_disk("cityscapes", "train_extra", root=root, extra="coarse")
     assert [dataset[k].name for k in range(2)] == ["augsburg_000000_000019", "augsburg_000000_000020"]
     data.check(dataset, quiet=True)
 
@@ -86,11 +86,11 @@ def test_train_ids_are_read_where_there_are_no_ids(tmp_path):
     stored = np.array([[*range(17)], [17, 18, *[255] * 15]], np.uint8)
     for path in [*root.rglob("*_labelIds.png")]:
         write(path.with_name(path.name.replace("labelIds", "labelTrainIds")), stored)
-    ids = data.build("cityscapes", "val", root=root)
+    ids = on_disk("cityscapes", "val", root=root)
     assert ids.files(0)[1].name.endswith("_labelIds.png")
     for path in [*root.rglob("*_labelIds.png")]:
         path.unlink()
-    train_ids = data.build("cityscapes", "val", root=root)
+    train_ids = on_disk("cityscapes", "val", root=root)
     assert train_ids.files(0)[1].name.endswith("_labelTrainIds.png")
     assert np.array_equal(train_ids.label(0), stored)
     assert ids.identity != train_ids.identity
@@ -122,14 +122,14 @@ def test_the_table_is_the_official_one():
 def test_folds_move_a_window_over_the_cities(tmp_path, fold, val):
     root = make(tmp_path, FLAT, "fine")
     everything = {*CITIES["train"], *CITIES["val"]}
-    assert cities(data.build("cityscapes", "val", root=root, fold=fold)) == val
-    assert set(cities(data.build("cityscapes", "train", root=root, fold=fold))) == everything - set(val)
+    assert cities(on_disk("cityscapes", "val", root=root, fold=fold)) == val
+    assert set(cities(on_disk("cityscapes", "train", root=root, fold=fold))) == everything - set(val)
 
 
 def test_fold_three_trains_and_validates_on_everything(tmp_path):
     root = make(tmp_path, ARCHIVES, "fine")
     for split in ("train", "val"):
-        dataset = data.build("cityscapes", split, root=root, fold=3)
+        dataset = on_disk("cityscapes", split, root=root, fold=3)
         assert set(cities(dataset)) == {*CITIES["train"], *CITIES["val"]}
         assert len(dataset) == 12
 
@@ -149,8 +149,8 @@ def make_automatic(root: Path, layout: dict[str, str], size: tuple[int, int] = (
     return root
 
 
-def automatic(root: Path, **options) -> data.Dataset:
-    return data.build("cityscapes", "train_extra", root=root, extra="autolabelled", **options)
+def automatic(root: Path, **options) -> data.LabelledFiles:
+    return on_disk("cityscapes", "train_extra", root=root, extra="autolabelled", **options)
 
 
 @pytest.mark.parametrize("layout", [FLAT, ARCHIVES])
@@ -202,7 +202,7 @@ def test_sizes_of_automatic_labels_are_compared(tmp_path):
 
 def test_missing_folders_are_named_with_the_layout(tmp_path):
     with pytest.raises(data.DataError) as caught:
-        data.build("cityscapes", "train", root=tmp_path)
+        on_disk("cityscapes", "train", root=tmp_path)
     text = str(caught.value)
     assert f"{tmp_path}/leftImg8bit/train: no such folder" in text
     assert f"{tmp_path}/gtFine/train: no such folder" in text
@@ -215,14 +215,14 @@ def test_images_without_labels_are_counted(tmp_path):
     for path in (root / "gtFine/train/ulm").glob("*_labelIds.png"):
         path.unlink()
     with pytest.raises(data.DataError, match=r"2 images without a label: ulm_000000_000019_leftImg8bit\.png, ulm_"):
-        data.build("cityscapes", "train", root=root)
+        on_disk("cityscapes", "train", root=root)
 
 
 def test_a_value_that_is_no_id_is_named(tmp_path):
     root = make(tmp_path, FLAT, "fine")
     write(sorted(root.rglob("*lindau*labelIds.png"))[0], np.full((2, 17), 34, np.uint8))
     with pytest.raises(data.DataError, match=r"values that are no class: 34 in 34 pixels\. .*ids 0\.\.33"):
-        data.check(data.build("cityscapes", "val", root=root), quiet=True)
+        data.check(on_disk("cityscapes", "val", root=root), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -253,4 +253,4 @@ def test_a_value_that_is_no_id_is_named(tmp_path):
 )
 def test_bad_options_are_named(tmp_path, split, options, text):
     with pytest.raises(data.DataError, match=text):
-        data.build("cityscapes", split, **{"root": tmp_path, **options})
+        on_disk("cityscapes", split, **{"root": tmp_path, **options})

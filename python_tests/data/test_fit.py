@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_the_examples_run(module):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_default_collate_of_pytorch_makes_batches_of_equal_sizes(workers):
     scenes = data.build("synthetic", "val", size=(64, 96), length=4)
-    loader = torch.utils.data.DataLoader(scenes, batch_size=2, num_workers=workers)
+    loader = torch.utils.data.DataLoader(cast(Any, scenes), batch_size=2, num_workers=workers)
     batches = list(loader)
     assert [batch.images.shape for batch in batches] == [(2, 3, 64, 96)] * 2
     assert np.array_equal(data.denormalise(batches[1].images[0]), scenes[2].image)
@@ -79,7 +80,7 @@ def test_the_default_collate_of_pytorch_makes_batches_of_equal_sizes(workers):
 
 
 def test_the_default_collate_names_sizes_that_differ():
-    loader = torch.utils.data.DataLoader(Blocks(), batch_size=4)
+    loader = torch.utils.data.DataLoader(cast(Any, Blocks()), batch_size=4)
     with pytest.raises(data.DataError, match="expected pictures of one size, got 48x64, 48x80, 56x80, 64x64; use"):
         next(iter(loader))
 
@@ -97,8 +98,8 @@ def test_twelve_bits_in_sixteen_are_stretched_by_a_stated_white(tmp_path):
 def test_a_table_of_classes_goes_through_plain_values():
     classes = data.Synthetic.classes
     content = classes.to_dict()
-    assert content["names"][0] == "road"
-    assert content["colours"][0] == [128, 64, 128]
+    assert cast("list[str]", content["names"])[0] == "road"
+    assert cast("list[list[int]]", content["colours"])[0] == [128, 64, 128]
     assert data.ClassTable.from_dict(content) == classes
     for wrong, text in (
         ({"names": ["a"]}, "got no colours"),

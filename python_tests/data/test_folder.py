@@ -9,7 +9,7 @@ import yaml
 from hmsa_ext import data
 from hmsa_ext.data.palette import distinct_colours
 
-from .pictures import png, write, write_image
+from .pictures import on_disk, png, write, write_image
 
 LABEL = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)
 NAMES = "names: [background, road, car]\n"
@@ -26,8 +26,8 @@ def make(root: Path, images: str = "images", masks: str = "masks", *, text: str 
     return root
 
 
-def build(root: Path, split: str = "train", **options) -> data.Dataset:
-    return data.build("folder", split, root=root, **options)
+def build(root: Path, split: str = "train", **options) -> data.LabelledFiles:
+    return on_disk("folder", split, root=root, **options)
 
 
 def error(root: Path, split: str = "train", **options) -> str:

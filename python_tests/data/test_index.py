@@ -14,8 +14,10 @@ from hmsa_ext import data
 from hmsa_ext.data.index import cache_folder
 from python_tests.data.picture_sets import Blocks
 
+from .pictures import on_disk
 
-def camvid(root: Path, count: int = 6) -> data.Dataset:
+
+def camvid(root: Path, count: int = 6) -> data.LabelledFiles:
     """CamVid in miniature, on disk; each label map has two classes."""
     (root / "train").mkdir(parents=True)
     (root / "trainannot").mkdir()
@@ -24,17 +26,18 @@ def camvid(root: Path, count: int = 6) -> data.Dataset:
         label[: 4 + i, :10] = 10
         cv2.imwrite(str(root / "train" / f"f{i}.png"), np.full((24, 40, 3), 5 * i, np.uint8))
         cv2.imwrite(str(root / "trainannot" / f"f{i}.png"), label)
-    return data.build("camvid", "train", root=root)
+    return on_disk("camvid", "train", root=root)
 
 
 class Counting:
     """A data set that counts how many label maps were read."""
 
-    def __init__(self, dataset: data.Dataset) -> None:
-        self.dataset, self.read = dataset, []
+    def __init__(self, dataset: data.LabelledFiles) -> None:
+        self.dataset, self.classes, self.identity, self.read = dataset, dataset.classes, dataset.identity, []
+        self.files, self.label = dataset.files, dataset.label
 
-    def __getattr__(self, name: str):
-        return getattr(self.dataset, name)
+    def __getitem__(self, index: int) -> data.Sample:
+        return self.dataset[index]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -44,7 +47,7 @@ class Counting:
         return self.dataset.inspect(index)
 
 
-def build(dataset: data.Dataset, cache: Path | None, *, tile: int = 16) -> tuple[data.ClassIndex, list[int]]:
+def build(dataset: data.LabelledFiles, cache: Path | None, *, tile: int = 16) -> tuple[data.ClassIndex, list[int]]:
     """The index and the images that were read for it."""
     counting = Counting(dataset)
     return data.build_index(counting, tile=tile, cache=cache, quiet=True), sorted(counting.read)
@@ -92,7 +95,7 @@ def test_other_tiles_and_other_images_have_an_index_of_their_own(tmp_path):
     dataset = camvid(tmp_path / "set")
     build(dataset, tmp_path / "cache")
     assert build(dataset, tmp_path / "cache", tile=8)[1] == list(range(6))
-    fewer = data.build("camvid", "train", root=tmp_path / "set", length=3)
+    fewer = on_disk("camvid", "train", root=tmp_path / "set", length=3)
     assert build(fewer, tmp_path / "cache")[1] == list(range(3))
     assert build(dataset, tmp_path / "cache")[1] == []
 
@@ -139,7 +142,7 @@ data.build_index(dataset, tile=16, cache=pathlib.Path({str(tmp_path / "cache")!r
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 9
     assert not list((tmp_path / "cache").glob("*.npz"))
-    index, read = build(data.build("camvid", "train", root=tmp_path / "set"), tmp_path / "cache")
+    index, read = build(on_disk("camvid", "train", root=tmp_path / "set"), tmp_path / "cache")
     assert len(index) == len(read) == 40
 
 
@@ -164,13 +167,13 @@ print(count, index.pixels.sum(), len(index.centroids))
     command = [sys.executable, "-c", code]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    outputs = [None] * 3
     for process in processes:
+        assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    for k, process in enumerate(processes):
-        outputs[k] = process.communicate(timeout=120)[0].split()
+    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
     assert sorted(int(output[0]) for output in outputs) == [0, 0, 12]
     assert len({tuple(output[1:]) for output in outputs}) == 1
 

@@ -120,14 +120,20 @@ def test_epochs_and_seeds_differ_in_order_and_in_looks():
     assert not (looks[0] == looks[1]).all(1).any()
 
 
+def global_numbers() -> np.ndarray:
+    state = np.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    return state[1].copy()
+
+
 def test_loaders_leave_the_global_random_numbers_alone():
     torch.manual_seed(0)
     np.random.seed(0)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), global_numbers()
     batches()
     list(data.evaluation_loader(Blocks(3)))
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert np.array_equal(global_numbers(), before[1])
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (3, 0), (4, 0), (2, 2)])

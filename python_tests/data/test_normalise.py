@@ -70,7 +70,7 @@ def test_a_class_table_is_compared_by_content_and_cannot_change():
     table = data.ClassTable(("a", "b"), colours)
     assert table.num_classes == 2
     assert table.ignore_label == 255
-    assert table == data.ClassTable(["a", "b"], colours.copy())
+    assert table == data.ClassTable(tuple("ab"), colours.copy())
     assert table != data.ClassTable(("a", "c"), colours)
     colours[0] = 9
     assert table.colours[0].tolist() == [1, 2, 3]

@@ -9,7 +9,7 @@ import pytest
 from hmsa_ext import data
 from hmsa_ext.data.sets import ade20k, cityscapes
 
-from .pictures import png, write, write_image
+from .pictures import on_disk, png, write, write_image
 
 SIZE = (2, 4)
 PALETTE = bytes(value % 256 for value in range(0, 7 * 768, 7))
@@ -53,7 +53,7 @@ def make_mapillary(root: Path, *, flat: bool, versions: tuple[str, ...] = ("1.2"
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("flat", [True, False])
 def test_mapillary_version_one(tmp_path, flat, split):
-    dataset = data.build("mapillary", split, root=make_mapillary(tmp_path, flat=flat))
+    dataset = on_disk("mapillary", split, root=make_mapillary(tmp_path, flat=flat))
     assert dataset.classes.names == ("Bird", "Road", "Sky", "Ego Vehicle")
     assert dataset.classes.colours[1].tolist() == [128, 64, 128]
     assert dataset[0].label.tolist() == [[0, 1, 2, 3], [255, 0, 1, 2]]
@@ -64,11 +64,11 @@ def test_mapillary_version_one(tmp_path, flat, split):
 @pytest.mark.parametrize("flat", [True, False])
 def test_mapillary_version_two_numbers_the_evaluated_labels_anew(tmp_path, flat):
     root = make_mapillary(tmp_path, flat=flat, versions=("2.0",) if flat else ("1.2", "2.0"))
-    dataset = data.build("mapillary", "train", root=root, version="2.0")
+    dataset = on_disk("mapillary", "train", root=root, version="2.0")
     assert dataset.classes.names == ("Bird", "Road", "Sky", "Ego Vehicle")
     assert dataset[0].label.tolist() == [[0, 1, 255, 2], [3, 255, 0, 1]]
     if not flat:
-        one = data.build("mapillary", "train", root=root)
+        one = on_disk("mapillary", "train", root=root)
         assert one[0].label.tolist() == [[0, 1, 2, 3], [255, 0, 1, 2]]
         assert one.files(0)[1] != dataset.files(0)[1]
         assert one.identity != dataset.identity
@@ -79,7 +79,7 @@ def test_mapillary_labels_that_read_the_same_are_told_apart(tmp_path):
     content = config("1.2")
     content["labels"][1]["readable"] = "Bird"
     (root / "config.json").write_text(json.dumps(content))
-    names = data.build("mapillary", "train", root=root).classes.names
+    names = on_disk("mapillary", "train", root=root).classes.names
     assert names[:2] == ("Bird (animal--bird)", "Bird (construction--flat--road)")
 
 
@@ -88,7 +88,7 @@ def test_mapillary_has_65_classes_where_its_file_has_66_labels(tmp_path):
     row = config("1.2")["labels"][0]
     labels = [{**row, "readable": f"c{k}"} for k in range(65)] + [config("1.2")["labels"][-1]]
     (root / "config.json").write_text(json.dumps({"labels": labels}))
-    dataset = data.build("mapillary", "train", root=root)
+    dataset = on_disk("mapillary", "train", root=root)
     assert dataset.classes.num_classes == 65
     (root / "training/labels/x_1.png").write_bytes(png(np.array([[64, 65, 0, 0]] * 2), colour=3, palette=PALETTE))
     assert dataset.label(0).tolist() == [[64, 255, 0, 0]] * 2
@@ -108,7 +108,7 @@ def test_mapillary_errors(tmp_path):
     (root / "config.json").write_text(json.dumps(content))
     (root / "training/labels/x_1.png").write_bytes(png(np.full(SIZE, 5), colour=3, palette=PALETTE))
     with pytest.raises(data.DataError, match=r"5 in 8 pixels\. Expected 0\.\.4, the labels of config\.json"):
-        data.build("mapillary", "train", root=root).label(0)
+        on_disk("mapillary", "train", root=root).label(0)
     (root / "training/labels/x_1.png").unlink()
     assert "1 image without a label: x_1.jpg" in error("mapillary", root)
 
@@ -126,12 +126,12 @@ def kitti(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def numbers(dataset: data.Dataset) -> list[int]:
+def numbers(dataset: data.LabelledFiles) -> list[int]:
     return [int(item.name.partition("_")[0]) for item in dataset.items]
 
 
 def test_kitti_fold_zero_is_the_published_one(kitti):
-    val, train = (data.build("kitti", split, root=kitti) for split in ("val", "train"))
+    val, train = (on_disk("kitti", split, root=kitti) for split in ("val", "train"))
     assert numbers(val) == [
         *(1, 5, 11, 29, 35, 49, 57, 68, 72, 82, 93, 115, 119, 130, 145, 154, 156, 167, 169, 189, 198),
     ]
@@ -143,7 +143,7 @@ def test_kitti_fold_zero_is_the_published_one(kitti):
 
 @pytest.mark.parametrize("fold", range(1, 10))
 def test_kitti_other_folds_take_every_tenth_image(kitti, fold):
-    val, train = (numbers(data.build("kitti", split, root=kitti, fold=fold)) for split in ("val", "train"))
+    val, train = (numbers(on_disk("kitti", split, root=kitti, fold=fold)) for split in ("val", "train"))
     assert val == list(range(fold, 200, 10))
     assert sorted(val + train) == list(range(200))
 
@@ -167,7 +167,7 @@ def test_bdd100k(tmp_path, split):
     for name in ("a-1", "b-2"):
         write_image(tmp_path / f"images/10k/{split}/{name}.jpg", SIZE)
         write(tmp_path / f"labels/sem_seg/masks/{split}/{name}.png", np.array([[0, 18, 255, 7]] * 2, np.uint8))
-    dataset = data.build("bdd100k", split, root=tmp_path)
+    dataset = on_disk("bdd100k", split, root=tmp_path)
     assert [dataset[k].name for k in range(2)] == ["a-1", "b-2"]
     assert dataset[0].label.tolist() == [[0, 18, 255, 7]] * 2
     assert dataset.classes is cityscapes.CLASSES
@@ -186,7 +186,7 @@ def test_ade20k(tmp_path, split, folder):
     write_image(tmp_path / f"images/{folder}/ADE_1.jpg", SIZE)
     stored = np.array([[0, 1, 2, 150], [13, 0, 1, 1]], np.uint8)
     write(tmp_path / f"annotations/{folder}/ADE_1.png", stored)
-    dataset = data.build("ade20k", split, root=tmp_path)
+    dataset = on_disk("ade20k", split, root=tmp_path)
     assert dataset[0].label.tolist() == [[255, 0, 1, 149], [12, 255, 0, 0]]
     write(tmp_path / f"annotations/{folder}/ADE_1.png", np.full(SIZE, 151, np.uint8))
     with pytest.raises(data.DataError, match=r"151 in 8 pixels\. Expected 1\.\.150, or 0 for ignored"):

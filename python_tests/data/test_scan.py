@@ -536,7 +536,7 @@ def test_void_is_recognised_in_colour_masks_and_the_yaml_is_printed_once(root):
     status, _, result = scan(root)
     assert status == 0
     assert result["splits"]["train"]["ignored"]["pixels"] == 12
-    void = np.where((mask == 0).all(-1, keepdims=True), np.uint8([192, 224, 224]), mask)
+    void = np.where((mask == 0).all(-1, keepdims=True), np.array([192, 224, 224], np.uint8), mask)
     assert 'ignore: "#e0e0c0"' in suggest_for_colours([0, *np.unique(read(root, void)).tolist()])
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pytest
+import torch
 
 from hmsa_ext import data, settings
 from hmsa_ext.data.commands import options_of_others, required_data
@@ -195,7 +196,7 @@ def test_a_hook_changes_a_batch_after_the_crop(hook):
 def test_a_hook_that_is_none_is_named():
     with pytest.raises(SettingError, match=r"batch_hook: got 'double', expected package\.module:function"):
         data.Augment(batch_hook="double")
-    batch = data.Batch(np.zeros(1), np.zeros(1), ["a"])
+    batch = data.Batch(torch.zeros(1), torch.zeros(1), ["a"])
     with pytest.raises(SettingError, match=r"batch_hook: .* has no 'gone'"):
         data.Augment(batch_hook=f"{__name__}:gone").change(batch)
     with pytest.raises(SettingError, match=r"batch_hook: .*a function that returns a Batch, not None"):

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 
 from hmsa_ext import data
 from hmsa_ext.data import stats
 from python_tests.data.picture_sets import CAMVID, Blocks
+from python_tests.data.pictures import decoded
 
 
 def prepared(sampling: data.Sampling | None = None) -> data.TrainingSet:
@@ -76,7 +76,7 @@ def test_on_camvid_the_classes_that_should_rise_do(tmp_path):
     assert factor["Road"] < 1
     assert content["plan"] == [191] + [16] * 11
     assert "Bicyclist" in done.stdout
-    assert cv2.imread(str(tmp_path / "stats.png")).shape[2] == 3
+    assert decoded(tmp_path / "stats.png").shape[2] == 3
 
 
 @pytest.mark.parametrize(
