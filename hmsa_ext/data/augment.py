@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -44,16 +44,11 @@ class Looks(NamedTuple):
 
 
 @functools.cache
-<<<<<<< HEAD
 def _load_hook(hook: str | Callable[..., Any]) -> Callable[..., Any]:
     function: Any = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
-=======
-def _load_hook(hook: str | Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
-    function = load_object(hook, "batch_hook") if isinstance(hook, str) else hook
->>>>>>> 60c92e50e1850ebb291e06f8c55f789835143e0d
     if not callable(function):
         raise SettingError("batch_hook", hook, "the name of a function")
-    return cast("Callable[[Batch], Batch]", function)  # its result is checked
+    return function
 
 
 def _is_range(value: tuple[float, float]) -> bool:
