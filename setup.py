@@ -39,7 +39,7 @@ class CMakeBuild(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs: the library and its build facts go beside the sources."""
-        package = Path(self.get_finalized_command("build_py").get_package_dir("hmsa_ext"))
+        package = self.package_among_sources()
         for built in map(Path, self.get_outputs()):
             replace_file(built, package / built.name)
 
@@ -52,8 +52,14 @@ class CMakeBuild(build_ext):
         return [str(path) for library in libraries for path in (library, library.with_name(BUILD_INFO))]
 
     def get_output_mapping(self) -> dict[str, str]:
-        package = Path(self.get_finalized_command("build_py").get_package_dir("hmsa_ext"))
+        package = self.package_among_sources()
         return {output: str(package / Path(output).name) for output in self.get_outputs()} if self.inplace else {}
+
+    def package_among_sources(self) -> Path:
+        """The folder of hmsa_ext that ``build_py`` takes the Python files from."""
+        command = self.get_finalized_command("build_py")
+        assert isinstance(command, build_py)
+        return Path(command.get_package_dir("hmsa_ext"))
 
 
 class CleanBuildPy(build_py):
@@ -127,7 +133,7 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 def banner(info: dict) -> str:
-    """One line that says what was built."""
+    """One line that describes the build."""
     kernels = f"CPU kernels ({', '.join(info['simd'])})"
     if info["cuda"] is None:
         kernels += f", no CUDA kernels ({info['no_cuda']}; HMSA_CUDA=1 insists on them)"

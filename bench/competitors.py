@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 
 import hmsa_ext
 from bench import published_rmi
-from bench.cases import Case
+from bench.cases import OPS, Case
 from hmsa_ext.ops import reference
 
-# What every way of computing an op takes: logits, attention, labels, scales, size.
-Function = Callable[..., object]
+# What every way of computing an op takes: logits, attention, labels, scales, size. Results: a tensor or several.
+Function = Callable[..., Any]
 # "floor" is no competitor: what moving the bytes costs, and nothing else.
 NAMES = ("eager", "compile", "hmsa")
 COPIED = 1 << 28  # bytes: past every cache
@@ -63,7 +64,7 @@ def make_inputs(case: Case, device: torch.device | str = "cpu") -> Inputs:
             attention.append(place(torch.rand(case.batch, channels, *head, generator=generator)).requires_grad_())
     grad = place(torch.randn(case.output_shape, generator=generator)) if case.op == "fuse_scales" else None
     # int64, which F.cross_entropy takes without a conversion: ours would rather have uint8.
-    target = [labels(torch.int64, 0.1)] if case.op in ("cross_entropy", "rmi") else []
+    target = [labels(torch.int64, 0.1)] if OPS[case.op].takes_target else []
     return Inputs(logits, attention, target, grad)
 
 
@@ -112,7 +113,8 @@ def _numpy_confusion_matrix(logits, attention, labels, scales, size):
 
 
 def _eager_confusion_matrix(logits, attention, labels, scales, size):
-    return reference.confusion_matrix(*labels, LABELLED_CLASSES)
+    prediction, target = labels
+    return reference.confusion_matrix(prediction, target, LABELLED_CLASSES)
 
 
 def _confusion_matrix(logits, attention, labels, scales, size):
@@ -134,13 +136,9 @@ _FUNCTIONS: dict[str, dict[str, Function]] = {
 
 
 def names(op: str, device: str) -> tuple[str, ...]:
-    """The competitors of an op on a device. Inductor is left out where the published formulation is what counts: RMI,
-    with its factorisations, and the counting of pairs."""
-    if op == "rmi":
-        return ("eager", "hmsa")
-    if op == "confusion_matrix":
-        return ("numpy", "eager", "hmsa") if device == "cpu" else ("eager", "hmsa")
-    return NAMES
+    """The competitors of an op on a device; NumPy's only where the tensors are in the memory of the CPU."""
+    known = [name for name in _FUNCTIONS[op] if name != "numpy" or device == "cpu"]
+    return NAMES if OPS[op].compiled else tuple(known)
 
 
 def build(name: str, op: str = "fuse_scales", backend: str = "inductor") -> Function:
@@ -151,7 +149,7 @@ def build(name: str, op: str = "fuse_scales", backend: str = "inductor") -> Func
     return _FUNCTIONS[op][name]
 
 
-def call(function: Function, case: Case, inputs: Inputs) -> object:
+def call(function: Function, case: Case, inputs: Inputs) -> Any:
     return function(inputs.logits, inputs.attention, inputs.labels, list(case.scales), list(case.size))
 
 
@@ -180,7 +178,7 @@ def moved_bytes(case: Case, direction: str) -> int:
     cells = [h * w for h, w in heads]
     attention = (case.classes if case.class_wise else 1) * sum(cells[1:])
     inputs = case.batch * (case.classes * sum(cells) + attention) * case.torch_dtype.itemsize
-    labels = 8 * pixels if case.op in ("cross_entropy", "rmi") else 0
+    labels = 8 * pixels if OPS[case.op].takes_target else 0
     result = {"fuse_scales": case.output_bytes, "argmax": (1 if case.classes <= 256 else 4) * pixels + 4 * pixels}
     forward = inputs + labels + result.get(case.op, 0)
     grad = case.output_bytes if case.op == "fuse_scales" else 0
@@ -189,7 +187,7 @@ def moved_bytes(case: Case, direction: str) -> int:
 
 def floor(
     case: Case, direction: str, memory: str, device: torch.device | str = "cpu"
-) -> tuple[Callable[[], None], float]:
+) -> tuple[Callable[[], object], float]:
     """What to time, and what of that time is the floor.
 
     Of ``fuse_scales``, whose result is most of the bytes. Forward: one copy of the output into warm memory; cold: the

@@ -1,4 +1,4 @@
-"""The benchmarks' cases, their workers, and what is kept of a run."""
+"""The cases and the workers of the benchmarks, and the facts that a report keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
-    size = metafunc.config.getoption("--bench-size")
+    size = metafunc.config.option.bench_size
     chosen = CASES[metafunc.function.__name__](size)
     pairs = [(case, direction) for direction in cases.DIRECTIONS for case in chosen if direction in case.directions]
     ids = [

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench.cases import Case
 
-# On a virtual machine the first touch of a page may be slow, since the host has to find it first: no one's fault.
+# On a virtual machine the first touch of a page may be slow, since the host has to find the page.
 WARM_UP_ROUNDS = 5
-# Seconds: who takes longer warms up in two rounds (after it ran while it was loaded), and counts in every second one.
+# Seconds. A competitor that takes longer has two warm-up rounds, and takes part in every second measured round.
 SLOW = 1.0
 
 
@@ -24,19 +24,22 @@ class Worker:
     def __init__(self, name: str, memory: str, device: str) -> None:
         self.name, self.memory, self.device = name, memory, device
         self.loaded: tuple[Case, str] | None = None
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", name, memory, device],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert process.stdin is not None  # both are pipes
+        assert process.stdout is not None
+        self._process, self._requests, self._answers = process, process.stdin, process.stdout
 
     def ask(self, do: str, **arguments) -> dict:
         if self._process.poll() is None:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
+            self._requests.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._requests.flush()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(f"the process of {self.name}, {self.memory} ended with status {self._process.wait()}")
         answer = json.loads(line)
@@ -50,7 +53,7 @@ class Worker:
             self.loaded = case, direction
 
     def close(self, wait: bool = True) -> None:
-        self._process.stdin.close()
+        self._requests.close()
         if wait:
             self._process.wait()
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from functorch.compile import (
+    make_boxed_func,  # pyright: ignore[reportPrivateImportUsage]  (its public place)
+    min_cut_rematerialization_partition,
+)
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
@@ -35,14 +38,14 @@ aten = torch.ops.aten
 
 
 def _elements(per_element: int) -> Callable[..., int]:
-    def count(*args, out_shape=None, **kwargs) -> int:
+    def count(*args, out_shape: Sequence[int], **kwargs) -> int:
         return per_element * math.prod(out_shape)
 
     return count
 
 
 def _of_first_input(per_element: int) -> Callable[..., int]:
-    def count(shape, *args, out_shape=None, **kwargs) -> int:
+    def count(shape: Sequence[int], *args, **kwargs) -> int:
         return per_element * math.prod(shape)
 
     return count

@@ -4,8 +4,8 @@
     python -m bench.gpu_checks --lines FILE --op argmax        # one op, started again after a case that it died of
     compute-sanitizer python -m bench.gpu_checks --lines FILE --small --here      # few small cases, in this process
 
-Each case appends a line: the relative error of every result, and whether all are within tolerance; or what was raised.
-Exit status 1 if a case failed. What is integer by nature is compared with the kernels of the CPU, and must be equal.
+Each case appends a line: the relative error of every result, and whether all are within tolerance; or the exception.
+The exit status is 1 if a case failed. Integer results must equal those of the CPU kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +25,10 @@ from torch import Tensor
 import hmsa_ext
 from bench import competitors, published_rmi, supervise
 from bench.cases import Case
+from bench.commands import command_parser
 from bench.competitors import Inputs
 from bench.json_lines import JsonLines
+from hmsa_ext.data.progress import usable_cores
 from hmsa_ext.losses.rmi import rmi_loss
 from hmsa_ext.ops import reference, reference_crop
 
@@ -68,10 +69,11 @@ class Result:
 
 
 Check = Callable[[], Iterator[Result]]
+NamedCheck = tuple[tuple[str, str], Check]  # ((op, case), check)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_checks", description=__doc__.splitlines()[0])
+    parser = command_parser("python -m bench.gpu_checks", __doc__)
     parser.add_argument("--lines", required=True, help="file to append to")
     parser.add_argument("--kind", default="check", help="of the lines: the sanitizer's have another")
     parser.add_argument("--op", choices=OPS, help="this op alone")
@@ -90,14 +92,14 @@ def main() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--op", options.op)]
     names = [options.op] if options.op else ["fuse_scales", "sample_crop"] if options.dry else list(OPS)
     # A process keeps one core busy; the card takes turns between them.
-    with concurrent.futures.ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(len(names), usable_cores())) as pool:
         whole = list(pool.map(lambda op: run_op(op, arguments, lines, options), names))
     return 0 if all(whole) else 1
 
 
 def run_op(op: str, arguments: list[str], lines: JsonLines, options: argparse.Namespace) -> bool:
     command = [sys.executable, "-m", "bench.gpu_checks", *arguments, "--op", op]
-    names = [name for name, _ in all_checks(op, options.device, options.small)]
+    names = [case for (_, case), _ in all_checks(op, options.device, options.small)]
     failures = []
 
     def failed(name: str, why: str) -> None:
@@ -108,10 +110,10 @@ def run_op(op: str, arguments: list[str], lines: JsonLines, options: argparse.Na
     return not failures
 
 
-def run_here(checks: list[tuple[str, tuple[str, Check]]], first: int, lines: JsonLines, kind: str, device: str) -> int:
+def run_here(checks: list[NamedCheck], first: int, lines: JsonLines, kind: str, device: str) -> int:
     bad = []
 
-    def run(check: tuple[str, tuple[str, Check]]) -> None:
+    def run(check: NamedCheck) -> None:
         (op, case), function = check
         started = time.perf_counter()
         fields: dict = {"op": op, "case": case, "ok": True, "errors": {}}
@@ -200,8 +202,8 @@ def chain_cases(small: bool) -> list[Case]:
     ]
 
 
-def all_checks(op: str | None, device: str, small: bool) -> list[tuple[tuple[str, str], Check]]:
-    """((op, case), check) of one op or of all."""
+def all_checks(op: str | None, device: str, small: bool) -> list[NamedCheck]:
+    """The checks of one op or of all."""
     checks = []
     for name, make in OPS.items():
         if op in (None, name):
@@ -272,7 +274,7 @@ def check_fuse_scales(case: Case, inputs: Inputs, number: int) -> Iterator[Resul
         inputs,
         lambda i: hmsa_ext.fuse_scales(i.logits, i.attention, case.scales, case.size, **options),
         lambda i: reference.fuse_scales(i.logits, i.attention, case.scales, case.size, **options),
-        least=1e-2,  # a gradient that cancels is held against what was summed
+        least=1e-2,  # a gradient that cancels is compared with the size of its terms
     )
 
 

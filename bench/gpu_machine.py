@@ -7,13 +7,14 @@ writes what bench/gpu.sh --build leaves beside the library: the commit and a has
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import re
 import subprocess
 from pathlib import Path
+
+from bench.commands import command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the compiled library depends on.
@@ -22,7 +23,7 @@ BUILT_FROM = "built_from.json"  # beside the package that was built beforehand
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_machine", description=__doc__.splitlines()[0])
+    parser = command_parser("python -m bench.gpu_machine", __doc__)
     parser.add_argument("--write", type=Path, required=True, metavar="FILE")
     file = parser.parse_args().write
     file.write_text(json.dumps({"commit": commit(), "sources": digest()}) + "\n", encoding="utf-8")

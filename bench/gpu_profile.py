@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import gpu_times, gpu_tools
+from bench.commands import command_parser
 from bench.json_lines import JsonLines
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_profile", description=__doc__.splitlines()[0])
+    parser = command_parser("python -m bench.gpu_profile", __doc__)
     parser.add_argument("tool", choices=("ncu", "memcheck", "racecheck"))
     parser.add_argument("--lines", required=True, help="file to append to")
     parser.add_argument("--output", type=Path, help="file for what ncu prints")
@@ -84,6 +85,7 @@ def run(
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1
     )
+    assert child.stdout is not None  # a pipe
     for line in child.stdout:
         printed.append(line)
         if not line.startswith('"'):  # the table of ncu is for the file

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 
 from bench import json_lines
-from bench.cases import Case
-from bench.table import CALLS, markdown
+from bench.cases import OPS, Case
+from bench.commands import markdown
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def report(entries: list[dict]) -> list[str]:
 
 def machine_line(run: dict) -> str:
     card = run.get("card", {})
-    what = card.get("name") or run.get("processor")
+    what = str(card.get("name") or run.get("processor"))
     facts = [what, f"driver {card['driver_version']}"] if "driver_version" in card else [what]
     facts += [f"torch {run.get('torch')}", f"CUDA {run.get('cuda_of_torch')}", f"commit {str(run.get('commit'))[:7]}"]
     stale = run.get("library", {}).get("built_from_these_sources") is False
@@ -88,7 +88,9 @@ def times(entries: list[dict]) -> list[list[str]]:
     for entry in entries:
         if entry["kind"] == "time" and "us" in entry:
             case = Case.from_json(entry["case"])
-            row = found.setdefault((f"`{CALLS[case.op]}`, {case.name}", entry["direction"]), {"bytes": entry["bytes"]})
+            row = found.setdefault(
+                (f"`{OPS[case.op].function}`, {case.name}", entry["direction"]), {"bytes": entry["bytes"]}
+            )
             row[entry["by"], entry["how"]] = entry
     header = ["what", "direction", "floor", "ours, graph", "share", "ours, events", "host", "eager, graph"]
     rows = [[*header, "eager, events", "compile, events", "times eager"]]

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.commands import aligned, command_parser
 from bench.json_lines import JsonLines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +84,7 @@ def _benchmarks(run: Run) -> list[str]:
 
 # Eight processes compute references on the CPU at a time: more threads than cores would get in each other's way.
 _FEW_THREADS = (("OMP_NUM_THREADS", "2"),)
-# Most valuable first. The limits add up to more than a run has: most parts end early, and what is left goes on.
+# Most valuable first. The limits add up to more than a run has: most parts end early and leave time to the others.
 PARTS = (
     Part("checks", 120, 20, lambda run: run.module("gpu_checks"), environment=_FEW_THREADS),
     Part("times", 150, 20, lambda run: run.module("gpu_times")),
@@ -98,9 +99,7 @@ PARTS = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="bench/gpu.sh", description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench/gpu.sh", __doc__)
     parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help="this part (repeatable)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together (%(default)s)")
     parser.add_argument("--dry", action="store_true", help="the same on the CPU, tiny, without a GPU's tools")
@@ -116,8 +115,8 @@ def main() -> int:
     if options.only_check_arguments:
         return 0
     if options.list:
-        for part in PARTS:
-            print(f"{part.name:<12} {part.seconds:>4} s{'   only when it is named' if part.asked else ''}")
+        note = {True: "only when it is named", False: ""}
+        print(aligned([(part.name, f"{part.seconds} s", note[part.asked]) for part in PARTS]))
         return 0
     until = time.monotonic() + options.seconds - (time.time() - (options.started or time.time()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in course is ended as well
@@ -165,7 +164,7 @@ def run_parts(parts: list[Part], run: Run, until: float) -> bool:
             print(f"=== {part.name}: skipped, {why}", flush=True)
             continue
         ends[part.name] = run_part(part, run, min(part.seconds, left))
-    print("\n".join(["", *(f"{name:<12} {end:<22} {seconds:6.1f} s" for name, (end, seconds) in ends.items())]))
+    print("\n" + aligned([(name, end, f"{seconds:.1f} s") for name, (end, seconds) in ends.items()]))
     return all(end == "passed" for end, _ in ends.values())
 
 

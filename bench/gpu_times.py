@@ -27,6 +27,7 @@ import torch
 import hmsa_ext  # noqa: F401  (registers the ops)
 from bench import competitors, meters, supervise
 from bench.cases import Case
+from bench.commands import command_parser
 from bench.gpu_checks import healthy
 from bench.json_lines import JsonLines
 
@@ -37,24 +38,31 @@ COPIES = (1 << 30, 159383552)  # bytes: past every cache, and the output of the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """One case in one direction by some competitors, and which of them are captured as a graph too; a copy where there
-    is no case."""
+class Copy:
+    """Large copies, whose bandwidth everything else is held against."""
 
-    case: Case | None
+    name: str = "copy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One case in one direction by some competitors, and which of them are captured as a graph too."""
+
+    case: Case
     direction: str = "forward"
     names: tuple[str, ...] = ("hmsa", "eager")
     captured: tuple[str, ...] = ("hmsa", "eager")
 
     @property
     def name(self) -> str:
-        if self.case is None:
-            return "copy"
         return f"{self.case.op}, {self.case.name}, {self.direction}"
 
 
+Item = Copy | Call
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_times", description=__doc__.splitlines()[0])
+    parser = command_parser("python -m bench.gpu_times", __doc__)
     parser.add_argument("--lines", required=True, help="file to append to")
     parser.add_argument("--suite", choices=SECONDS, default="times")
     parser.add_argument("--group", choices=PROFILES, default="two scales", help="of the suite 'profile'")
@@ -62,11 +70,11 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="tiny, on the CPU, without events and graphs")
     options = parser.parse_args()
     lines = JsonLines(options.lines)
-    items = suite(options.suite, options.group, options.dry)
     if options.suite == "profile":
-        for item in items:
-            profile(item, options.dry)
+        for call in profiled(options.group):
+            profile(_tiny(call) if options.dry else call, options.dry)
         return 0
+    items = suite(options.suite, options.dry)
     names = [item.name for item in items]
     if options.first is None:
         command = [sys.executable, "-m", "bench.gpu_times", *sys.argv[1:]]
@@ -91,25 +99,26 @@ def main() -> int:
     return 0
 
 
-# ---- what is measured --------------------------------------------------------------------------------------------
+# ---- the items ---------------------------------------------------------------------------------------------------
 
 _SIZE = (1024, 2048)
 _THREE = (2.0, 1.0, 0.5)
 PROFILES = ("two scales", "three scales", "rmi")
 
 
-def suite(name: str, group: str, dry: bool) -> list[Item]:
-    """The items of a suite; tiny ones in a dry run."""
-    items = {"times": times, "compile": compiled, "profile": lambda: profiled(group)}[name]()
-    if dry:
-        return [_tiny(item) for item in items if name != "compile" or item.direction == "forward"]
-    return items
+def suite(name: str, dry: bool) -> list[Item]:
+    """The items of the suite ``times`` or ``compile``; tiny ones in a dry run, where only forward is compiled."""
+    items: list[Item] = times() if name == "times" else [*compiled()]
+    if not dry:
+        return items
+    small = [item if isinstance(item, Copy) else _tiny(item) for item in items]
+    return [item for item in small if name == "times" or (isinstance(item, Call) and item.direction == "forward")]
 
 
 def times() -> list[Item]:
     """Most valuable first: what the headline needs, then more scales, then half precision and the other format."""
     two = Case("two scales", _SIZE)
-    chosen = [Item(None)]
+    chosen: list[Item] = [Copy()]
     for scales, ops in (
         ({}, ("fuse_scales", "cross_entropy", "argmax")),
         ({"name": "three scales", "scales": _THREE}, ("fuse_scales", "cross_entropy", "argmax")),
@@ -137,45 +146,43 @@ def times() -> list[Item]:
             case = dataclasses.replace(two, op=op, **scales)
             # The published RMI cannot be captured: its factorisations ask the device how they went.
             captured = ("hmsa",) if op == "rmi" else ("hmsa", "eager")
-            chosen += [Item(case, direction, captured=captured) for direction in case.directions]
+            chosen += [Call(case, direction, captured=captured) for direction in case.directions]
     return chosen
 
 
-def compiled() -> list[Item]:
+def compiled() -> list[Call]:
     """Two headlines by torch.compile: training and inference."""
     two = Case("two scales", _SIZE)
     loss = dataclasses.replace(two, op="cross_entropy")
     pairs = ((loss, "forward+backward"), (two, "forward"), (two, "forward+backward"), (loss, "forward"))
-    return [Item(case, direction, ("compile",), ()) for case, direction in pairs]
+    return [Call(case, direction, ("compile",), ()) for case, direction in pairs]
 
 
-def profiled(group: str) -> list[Item]:
+def profiled(group: str) -> list[Call]:
+    """The calls that the profiler looks at, of one of ``PROFILES``."""
     ops = ("rmi",) if group == "rmi" else ("fuse_scales", "cross_entropy", "argmax")
     scales = _THREE if group == "three scales" else (1.0, 0.5)
     cases = [Case("two scales" if group == "rmi" else group, _SIZE, scales, op=op) for op in ops]
     # Backward brings the forward kernels along.
-    return [Item(case, case.directions[-1], ("hmsa",)) for case in cases]
+    return [Call(case, case.directions[-1], ("hmsa",)) for case in cases]
 
 
-def _tiny(item: Item) -> Item:
-    if item.case is None:
-        return item
-    small = {"size": (40, 72), "classes": min(item.case.classes, 5), "batch": 1}
-    if item.case.op == "confusion_matrix":
-        small["classes"] = competitors.LABELLED_CLASSES
-    return dataclasses.replace(item, case=dataclasses.replace(item.case, **small))
+def _tiny(call: Call) -> Call:
+    labelled = call.case.op == "confusion_matrix"
+    classes = competitors.LABELLED_CLASSES if labelled else min(call.case.classes, 5)
+    return dataclasses.replace(call, case=dataclasses.replace(call.case, size=(40, 72), classes=classes, batch=1))
 
 
 # ---- how ---------------------------------------------------------------------------------------------------------
 
 
 def measure(item: Item, device: str, stopwatch: Events | Wall, lines: JsonLines, suite_name: str) -> bool:
-    """Every figure of an item, each appended when it is known; what was raised instead of the rest.
+    """Appends every figure of an item as soon as it is known, or the exception that prevented the figure.
 
     Whether the process is fit for the next item.
     """
     gc.collect()
-    if item.case is None:
+    if isinstance(item, Copy):
         measure_copy(device, stopwatch, lines)
         return True
     case = item.case
@@ -236,25 +243,25 @@ def measure_copy(device: str, stopwatch: Events | Wall, lines: JsonLines) -> Non
             lines.append("copy", bytes=2 * size, error=_text(error))
 
 
-def profile(item: Item, dry: bool) -> None:
+def profile(item: Call, dry: bool) -> None:
     """One warm call between a marker, by which the profiler's reader tells the calls apart, and the next."""
     print(f"profiling {item.name}", flush=True)
     inputs = competitors.make_inputs(item.case, "cpu" if dry else "cuda")
     run = competitors.runner(competitors.build("hmsa", item.case.op), item.case, item.direction, inputs)
     if dry:
-        return run()
+        run()
+        return
     with contextlib.suppress(Exception):  # the second call fails as well, behind its marker
         run()
     torch.cuda.synchronize()
-    torch.cuda.cudart().cudaProfilerStart()
+    torch.cuda.profiler.start()
     torch.cuda._sleep(1)  # its kernel's name is the marker
     try:
         run()
         torch.cuda.synchronize()
     except Exception as error:
         print(f"{item.name}: {_text(error)}", flush=True)
-    torch.cuda.cudart().cudaProfilerStop()
-    return None
+    torch.cuda.profiler.stop()
 
 
 class Events:

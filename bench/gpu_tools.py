@@ -1,4 +1,4 @@
-"""Command lines of NVIDIA's tools, and what is read from what they print."""
+"""Command lines of NVIDIA's tools, and readers of their output."""
 
 from __future__ import annotations
 

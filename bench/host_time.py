@@ -12,7 +12,6 @@ do meanwhile does not count. A GPU's kernels can start no faster than this.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -23,6 +22,7 @@ import torch
 
 import hmsa_ext
 from bench import record
+from bench.commands import aligned, command_parser
 from hmsa_ext import ops
 from hmsa_ext.files import write_text
 
@@ -126,16 +126,15 @@ def measure(rounds: int, only: str = "") -> dict[str, dict[str, float]]:
 
 def table(figures: dict[str, dict[str, float]]) -> str:
     """One row for each op."""
-    rows = [" ".join([f"{'microseconds of a call':26}", *(f"{kind:>10}" for kind in KINDS)])]
+    rows = [["microseconds of a call", *KINDS]]
     for name, kinds in figures.items():
-        cells = (f"{kinds[kind]:10.1f}" if kind in kinds else f"{'':10}" for kind in KINDS)
-        rows.append(" ".join([f"{name:26}", *cells]).rstrip())
-    return "\n".join(rows)
+        rows.append([name, *(f"{kinds[kind]:.1f}" if kind in kinds else "" for kind in KINDS)])
+    return aligned(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.host_time", description=__doc__.splitlines()[0])
+    parser = command_parser("python -m bench.host_time", __doc__)
     parser.add_argument("--rounds", type=int, default=100, help="[%(default)s]")
     parser.add_argument("--only", default="", metavar="TEXT", help="ops whose name contains it")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")

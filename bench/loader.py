@@ -11,7 +11,6 @@ rounds over all frames; the page cache is warm, so that the disk plays no part. 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from bench import record
+from bench.commands import aligned, command_parser
 from hmsa_ext import data
 from hmsa_ext.data.files import read_image
 from hmsa_ext.data.opencv import cv2
@@ -35,21 +35,23 @@ CROP = (512, 1024)
 LABEL_IDS = (7, 8, 22, 11, 23, 21, 17, 20, 13, 26, 24)  # of the classes of the generated scenes
 
 
-def write_frames(root: Path, count: int) -> None:
-    """A training set of ``count`` frames in the layout of Cityscapes."""
+def write_frames(root: Path, count: int) -> list[Path]:
+    """Writes a training set of ``count`` frames in the layout of Cityscapes; returns its images."""
     images, labels = root / "leftImg8bit" / "train" / "bench", root / "gtFine" / "train" / "bench"
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
     scenes, rng = data.build("synthetic", "train", size=SIZE), np.random.default_rng(0)
     table = np.zeros(256, np.uint8)
     table[: len(LABEL_IDS)] = LABEL_IDS
-    for i in range(count):
+    paths = [images / f"bench_{i:06d}_000000_leftImg8bit.png" for i in range(count)]
+    for i, path in enumerate(paths):
         sample = scenes[i]
         noisy = sample.image + NOISE * rng.standard_normal(sample.image.shape, np.float32)
         image = np.clip(noisy, 0, 255).round().astype(np.uint8)
-        stem = f"bench_{i:06d}_000000"
-        cv2.imwrite(str(images / f"{stem}_leftImg8bit.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        cv2.imwrite(str(labels / f"{stem}_gtFine_labelIds.png"), table[sample.label])
+        cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        name = path.name.replace("leftImg8bit", "gtFine_labelIds")
+        cv2.imwrite(str(labels / name), table[sample.label])
+    return paths
 
 
 def seconds_per_item(function: Callable[[int], object], count: int, rounds: int) -> float:
@@ -78,8 +80,8 @@ def loader_rate(training: data.TrainingSet, workers: int, rounds: int, consume: 
     return statistics.median(rates[1:])
 
 
-def measure(root: Path, workers: int, rounds: int, device: str) -> dict[str, float]:
-    """All figures, for the frames in ``root``."""
+def measure(root: Path, images: Sequence[Path], workers: int, rounds: int, device: str) -> dict[str, float]:
+    """All figures, for the frames in ``root``; ``images`` are theirs."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def crop(decoded: data.DecodedBatch) -> None:
@@ -90,15 +92,15 @@ def measure(root: Path, workers: int, rounds: int, device: str) -> dict[str, flo
     dataset = data.build("cityscapes", "train", root=root)
     augment = data.Augment(CROP, blur=(0.15, 1.3))
     training = data.prepare(dataset, augment, seed=0, quiet=True)
-    count = len(dataset)
+    count = len(images)
     begin = time.perf_counter()
     data.build_index(dataset, tile=512, quiet=True)
     indexed = (time.perf_counter() - begin) / count
     (decoded, *_) = data.training_loader(training, batch_size=2, epoch=0)
     decoded = decoded.to(device)
     figures = {
-        "png_megabytes": sum(dataset.files(i)[0].stat().st_size for i in range(count)) / count / 1e6,
-        "image_ms": 1e3 * seconds_per_item(lambda i: read_image(dataset.files(i)[0]), count, rounds),
+        "png_megabytes": statistics.mean(path.stat().st_size for path in images) / 1e6,
+        "image_ms": 1e3 * seconds_per_item(lambda i: read_image(images[i]), count, rounds),
         "label_ms": 1e3 * seconds_per_item(dataset.label, count, rounds),
         "crop_ms": 1e3 * seconds_per_item(lambda i: (data.cut(decoded), wait()), 10, rounds) / 2,
         "index_ms": 1e3 * indexed,
@@ -113,24 +115,24 @@ def measure(root: Path, workers: int, rounds: int, device: str) -> dict[str, flo
 
 def table(figures: dict[str, float], workers: int, device: str) -> str:
     """The figures in words."""
-    return "\n".join(
+    image = f"decode an image, {SIZE[0]}x{SIZE[1]} PNG of {figures['png_megabytes']:.1f} MB"
+    return aligned(
         [
-            f"decode an image, {SIZE[0]}x{SIZE[1]} PNG of {figures['png_megabytes']:.1f} MB"
-            f"       {figures['image_ms']:6.1f} ms",
-            f"decode and map its label map                    {figures['label_ms']:6.1f} ms",
-            f"index a label map (all cores)                   {figures['index_ms']:6.1f} ms",
-            f"crop {CROP[0]}x{CROP[1]}, all augmentations, {device:4}         {figures['crop_ms']:6.1f} ms",
-            f"decoded by {workers} workers                            {figures['decoded_per_second']:6.1f} images/s",
-            f"decoded by {workers} workers and cropped                {figures['crops_per_second']:6.1f} images/s",
-            f"decoded and cropped in one process              {figures['alone_per_second']:6.1f} images/s",
-            f"share of the workers' time that is decoding     {100 * figures['decoding_share']:6.1f} %",
+            (image, f"{figures['image_ms']:.1f} ms"),
+            ("decode and map its label map", f"{figures['label_ms']:.1f} ms"),
+            ("index a label map (all cores)", f"{figures['index_ms']:.1f} ms"),
+            (f"crop {CROP[0]}x{CROP[1]}, all augmentations, {device}", f"{figures['crop_ms']:.1f} ms"),
+            (f"decoded by {workers} workers", f"{figures['decoded_per_second']:.1f} images/s"),
+            (f"decoded by {workers} workers and cropped", f"{figures['crops_per_second']:.1f} images/s"),
+            ("decoded and cropped in one process", f"{figures['alone_per_second']:.1f} images/s"),
+            ("share of the workers' time that is decoding", f"{100 * figures['decoding_share']:.1f} %"),
         ]
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.loader", description=__doc__.splitlines()[0])
+    parser = command_parser("python -m bench.loader", __doc__)
     parser.add_argument("--workers", type=int, default=2, help="[%(default)s]")
     parser.add_argument("--frames", type=int, default=24, help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=5, help="[%(default)s]")
@@ -140,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(options.workers, options.rounds) < 1 or options.frames < 6:
         parser.error("expected at least 1 worker, 1 round and 6 frames")
     with tempfile.TemporaryDirectory() as folder:
-        write_frames(Path(folder), options.frames)
-        figures = measure(Path(folder), options.workers, options.rounds, options.device)
+        images = write_frames(Path(folder), options.frames)
+        figures = measure(Path(folder), images, options.workers, options.rounds, options.device)
     print(table(figures, options.workers, options.device))
     if options.json:
         content = {"machine": record.machine(), "workers": options.workers, "device": options.device}

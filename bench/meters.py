@@ -57,10 +57,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
-    """Bytes of memory that ``function()`` held at its peak beyond what was held before, workspace included.
+    """Peak memory of ``function()`` in bytes, beyond the memory held before, workspace included.
 
-    On the CPU resident memory of the process, by Linux's high-water mark (None where it cannot be reset): call it
-    where freed memory goes back to the system, and once before, so that what is made only once is there already.
+    On the CPU this is resident memory of the process, by Linux's high-water mark; None where that cannot be reset.
+    Freed memory must go back to the system. Call ``function`` once before, so that one-time allocations do not count.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -71,7 +71,7 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
         return torch.cuda.max_memory_allocated() - before
     release_free_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the resident size
         before = _status("VmHWM")
     except (OSError, LookupError):
         return None
@@ -98,8 +98,9 @@ def release_free_memory() -> None:
 def touch_free_memory(size: int) -> None:
     """Takes so many bytes from the system, writes to each page and gives them back.
 
-    A virtual machine may have handed its host what has been free for a second or two: then the next one who asks for
-    memory pays for the host's work, many times what a page costs otherwise, and who that is depends on who ran before.
+    A virtual machine may have handed memory that was free for a second or two back to its host. The next process that
+    asks for memory then pays for the work of the host, many times the usual cost of a page. Which process that is
+    depends on the order of the processes.
     """
     memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

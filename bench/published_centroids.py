@@ -8,7 +8,7 @@ scipy.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage  # pyright: ignore[reportMissingImports]  (no dependency of this project)
 
 
 def class_tile_centres(labels: np.ndarray, tile: int, num_classes: int) -> np.ndarray:
@@ -20,6 +20,6 @@ def class_tile_centres(labels: np.ndarray, tile: int, num_classes: int) -> np.nd
             part = labels[i * tile : (i + 1) * tile, j * tile : (j + 1) * tile]
             for c in range(num_classes):
                 if c in part:
-                    y, x = ndimage.center_of_mass((part == c).astype(int))
-                    centres[i, j, c] = i * tile + y, j * tile + x
+                    centre = ndimage.center_of_mass((part == c).astype(int))
+                    centres[i, j, c] = np.add((i * tile, j * tile), centre)
     return centres

@@ -16,8 +16,6 @@ import pytest
 
 from bench.json_lines import JsonLines
 
-# Tests that have no variant by device, but need one beside the CPU.
-NEED_A_GPU = ("needs a second device", "needs a GPU")
 EVERY = 100  # tests between two lines that say how far the run is
 
 
@@ -29,8 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(Worker())
-    elif config.getoption("--lines"):
-        config.pluginmanager.register(Recorder(JsonLines(config.getoption("--lines"))))
+    elif config.option.lines:
+        config.pluginmanager.register(Recorder(JsonLines(config.option.lines)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,9 +40,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def belongs(item: pytest.Item, device: str) -> bool:
-    if device == "cuda" and any(m.kwargs.get("reason") in NEED_A_GPU for m in item.iter_markers("skipif")):
-        return True
-    return "callspec" in dir(item) and str(item.callspec.params.get("device")) == device
+    if device == "cuda":
+        return item.get_closest_marker("gpu") is not None  # see python_tests/conftest.py
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return str(parameters.get("device")) == device
 
 
 class Recorder:

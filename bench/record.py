@@ -1,4 +1,4 @@
-"""What of a benchmark run is worth keeping in the repository: facts of the machine, the medians, nothing of noise."""
+"""The part of a benchmark run that the repository keeps: facts of the machine and the medians."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _huge_pages() -> str | None:
 
 
 def strip(report: dict) -> None:
-    """Leaves of pytest-benchmark's report what is read again: each test's own facts and the state of the tree."""
+    """Reduces the report of pytest-benchmark to the facts that tests added and the state of the tree."""
     commit = report.get("commit_info") or {}
     report["commit_info"] = {key: commit.get(key) for key in ("id", "time", "dirty")}
     report["datetime"] = report["datetime"][:10]

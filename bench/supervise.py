@@ -87,6 +87,7 @@ def _run(command: Sequence[str], first: int, seconds: float) -> tuple[int | None
 
 
 def _pump(child: subprocess.Popen, lines: queue.Queue[str | None]) -> None:
+    assert child.stdout is not None  # a pipe
     for line in child.stdout:
         lines.put(line)
     lines.put(None)

@@ -13,19 +13,12 @@ import sys
 from pathlib import Path
 
 from bench import competitors
-from bench.cases import Case
+from bench.cases import OPS, Case
+from bench.commands import markdown
 
 NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile", "numpy": "np.bincount"}
 H200_COPY = 4300.0  # GB/s, read and written together
 CROP_NAMES = {"pillow": "Pillow, whole frame first", "opencv": "OpenCV, crop first"}
-# Of a case, what is called, by its op.
-CALLS = {
-    "fuse_scales": "fuse_scales",
-    "cross_entropy": "fuse_scales_cross_entropy",
-    "argmax": "fuse_scales_argmax",
-    "rmi": "rmi_loss",
-    "confusion_matrix": "confusion_matrix",
-}
 
 
 def main() -> None:
@@ -56,11 +49,6 @@ def tables(report: dict, device: str) -> list[str]:
     if tests["sample_crop"]:
         lines += ["", *markdown(crop_table(tests["sample_crop"]))]
     return [*lines, "", machine_line(report, device), ""]
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 
 # ---- the tables --------------------------------------------------------------------------------------------------
@@ -163,7 +151,7 @@ def gpu_table(tests: list[dict]) -> list[list[str]]:
         once = competitors.moved_bytes(case, direction) / bandwidth / 1e6
         ours = test["results"]["hmsa"]["warm"]["ms"]
         shape = "x".join(map(str, case.output_shape))
-        name = case.name if case.op == "fuse_scales" else f"{CALLS[case.op]}, {case.name}"
+        name = case.name if case.op == "fuse_scales" else f"{OPS[case.op].function}, {case.name}"
         row = [name, shape, direction, _ms(ours), f"{bandwidth:.0f}", f"{once:.3f}"]
         table.append([*row, f"{100 * once / ours:.0f} %"])
     return table
@@ -210,7 +198,7 @@ def _memories(tests: list[dict]) -> list[str]:
 def _op(fields: dict) -> str:
     case = Case.from_json(fields)
     scales = "" if case.op == "confusion_matrix" else f" ({', '.join(f'{s:g}' for s in case.scales)})"
-    return f"`{CALLS[case.op]}`{scales}"
+    return f"`{OPS[case.op].function}`{scales}"
 
 
 def _what(test: dict) -> str:

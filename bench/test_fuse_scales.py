@@ -23,7 +23,7 @@ def test_shape(benchmark, crew, case, direction):
 
 
 def measure(benchmark, crew, case, direction, names, seconds, rounds, memories=()):
-    """Runs the competitors in turn and leaves what was found in the report."""
+    """Runs the competitors in turn and adds their facts to the report."""
 
     def repeat(others, ours, count):
         benchmark.pedantic(ours, setup=others, rounds=count)

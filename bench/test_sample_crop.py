@@ -103,8 +103,8 @@ def pillow(scale: float, parts: tuple[str, ...]) -> Callable[[], object]:
         return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
     def run():
-        crop = image.resize(size, Image.BICUBIC).crop(place)
-        target = label.resize(size, Image.NEAREST).crop(place)
+        crop = image.resize(size, Image.Resampling.BICUBIC).crop(place)
+        target = label.resize(size, Image.Resampling.NEAREST).crop(place)
         if "jitter" in parts:
             changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
             for change, factor in zip(changes, JITTER[:3], strict=True):

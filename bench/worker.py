@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 LARGEST_STOCK = 1 << 30  # bytes
 
@@ -46,6 +47,10 @@ def main() -> None:
 class Work:
     """One competitor's answers. Imports torch only here: the allocator has been told before."""
 
+    run: Callable[[], object]  # these are there from :meth:`load` on; the floor has no function and no inputs
+    function: competitors.Function
+    inputs: competitors.Inputs
+
     def __init__(self, name: str, memory: str, device: str) -> None:
         global torch, competitors, flops, meters, Case
         import torch
@@ -56,12 +61,12 @@ class Work:
 
         self.name, self.memory, self.device = name, memory, device
         self.threads = torch.get_num_threads()
-        self.run = self.function = self.inputs = None
         self.share = 1.0  # of a measured time that counts
 
     def load(self, case: dict, direction: str) -> dict:
         """Makes the inputs, compiles, runs once."""
-        self.run = self.function = self.inputs = None
+        for former in ("run", "function", "inputs"):  # they hold memory
+            vars(self).pop(former, None)
         meters.release_free_memory()
         self.case, self.direction = Case.from_json(case), direction
         torch.manual_seed(0)

@@ -1,13 +1,40 @@
-"""Holds two ways to a loss or a prediction against each other: results, time, what is kept for backward."""
+"""What the examples share: their options, a batch, and two ways to a loss or a prediction held against each other."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+
+def parse_options(description: str | None) -> argparse.Namespace:
+    """``classes``, ``size`` (height, width), ``batch`` and ``device`` from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=150)
+    parser.add_argument("--size", type=_size, default=(512, 512), metavar="HxW", help="of the images [512x512]")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
+        raise argparse.ArgumentTypeError(f"got '{text}'; expected HEIGHTxWIDTH, such as 512x512")
+    return int(height), int(width)
+
+
+def make_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Random images [B, 3, H, W] and labels [B, H, W] int64, of which the upper eighth is 255: to be ignored."""
+    height, width = options.size
+    images = torch.rand(options.batch, 3, height, width, device=options.device)
+    target = torch.randint(0, options.classes, (options.batch, height, width), device=options.device)
+    target[:, : height // 8] = 255
+    return images, target
 
 
 def compare_losses(before: Callable[[], Tensor], after: Callable[[], Tensor], leaves: list[Tensor]) -> None:

@@ -9,23 +9,26 @@ from __future__ import annotations
 import sys
 
 import torch
-from comparison import compare_losses, compare_predictions
+from comparison import compare_losses, compare_predictions, make_batch, parse_options
 
 import hmsa_ext
 
 try:
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    from transformers import (  # pyright: ignore[reportMissingImports]  (optional)
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+    )
 except ImportError as error:
     sys.exit(f"this example needs Hugging Face transformers: pip install transformers ({error})")
 
 
 def main() -> None:
+    options = parse_options(__doc__)
     torch.manual_seed(0)
-    config = SegformerConfig(num_labels=150, semantic_loss_ignore_index=255)
-    model = SegformerForSemanticSegmentation(config).eval()  # eval: dropout would make the two ways differ
-    images = torch.rand(2, 3, 512, 512)
-    labels = torch.randint(0, 150, (2, 512, 512))
-    labels[:, :64] = 255
+    config = SegformerConfig(num_labels=options.classes, semantic_loss_ignore_index=255)
+    # Dropout would make the two ways differ.
+    model = SegformerForSemanticSegmentation(config).eval().to(options.device)
+    images, labels = make_batch(options)
     weights = [model.decode_head.classifier.weight, model.decode_head.linear_fuse.weight]
 
     def loss_before():

@@ -10,24 +10,24 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from comparison import compare_losses, compare_predictions
+from comparison import compare_losses, compare_predictions, make_batch, parse_options
 from torch import nn
 
 import hmsa_ext
 
 try:
-    import segmentation_models_pytorch as smp
+    import segmentation_models_pytorch as smp  # pyright: ignore[reportMissingImports]  (optional)
 except ImportError as error:
     sys.exit(f"this example needs segmentation_models.pytorch: pip install segmentation-models-pytorch ({error})")
 
 
 def main() -> None:
+    options = parse_options(__doc__)
     torch.manual_seed(0)
-    images = torch.rand(2, 3, 512, 512)
-    masks = torch.randint(0, 150, (2, 512, 512))
-    masks[:, :64] = 255
-    large = smp.FPN("resnet18", encoder_weights=None, classes=150).eval()
-    small = smp.FPN("resnet18", encoder_weights=None, classes=150).eval()
+    images, masks = make_batch(options)
+    large, small = (
+        smp.FPN("resnet18", encoder_weights=None, classes=options.classes).eval().to(options.device) for _ in range(2)
+    )
     small.load_state_dict(large.state_dict())
     small.segmentation_head[1] = nn.Identity()  # was nn.UpsamplingBilinear2d(scale_factor=4)
 

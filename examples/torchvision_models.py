@@ -10,22 +10,24 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from comparison import compare_losses, compare_predictions
+from comparison import compare_losses, compare_predictions, make_batch, parse_options
 
 import hmsa_ext
 
 try:
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+    from torchvision.models.segmentation import (  # pyright: ignore[reportMissingImports]  (optional)
+        lraspp_mobilenet_v3_large,
+    )
 except ImportError as error:
     sys.exit(f"this example needs torchvision: pip install torchvision ({error})")
 
 
 def main() -> None:
+    options = parse_options(__doc__)
     torch.manual_seed(0)
-    images = torch.rand(2, 3, 512, 512)
-    target = torch.randint(0, 150, (2, 512, 512))
-    target[:, :64] = 255
-    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=150).eval()
+    images, target = make_batch(options)
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=options.classes)
+    model.eval().to(options.device)
     weights = [model.classifier.low_classifier.weight, model.classifier.high_classifier.weight]
 
     def loss_before():

@@ -8,18 +8,16 @@ Prints what the loss and the prediction cost before and after, the network left 
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 import torch.nn.functional as F
-from comparison import compare_losses, compare_predictions
+from comparison import compare_losses, compare_predictions, make_batch, parse_options
 from torch import nn
 
 import hmsa_ext
 
 
 def main() -> None:
-    options = _options()
+    options = parse_options(__doc__)
     height, width = options.size
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -29,9 +27,7 @@ def main() -> None:
         nn.ReLU(),
         nn.Conv2d(64, options.classes, 1),
     ).to(options.device)  # logits at a quarter of the image's size
-    images = torch.rand(options.batch, 3, height, width, device=options.device)
-    target = torch.randint(0, options.classes, (options.batch, height, width), device=options.device)
-    target[:, : height // 8] = 255  # ignored
+    images, target = make_batch(options)
     logits = model(images).detach().requires_grad_()
     print(f"{options.classes} classes, {options.batch} x {height} x {width}, logits {tuple(logits.shape)}")
 
@@ -52,22 +48,6 @@ def main() -> None:
         return labels
 
     compare_predictions(predict_before, predict_after)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, default=150)
-    parser.add_argument("--size", type=_size, default=(512, 512), metavar="HxW", help="of the images [512x512]")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
-        raise argparse.ArgumentTypeError(f"got '{text}'; expected HEIGHTxWIDTH, such as 512x512")
-    return int(height), int(width)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,12 @@
 alone cost nothing else.
 """
 
-import importlib
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+from hmsa_ext.errors import HmsaError
 from hmsa_ext.ops import (
     confusion_matrix,
     fuse_scales,
@@ -16,8 +20,12 @@ from hmsa_ext.ops import (
     upsample_cross_entropy,
 )
 
+if TYPE_CHECKING:
+    from hmsa_ext import data, losses, models
+
 __version__ = "0.1.0"
 __all__ = [
+    "HmsaError",
     "__version__",
     "confusion_matrix",
     "data",
@@ -36,3 +44,7 @@ def __getattr__(name: str):
     if name in ("data", "losses", "models"):
         return importlib.import_module(f"hmsa_ext.{name}")
     raise AttributeError(f"module 'hmsa_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

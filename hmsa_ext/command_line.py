@@ -87,6 +87,7 @@ def parse(
     description: str,
     older: _OLDER | None = None,
     elsewhere: Mapping[str, str] | None = None,
+    shown: Callable[[Option], bool] = lambda option: True,
 ) -> Settings:
     """The settings with the flags applied; ``--help`` and ``--version`` print and exit, as does a wrong flag.
 
@@ -98,12 +99,13 @@ def parse(
         older: what older flags are now, without dashes: a list of words, or a function of the flag's value that gives
             them (None where the flag means what it says). Each is said once, on standard error.
         elsewhere: options that are no flags here, and why, by name without dashes.
+        shown: whether an option of the settings is a flag of this command.
 
     Raises :class:`hmsa_ext.settings.SettingError` for values that the settings refuse.
     """
     import tyro
 
-    options = declared.options(settings)
+    options = [option for option in declared.options(settings) if shown(option)]
     if any(argument == "--version" for argument in arguments) and "version" not in {o.flag for o in options}:
         arguments = _rewritten(arguments, options, older or {})
         if "--version" in arguments:
@@ -113,7 +115,7 @@ def parse(
             raise SystemExit(0)
     arguments = _joined(_rewritten(arguments, options, older or {}), options)
     _refuse(arguments, {option.flag for option in options}, elsewhere or {})
-    mirror = _mirror(settings, prog)
+    mirror = _mirror(settings, prog, shown)
     given: dict[str, Any] = {}
     kind: Any = tyro.conf.OmitArgPrefixes[mirror]
     result: Any = tyro.cli(kind, prog=prog, description=description, args=arguments)
@@ -242,13 +244,16 @@ def _refuse(arguments: Sequence[str], flags: Collection[str], elsewhere: Mapping
 # ---- tyro -------------------------------------------------------------------------------------------------------
 
 
-def _mirror(settings: Any, prog: str) -> type:
+def _mirror(settings: Any, prog: str, shown: Callable[[Option], bool]) -> type:
     """A dataclass of dataclasses, one for each group of options, as tyro reads them."""
     import tyro
 
     fields: list[tuple[str, Any]] = []
     for number, (title, text, options) in enumerate(declared.groups(settings)):
         title = title or prog.rpartition(" ")[2].rpartition(".")[2]
+        options = [option for option in options if shown(option)]
+        if not options:
+            continue
         members = [(option.name, _annotated(option), _default(option)) for option in options]
         group = dataclasses.make_dataclass(title, members, frozen=True)
         about = tyro.conf.arg(name=title.replace("_", "-"), help=text or title, prefix_name=False)
@@ -257,7 +262,7 @@ def _mirror(settings: Any, prog: str) -> type:
 
 
 def _default(option: Option) -> Any:
-    required = option.positional is not None and option.value is None and not option.optional
+    required = option.positional is not None and option.value is None
     return dataclasses.field() if required else dataclasses.field(default_factory=lambda: option.value)
 
 

@@ -1,95 +1,154 @@
 """Evaluates a model at several scales: IoU per class, mIoU and pixel accuracy, for the attention and its rivals.
 
     python -m hmsa_ext.evaluate runs/NAME                                 # its last checkpoint, on its own data
-    python -m hmsa_ext.evaluate runs/NAME/best.pt --scales 0.5,1,2 --flip --pictures pictures
+    python -m hmsa_ext.evaluate runs/NAME/best.pt --eval-scales 0.5,1,2 --flip --picture-folder pictures
     python -m hmsa_ext.evaluate FILE.pth --model hrnet_w48_ocr --num-classes 11 --data camvid --root PATH
     torchrun --nproc-per-node 8 -m hmsa_ext.evaluate runs/NAME            # every image once, over all GPUs
 
-The columns: each scale alone, the mean of the logits of all scales, the hierarchical attention; all from the same pass.
+`hmsa evaluate` is the same command. Options that are not given are those of the run. The columns: each scale alone, the
+mean of the logits of all scales, the hierarchical attention; all from the same pass.
 """
 
-import argparse
-import json
+from __future__ import annotations
+
+import dataclasses
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from hmsa_ext import data, models
-from hmsa_ext.data import Dataset
-from hmsa_ext.engine import checkpoint, distributed, evaluation, pictures
+from hmsa_ext import command_line, data, models, settings
+from hmsa_ext.data import NAMES, Dataset, source_type
+from hmsa_ext.data.commands import older_version, options_of_others
+from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.config import ConfigError, TrainConfig, from_settings, parse_scales
 from hmsa_ext.engine.device import choose_dtype, memory_format
-from hmsa_ext.engine.logging import duration, progress_bar
-from hmsa_ext.engine.run import dataset_options, versions
-from hmsa_ext.files import write_text
-from hmsa_ext.train import USER_ERRORS, complain
+from hmsa_ext.engine.evaluation import EvaluationResult
+from hmsa_ext.engine.settings import Machine, TrainSettings
+from hmsa_ext.files import Output, writable_folder
+from hmsa_ext.models import ModelSettings
+from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, validate
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What to evaluate, and where the results go."""
+
+    checkpoint: Annotated[str | None, Positional("RUN_OR_CHECKPOINT")] = None
+    """Run folder (its last checkpoint), or a checkpoint file."""
+    split: Annotated[str, Metavar("NAME")] = "val"
+    """Part of the data set."""
+    num_classes: Annotated[int | None, POSITIVE] = None
+    """Classes of a checkpoint that is not from a run; such a file also needs --model and --data."""
+    json: Annotated[str | None, Metavar("FILE")] = None
+    """Write the result as JSON; - is standard output."""
+    picture_folder: Annotated[str | None, Metavar("FOLDER")] = None
+    """Draw --pictures images into this folder."""
+    run: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+SHOWN = {"model", "channels_last", "long_edge"}
+"""Options of a training that an evaluation has as well, beside those of data, evaluation and machine."""
+
+
+def _is_shown(option: settings.Option) -> bool:
+    parts = option.path
+    if parts[0] != "run":
+        return True
+    hidden = {"length", "damaged", "cache", "seed", "deterministic"}
+    return option.name in SHOWN or (parts[1] in ("data", "evaluation", "machine") and option.name not in hidden)
+
+
+OLDER: Mapping[str, Any] = {
+    "version": older_version,
+    "output": ["--json"],
+    "length": ["--val-length"],
+    "picture-count": ["--pictures"],
+    "pictures": lambda value: None if value.isdigit() else ["--picture-folder", value],
+}
+"""Flags of earlier versions, in today's spelling."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        with distributed.start(options.device) as process:
-            evaluate(options, process)
-    except USER_ERRORS as error:
-        return complain(error)
+    return command_line.run(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    command, trained = parse(arguments)
+    with distributed.start(command.run.machine.device) as process:
+        evaluate(command, trained, process)
     return 0
 
 
-def evaluate(options: argparse.Namespace, process: distributed.Process) -> evaluation.EvaluationResult:
-    """Does what the options say; every process returns the same result."""
-    for name in ("long_edge", "workers"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise ConfigError(f"{name}: got {value}, expected a number not below 0")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    dtype, reason = choose_dtype(options.dtype, process.device)
-    process.print(f"device {process.reason}\ndtype  {reason}")
-    trained = open_model(options.checkpoint, options.model, options.num_classes)
-    model = trained.model.to(process.device, memory_format=memory_format(trained.config.channels_last))
-    scales = parse_scales(options.scales) if options.scales else trained.config.eval_scales
-    dataset = open_data(options, trained)
-    long_edge = trained.config.long_edge if options.long_edge is None else options.long_edge
-    loader = data.evaluation_loader(
-        dataset, rank=process.rank, world_size=process.world_size, workers=options.workers, long_edge=long_edge
-    )
-    batches = data.Cropped(loader, process.device)
-    result = evaluation.evaluate(
-        model, batches, dataset.classes, scales, process,
-        dtype=dtype, flip=options.flip, progress=progress_bar(process, "evaluation"),
+def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Evaluate, TrainedModel | None]:
+    """The settings that a command line asks for, and the model; that of the run where the options are silent."""
+    declared = [Evaluate(), *(source_type(name)() for name in NAMES)]
+    switches = {o.flag for part in declared for o in settings.options(part) if o.kind is bool} | {"help", "version"}
+    name = command_line.peek_positional(arguments, switches)
+    foreign, classes = command_line.peek(arguments, "model"), command_line.peek(arguments, "num-classes")
+    wanted = command_line.peek(arguments, "data")
+    start, trained = Evaluate(run=TrainSettings.of(wanted or "synthetic")), None
+    asks = {"--help", "-h", "--version"} & set(arguments)
+    if name is not None and not asks:
+        trained = open_model(name, foreign, classes if classes is None else _whole("num_classes", classes))
+        run = TrainSettings.read(trained.settings, data=wanted) if trained.settings else start.run
+        run = dataclasses.replace(run, machine=Machine(dtype=run.machine.dtype))
+        start = Evaluate(run=run)
+    command = command_line.parse(
+        start, arguments, prog=prog, description=__doc__ or "", older=OLDER, shown=_is_shown,
+        elsewhere=options_of_others(start.run.data.name),
     )  # fmt: skip
-    process.print(f"\n{evaluation.table(result)}\n")
-    process.print(f"evaluated {result.images} images in {duration(result.seconds)}")
-    if process.is_main and options.pictures:
-        folder = Path(options.pictures)
-        files = pictures.draw(
-            model, dataset, options.picture_count, scales, folder, process.device, dtype=dtype, flip=options.flip,
-            long_edge=long_edge,
-        )  # fmt: skip
-        print(f"drew {len(files)} pictures in {folder}")
-    if process.is_main and options.output:
-        file = Path(options.output)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = result.to_dict() | {"checkpoint": str(trained.path), "versions": versions()}
-        write_text(file, json.dumps(content, indent=2) + "\n")
-    return result
+    return command, trained
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingError(name, text, "a whole number") from None
+
+
+def evaluate(command: Evaluate, trained: TrainedModel | None, process: distributed.Process) -> EvaluationResult:
+    """Does what the settings say; every process returns the same result."""
+    assert trained is not None, "the parser asks for a checkpoint"
+    run, machine = command.run, command.run.machine
+    output = Output(command.json, "json", parents=True) if process.is_main and command.json else None
+    folder = None
+    if process.is_main and command.picture_folder:
+        folder = writable_folder(command.picture_folder, "picture_folder")
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    dtype, reason = choose_dtype(machine.dtype, process.device)
+    process.print(f"device {process.reason}\ndtype  {reason}")
+    model = trained.model.to(process.device, memory_format=memory_format(run.model.channels_last))
+    dataset = open_data(command, trained)
+    loader = data.evaluation_loader(
+        dataset, rank=process.rank, world_size=process.world_size, workers=machine.workers,
+        long_edge=run.crops.long_edge,
+    )  # fmt: skip
+    return results.report(
+        model, data.Cropped(loader, process.device), dataset, run.evaluation, process, dtype=dtype,
+        long_edge=run.crops.long_edge, output=output, folder=folder, about={"checkpoint": str(trained.path)},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its weights. ``class_names`` is None when the file does not say; ``config`` then has defaults."""
+    """A model with its weights. ``class_names`` and ``settings`` (flat) are None when the file does not say."""
 
     model: nn.Module
     path: Path
     num_classes: int
     class_names: tuple[str, ...] | None
-    config: TrainConfig
+    settings: Mapping[str, Any] | None
 
 
 def open_model(run_or_file: str, name: str | None = None, num_classes: int | None = None) -> TrainedModel:
@@ -99,48 +158,47 @@ def open_model(run_or_file: str, name: str | None = None, num_classes: int | Non
     :class:`CheckpointError` unless every weight of the model is in the file.
     """
     path = checkpoint.find(run_or_file)
+    values: Mapping[str, Any] | None = None
+    class_names: tuple[str, ...] | None = None
     if name is not None:
-        if name not in models.NAMES:
-            raise ConfigError(f"model: got {name!r}, expected one of {', '.join(models.NAMES)}")
         if num_classes is None:
-            raise ConfigError("num-classes: got none, expected the number of the checkpoint's classes beside --model")
-        model, weights, class_names, config = models.build(name, num_classes), path, None, TrainConfig()
+            raise SettingError("num_classes", None, "the number of the checkpoint's classes beside --model")
+        model, weights = models.build(name, num_classes), path
     else:
         content = _own_checkpoint(path)
         class_names = tuple(content["class_names"])
         if num_classes not in (None, len(class_names)):
             raise CheckpointError(f"checkpoint: {path} has {len(class_names)} classes, --num-classes is {num_classes}")
-        num_classes, config = len(class_names), from_settings(content["config"])
-        model = models.build(config.model, num_classes)
+        num_classes, values = len(class_names), content["config"]
+        model = models.build(_model_settings(content["config"]), num_classes)
         weights = content["average"] or content["state_dict"]
     report = models.load_weights(model, weights)
     if report.missing or report.mismatched:
         raise CheckpointError(f"checkpoint: {path} does not fit the model\n{report}")
-    return TrainedModel(model, path, num_classes, class_names, config)
+    return TrainedModel(model, path, num_classes, class_names, values)
 
 
-def open_data(options: argparse.Namespace, trained: TrainedModel) -> Dataset:
-    """The data set to evaluate on: that of the options, else of the run; raises when its classes are others."""
-    config = trained.config
-    name = options.data or config.data
-    own = name == config.data
-    length = options.length or ((config.length if options.split == "train" else config.val_length) if own else None)
-    settings = dataset_options(config) if own else {}
-    given = {name: getattr(options, name) for name in ("root", "fold", "version", "description")}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    dataset = data.build(name, options.split, length=length, **settings)
+def _model_settings(values: Mapping[str, Any]) -> ModelSettings:
+    """The network of a run alone: its data may not be here."""
+    names = {option.name for option in settings.options(ModelSettings())}
+    return settings.replace(ModelSettings(), {name: value for name, value in values.items() if name in names})
+
+
+def open_data(command: Evaluate, trained: TrainedModel) -> Dataset:
+    """The data set to evaluate on; raises when its classes are not those of the model."""
+    dataset = command.run.data.open(command.split)
     if trained.class_names is not None:
         checkpoint.require_classes({"class_names": trained.class_names}, dataset.classes.names, trained.path)
     if trained.num_classes != dataset.classes.num_classes:
         raise CheckpointError(
-            f"checkpoint: {trained.path} has {trained.num_classes} classes, but {name} has "
+            f"checkpoint: {trained.path} has {trained.num_classes} classes, but the data has "
             f"{dataset.classes.num_classes} ({', '.join(dataset.classes.names)})"
         )
     data.check(dataset)
     return dataset
 
 
-def _own_checkpoint(path: Path) -> dict:
+def _own_checkpoint(path: Path) -> dict[str, Any]:
     hint = f"for a file of another source say which network it is: --model NAME --num-classes N --data NAME ({path})"
     try:
         content = checkpoint.load(path)
@@ -150,35 +208,6 @@ def _own_checkpoint(path: Path) -> dict:
     if missing:
         raise CheckpointError(f"checkpoint: {path} has no {', '.join(sorted(missing))}: it is not one of ours; {hint}")
     return content
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hmsa_ext.evaluate", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("checkpoint", metavar="RUN_OR_CHECKPOINT", help="run folder (its last checkpoint), or a checkpoint file")
-    add("--scales", help="scales, separated by commas [those of the run's final evaluation, else 0.5,1.0,2.0]")
-    add("--flip", action="store_true", help="average with the logits of the mirrored image")
-    add("--data", choices=data.NAMES, help="data set [that of the run]")
-    add("--root", help="folder of the data set [that of the run]")
-    add("--description", metavar="FILE", help="YAML file with the classes of data 'folder' [that of the run]")
-    add("--fold", type=int, metavar="N", help="division into training and validation images [that of the run]")
-    add("--version", help="labels of mapillary, v1.2 or v2.0 [that of the run]")
-    add("--split", default="val", help="part of the data set [%(default)s]")
-    add("--long-edge", type=int, metavar="N", help="resize images to this longer side first; 0: none [as in the run]")
-    add("--length", type=int, metavar="N", help="number of images [as in the run]")
-    add("--model", help="network, for checkpoints that are not from a run of ours")
-    add("--num-classes", type=int, help="classes of such a checkpoint")
-    add("--output", metavar="FILE", help="write the result as JSON")
-    add("--pictures", metavar="DIR", help="draw some images into this folder")
-    add("--picture-count", type=int, default=8, metavar="N", help="how many images to draw [%(default)s]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="arithmetic [%(default)s]")
-    add("--workers", type=int, default=0, help="loader processes [%(default)s]")
-    add("--threads", type=int, default=0, help="CPU threads of PyTorch; 0 leaves its own choice [%(default)s]")
-    return parser
 
 
 if __name__ == "__main__":

@@ -60,11 +60,12 @@ class Output:
     Args:
         name: the file, as the user gave it.
         option: the option that it came with, for error messages.
+        parents: make the folders that it lies in.
 
     Raises :class:`OutputError`, before the work, where such a file could not be written.
     """
 
-    def __init__(self, name: str | os.PathLike[str], option: str) -> None:
+    def __init__(self, name: str | os.PathLike[str], option: str, *, parents: bool = False) -> None:
         self.name, self.option = os.fspath(name), option
         self.path = Path(self.name).expanduser()
         if self.name == "-":
@@ -76,6 +77,8 @@ class Output:
                 raise OutputError(f"{option}: {self.name} cannot be written")
             return
         folder = self.path.resolve().parent
+        if parents:
+            writable_folder(folder, option)
         if not folder.is_dir():
             raise OutputError(f"{option}: no folder {self.path.parent}; expected a file in one that exists")
         _try_writing(folder, option, self.name)

@@ -1,25 +1,30 @@
 """Versions, what was built, devices, and which op has a kernel for which device.
 
-python -m hmsa_ext.info
-python -m hmsa_ext.info --json
+    python -m hmsa_ext.info
+    python -m hmsa_ext.info --json facts.json
+
+`hmsa info` is the same command.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 import hmsa_ext
+from hmsa_ext import command_line
+from hmsa_ext.files import Output
 from hmsa_ext.ops import library
+from hmsa_ext.settings import Metavar
 
 # Flags of /proc/cpuinfo that make up each level of x86-64, as CPUs name them there.
 _X86_LEVELS = {
@@ -38,12 +43,28 @@ _KERNELS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m hmsa_ext.info", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
-    options = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Info:
+    """Where the facts go."""
+
+    json: Annotated[str | None, Metavar("FILE")] = None
+    """Write the same facts as JSON; - is standard output."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return command_line.run(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    older = {"json": lambda value: None if value else ["--json", "-"]}  # it was a switch
+    wanted = command_line.parse(Info(), arguments, prog="hmsa info", description=__doc__ or "", older=older)
+    output = Output(wanted.json, "json") if wanted.json else None
     facts = collect()
-    print(json.dumps(facts, indent=2) if options.json else as_text(facts))
+    if output is not None:
+        output.write(json.dumps(facts, indent=2) + "\n")
+    else:
+        print(as_text(facts))
     return 0
 
 
@@ -65,7 +86,7 @@ def collect() -> dict[str, Any]:
             "system": platform.platform(),
             "processor": _processor(),
             "instruction sets": level or platform.machine(),
-            "row primitives": os.environ.get("HMSA_SIMD") or (level.removeprefix("x86-64-") if level else "generic"),
+            "row primitives": _row_primitives(),
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "memory": _memory(),
@@ -172,6 +193,14 @@ def _cpuinfo() -> list[tuple[str, str]]:
     except OSError:
         return []
     return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+
+
+def _row_primitives() -> str:
+    """The instruction set that the library chose for its CPU kernels, or the error if HMSA_SIMD names a wrong one."""
+    try:
+        return torch.ops.hmsa._instruction_set()
+    except RuntimeError as error:
+        return str(error)
 
 
 def _memory() -> str | None:

@@ -304,7 +304,7 @@ def require(name: str, value: object, holds: object, expected: str) -> None:
 
 def to_dict(settings: object) -> dict[str, Any]:
     """The settings by flat name, as plain values that YAML and JSON have (tuples become lists)."""
-    return {option.name: _plain(option.value) for option in options(settings)}
+    return {option.name: to_plain(option.value) for option in options(settings)}
 
 
 def replace(settings: Settings, changes: Mapping[str, object]) -> Settings:
@@ -489,11 +489,12 @@ def _first_paragraph(settings_type: type) -> str:
     return "" if text.startswith(f"{settings_type.__name__}(") else text.partition("\n\n")[0]
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """A value as YAML and JSON have it: tuples become lists, classes and functions their names."""
     if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
+        return [to_plain(entry) for entry in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): to_plain(entry) for key, entry in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):

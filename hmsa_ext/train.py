@@ -1,88 +1,119 @@
 """Trains a hierarchical multi-scale model, evaluates it and draws what it does.
 
     python -m hmsa_ext.train                                              # the main job: CPU, two to six minutes
-    python -m hmsa_ext.train --data camvid --root PATH --crop 360x480     # one GPU if there is one, else the CPU
+    python -m hmsa_ext.train --data camvid --root PATH                    # one GPU if there is one, else the CPU
     torchrun --nproc-per-node 8 -m hmsa_ext.train --data camvid --root PATH --batch-size 2
     python -m hmsa_ext.train --resume runs/NAME                           # continue exactly where it stopped
     python -m hmsa_ext.train --config runs/NAME/config.yaml --lr 0.005    # like that run, but for one setting
 
+`hmsa train` is the same command. The flags below are for the data set of --data; each data set has its own:
+`hmsa train --data cityscapes --help` shows them.
+
 A run writes one folder: config.yaml, metrics.jsonl, TensorBoard files, last.pt, best.pt, results.json, curve.png and
-pictures/.
-Steps and learning rates are for the batch over all processes; nothing is scaled behind your back.
+pictures/. Steps and learning rates are for the batch over all processes; the trainer scales neither.
+
+Exit status: 0 trained, or stopped by --max-minutes; 2 wrong use; 130 and 143 stopped by Ctrl-C and SIGTERM, after the
+step and its checkpoint.
 """
 
-import json
-import os
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
-from hmsa_ext import data, models
-from hmsa_ext.engine import curve, distributed, evaluation, loop, pictures
-from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.config import ConfigError, parse_command_line
-from hmsa_ext.engine.evaluation import EvaluationError, EvaluationResult
-from hmsa_ext.engine.guards import TrainingError
-from hmsa_ext.engine.logging import duration, progress_bar
-from hmsa_ext.engine.run import PICTURES, RESULTS, Run, open_run, versions
-from hmsa_ext.files import write_text
+from hmsa_ext import command_line, settings
+from hmsa_ext.data.commands import older_version, options_of_others
+from hmsa_ext.engine import checkpoint, distributed, loop, results
+from hmsa_ext.engine.evaluation import EvaluationResult
+from hmsa_ext.engine.run import CONFIG, open_run
+from hmsa_ext.engine.settings import TrainSettings, differences, read_file
+from hmsa_ext.settings import FREE, Metavar, SettingError
 
-USER_ERRORS = (
-    ConfigError,
-    CheckpointError,
-    TrainingError,
-    EvaluationError,
-    data.DataError,
-    models.WeightError,
-    FileNotFoundError,
-)
+
+@dataclass(frozen=True)
+class Train:
+    """Where settings come from besides the flags."""
+
+    config: Annotated[str | None, FREE, Metavar("FILE")] = None
+    """YAML file of settings, such as the config.yaml of a run; flags override it."""
+    resume: Annotated[str | None, FREE, Metavar("RUN")] = None
+    """Run folder to continue exactly where its last checkpoint stands, with its own settings."""
+    training: TrainSettings = field(default_factory=TrainSettings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    try:
-        config = parse_command_line(arguments, prog="python -m hmsa_ext.train", description=__doc__)
-        with distributed.start(config.device) as process:
-            run = open_run(config, process)
-            if loop.train(run):
-                finish(run)
-    except USER_ERRORS as error:
-        return complain(error)
-    return 0
+    return command_line.run(_main, arguments)
 
 
-def complain(error: Exception) -> int:
-    """Prints what the user has to know, once: most errors come in all processes alike. Returns the exit status."""
-    if isinstance(error, TrainingError) or os.environ.get("RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
-    return 2
+def _main(arguments: list[str]) -> int:
+    command = parse(arguments)
+    with distributed.start(command.training.machine.device) as process:
+        started = open_run(command.training, process, resume=command.resume)
+        outcome = loop.train(started)
+        if outcome.finished:
+            results.finish(started)
+    return 128 + outcome.signal if outcome.signal else 0
 
 
-def finish(run: Run) -> EvaluationResult:
-    """Evaluates the final weights at the evaluation scales; writes the results and the pictures."""
-    process, scales = run.process, run.config.eval_scales
-    with run.averaged_weights():
-        result = evaluation.evaluate(
-            run.model, run.validation_batches(), run.val_set.classes, scales, process,
-            dtype=run.dtype, progress=progress_bar(process, "evaluation"),
-        )  # fmt: skip
-        if process.is_main and run.config.pictures:
-            folder, count = run.folder / PICTURES, run.config.pictures
-            pictures.draw(
-                run.model, run.val_set, count, scales, folder, process.device, dtype=run.dtype,
-                long_edge=run.config.long_edge,
-            )  # fmt: skip
-    if process.is_main:
-        content = result.to_dict() | {
-            "config": run.config.to_dict(),
-            "versions": versions(),
-            "steps": run.steps,
-            "seconds": round(run.progress.seconds + result.seconds, 1),
-        }
-        write_text(run.folder / RESULTS, json.dumps(content, indent=2) + "\n")
-        curve.draw(run.folder)
-    process.print(f"\n{evaluation.table(result)}\n")
-    process.print(f"evaluated {result.images} images in {duration(result.seconds)}; everything is in {run.folder}")
-    return result
+def run(train: TrainSettings, *, resume: str | Path | None = None) -> EvaluationResult | None:
+    """Trains and evaluates, as the command does; the result, or None where the training was stopped before its end.
+
+    Args:
+        train: all settings. ``TrainSettings.of("camvid")`` has the defaults for a data set.
+        resume: a run folder to continue; ``train`` are then the settings of that run.
+
+    Raises :class:`hmsa_ext.HmsaError` for whatever does not fit.
+    """
+    with distributed.start(train.machine.device) as process:
+        started = open_run(train, process, resume=resume)
+        return results.finish(started) if loop.train(started).finished else None
+
+
+def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
+    """The settings that a command line asks for: defaults, resumed run, ``--config``, flags; later wins.
+
+    Raises :class:`hmsa_ext.settings.SettingError` for values that do not fit, also for a resumed run that would compute
+    something else.
+    """
+    config, resume = command_line.peek(arguments, "config"), command_line.peek(arguments, "resume")
+    before: dict[str, Any] = {}
+    if resume is not None:
+        if resume == "":
+            raise SettingError("resume", resume, "the folder of a run")
+        folder = checkpoint.run_folder(resume)
+        before = read_file(folder / CONFIG, "resume")
+        output = command_line.peek(arguments, "output")
+        if output is not None and Path(output) != folder:
+            raise SettingError("output", output, f"no other folder than that of the run to resume, {folder}")
+    values = before | (read_file(Path(config), "config") if config else {})
+    start = TrainSettings.read(values, data=command_line.peek(arguments, "data"))
+    command = command_line.parse(
+        Train(training=start), arguments, prog=prog, description=__doc__ or "", older=OLDER,
+        elsewhere=options_of_others(start.data.name),
+    )  # fmt: skip
+    if resume is not None:
+        _require_same_computation(TrainSettings.read(before), command.training)
+    return command
+
+
+OLDER: Mapping[str, Any] = {
+    "version": older_version,
+}
+"""Flags of earlier versions, in today's spelling."""
+
+
+def _require_same_computation(before: TrainSettings, now: TrainSettings) -> None:
+    differing = differences(settings.to_dict(before), now)
+    if differing:
+        lines = "\n".join(f"  {name}: got {b!r}, the run has {a!r}" for name, (a, b) in differing.items())
+        raise command_line.UsageError(
+            f"resume: a run is continued exactly as it was begun, but these settings differ:\n{lines}\n"
+            "Leave them out, or begin a new run from the weights with --weights RUN/last.pt."
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,25 @@
-"""Fixtures shared by all tests: every test that takes ``device`` runs on the CPU and, where there is one, on a GPU."""
+"""What all tests share: every test that takes ``device`` runs on the CPU and, where there is one, on a GPU."""
 
 import pytest
 import torch
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``slow`` run only where ``-m`` names that marker. Variants on a GPU are marked ``gpu``; tests
+    marked so are skipped where there is no GPU."""
+    if "slow" not in config.option.markexpr:
+        slow = {item for item in items if item.get_closest_marker("slow")}
+        config.hook.pytest_deselected(items=list(slow))
+        items[:] = [item for item in items if item not in slow]
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if parameters.get("device") == "cuda":
+            item.add_marker(pytest.mark.gpu)
+        elif item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(params=DEVICES)

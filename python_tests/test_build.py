@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -10,13 +11,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from setuptools import Distribution
+from setuptools.command.bdist_wheel import bdist_wheel
 
 from hmsa_ext.ops import library
 from python_tests.elf_reader import Elf
+from python_tests.module_loader import load_module
 
 ROOT = Path(__file__).resolve().parents[1]
 # What any Linux with a C++ runtime has, and torch. Older C libraries have rt, pthread and dl as files of their own.
@@ -26,17 +27,9 @@ ALLOWED = re.compile(
 )
 
 
-def load_from_backend(name: str) -> ModuleType:
-    """A module of _build_backend, which is on sys.path only while a build runs."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "_build_backend" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-build_environment = load_from_backend("build_environment")
-backend = load_from_backend("backend")
+# _build_backend is on sys.path only while a build runs.
+build_environment = load_module("build_environment", ROOT / "_build_backend" / "build_environment.py")
+backend = load_module("backend", ROOT / "_build_backend" / "backend.py")
 
 
 # ---- the library ------------------------------------------------------------------------------------------------
@@ -145,12 +138,59 @@ def test_wheel_is_for_any_python_on_this_platform(monkeypatch):
     monkeypatch.chdir(ROOT)
     from distutils.core import run_setup  # setuptools provides it
 
-    distribution: Distribution = run_setup("setup.py", stop_after="init")
+    distribution = run_setup("setup.py", stop_after="init")
     wheel = distribution.get_command_obj("bdist_wheel")
     wheel.ensure_finalized()
+    assert isinstance(wheel, bdist_wheel)
     python, abi, platform = wheel.get_tag()
     assert (python, abi) == ("py3", "none")
     assert platform != "any"
+
+
+# ---- the package ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the backend says of the package: ``hmsa_ext-*.dist-info`` and ``hmsa_ext.egg-info``."""
+    folder = tmp_path_factory.mktemp("metadata")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        backend.prepare_metadata_for_build_wheel(str(folder))
+    return folder
+
+
+def test_console_script_hmsa_is_a_function_of_the_package(metadata: Path):
+    distribution = importlib.metadata.PathDistribution(next(metadata.glob("*.dist-info")))
+    (script,) = distribution.entry_points
+    assert (script.group, script.name) == ("console_scripts", "hmsa")
+    assert callable(script.load())
+
+
+def test_packages_that_are_imported_are_asked_for(metadata: Path):
+    """What the modules of the package import beside the standard library and torch comes with it, or is an extra."""
+    distribution = importlib.metadata.PathDistribution(next(metadata.glob("*.dist-info")))
+    asked = {re.split(r"[^\w-]", requirement)[0] for requirement in distribution.requires or []}
+    names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
+    imported = set()
+    for path in (ROOT / "hmsa_ext").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(str(node.module).partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"hmsa_ext"}
+    assert {"torch", "tyro", "cv2"} <= foreign
+    assert {names.get(name, name) for name in foreign} <= asked
+
+
+def test_source_distribution_has_every_file_of_the_repository(metadata: Path):
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs a checkout, and git")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = {file for file in listed.split("\0") if file and (ROOT / file).exists()}
+    packed = set((metadata / "hmsa_ext.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines())
+    assert {file for file in tracked - packed if not file.startswith(".git")} == set()
 
 
 # ---- CMake ------------------------------------------------------------------------------------------------------
@@ -185,21 +225,14 @@ def configure(tmp_path_factory: pytest.TempPathFactory):
     build = tmp_path_factory.mktemp("build")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     torch_dir = build_environment.find_torch().directory
+    cmake = shutil.which("cmake", path=tools)
+    assert cmake is not None, "pip install cmake"
 
     def run(**environment: str | Path) -> Configured:
         hidden = ("HMSA_CUDA", "HMSA_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CUDA_PATH")
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
         done = subprocess.run(
-            [
-                shutil.which("cmake", path=tools),
-                "-S",
-                ROOT,
-                "-B",
-                build,
-                "-G",
-                "Ninja",
-                f"-DHMSA_TORCH_DIR={torch_dir}",
-            ],
+            [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DHMSA_TORCH_DIR={torch_dir}"],
             env=kept | {"PATH": tools} | {name: str(value) for name, value in environment.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,26 @@ def test_command_prints_aligned_sections():
     rows = [line for line in done.stdout.split("\n\n")[0].splitlines() if line.startswith("  ")]
     columns = {len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in rows}
     assert len(columns) == 1, rows
+
+
+def row_primitives(wish: str | None) -> str:
+    """What a process shows that has ``HMSA_SIMD=wish``: the library chooses once for each process."""
+    environment = {name: value for name, value in os.environ.items() if name != "HMSA_SIMD"}
+    if wish is not None:
+        environment["HMSA_SIMD"] = wish
+    command = [sys.executable, "-m", "hmsa_ext.info", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout)["system"]["row primitives"]
+
+
+def test_row_primitives_are_those_that_the_library_uses():
+    built = library.build_info()["simd"]
+    assert row_primitives(None) in built
+    assert row_primitives(built[0]) == built[0]  # the least instruction set, which every processor has
+
+
+def test_wrong_wish_for_row_primitives_is_shown_as_the_ops_refuse_it():
+    assert row_primitives("v9").startswith("HMSA_SIMD: expected ")
 
 
 def test_two_opencv_wheels_are_explained():

@@ -7,7 +7,6 @@ without sanitizers; the C++ tests have those.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sysconfig
 from pathlib import Path
@@ -16,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa_ext.ops import reference
-
+from .module_loader import load_module
 from .ops.problems import CHANNELS_LAST, CONTIGUOUS, Problem, make_problem, random_problem
 
 # Roundings of the sums, or of the result where that is stored in half precision, beside the largest value.
@@ -35,10 +33,7 @@ def raw():
         if named:
             pytest.fail(f"HMSA_RAW_KERNELS is {named}, but {text}")
         pytest.skip(text)
-    specification = importlib.util.spec_from_file_location("hmsa_raw_kernels", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_module("hmsa_raw_kernels", path)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -69,7 +64,7 @@ def backward(raw, problem: Problem, grad: torch.Tensor, **options) -> list[np.nd
 def check(raw, problem: Problem, **options) -> None:
     tolerance = TOLERANCE[problem.logits[0].dtype]
     truth = problem.to(torch.float64)
-    expected = truth.fuse(reference.fuse_scales)
+    expected = truth.reference()
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64).to(problem.logits[0].dtype)
     got = [forward(raw, problem, **options), *backward(raw, problem, grad, **options)]

@@ -1,4 +1,4 @@
-"""What README.md shows is run."""
+"""The README is short, its examples run, and its commands are those that exist."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.fixture(scope="module")
 def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_two_lines_for_any_network(blocks):
@@ -33,7 +33,40 @@ def test_the_ops_in_your_own_code(blocks):
     assert names["invalid"] == 0
 
 
+def test_a_model_its_loss_and_its_labels(blocks):
+    names: dict = {"torch": torch, "hmsa_ext": hmsa_ext}
+    exec(blocks[2], names)
+    assert torch.isfinite(names["loss"])
+    assert names["labels"].shape == names["target"].shape
+    assert len(blocks) == 3
+
+
+def test_what_it_says_of_the_loss_holds():
+    logits, target = torch.randn(1, 3, 8, 8), torch.randint(0, 3, (1, 32, 32))
+    target[0, :4] = -100
+    with pytest.raises(RuntimeError, match="labels that are no class"):
+        hmsa_ext.upsample_cross_entropy(logits, target)  # ignore_index is 255
+    large = torch.nn.functional.interpolate(logits, (32, 32), mode="bilinear")
+    expected = torch.nn.functional.cross_entropy(large, target)
+    torch.testing.assert_close(hmsa_ext.upsample_cross_entropy(logits, target, ignore_index=-100), expected)
+    with pytest.raises(RuntimeError, match="target"):
+        hmsa_ext.upsample_cross_entropy(logits, torch.rand(1, 3, 32, 32))  # class probabilities
+    for dtype in (torch.float16, torch.bfloat16):
+        assert hmsa_ext.upsample_cross_entropy(logits.to(dtype), target, ignore_index=-100).dtype == torch.float32
+
+
+def test_it_has_at_most_120_lines():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_command_of_the_tests_stands_where_ci_reads_it():
+    text = README.read_text(encoding="utf-8")
+    (block,) = re.findall(r"^<!-- test-command -->\n```bash\n(.*?)```\n<!-- /test-command -->$", text, re.M | re.S)
+    assert re.fullmatch(r"python3 -m venv .* && pip install \"\.\[test\]\" && python -m pytest\n", block)
+    assert "<!-- test-command -->" in (README.parent / ".ci" / "run").read_text(encoding="utf-8")
+
+
 def test_pictures_and_files_that_it_names_exist():
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     for path in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
         assert (README.parent / path).exists(), path

@@ -86,9 +86,9 @@ struct Chain {
 
   HMSA_HOST_DEVICE bool is_lower(int i) const { return i > unit; }
 
-  // The largest scale has no attention: where its grid is not the output's, its logits go from the head to the next
-  // grid (or the output) by U and R in one step
-  // (composed_rows, composed_columns), and its own grid need not exist.
+  // Whether one step, U and R composed, takes the logits of the largest scale from its head to the next grid, or to the
+  // output. This is so wherever the grid of the largest scale is not the output: no attention lies between U and R
+  // there, so a kernel needs no map on that grid. composed_rows() and composed_columns() are the axes of the step.
   HMSA_HOST_DEVICE bool has_composed() const { return unit > 0 || needs_final_resize; }
   HMSA_HOST_DEVICE ComposedMap composed_rows() const { return ComposedMap{up[0].rows, across[0].rows}; }
   HMSA_HOST_DEVICE ComposedMap composed_columns() const { return ComposedMap{up[0].columns, across[0].columns}; }
@@ -113,7 +113,7 @@ inline Chain make_chain(int count, const double* scales, const Extent* heads, Ex
   return chain;
 }
 
-// What a tile of the output needs from every map (forward).
+// The part of every map that a tile of the output needs (forward).
 struct ForwardTiles {
   Tile output;
   Tile grids[kMaxScales];  // of each scale's grid
@@ -136,9 +136,9 @@ HMSA_HOST_DEVICE_CALL ForwardTiles forward_tiles(const Chain& chain, const Tile&
   return tiles;
 }
 
-// What the gradients of a tile of every head need (backward). The work is divided by elements of the inputs: part
-// (r, c) of a division owns the same share of every scale's rows and columns and gathers all that reaches them, so
-// nothing is added twice, nothing is shared between parts, and the order of every sum is fixed.
+// The part of every map that the gradients of a tile of every head need (backward). The elements of the inputs divide
+// the work: part (r, c) of a division owns the same share of the rows and columns of every scale, and gathers all
+// gradients that reach them. So parts share no sums, and the order of every sum is fixed.
 struct BackwardTiles {
   Tile owned[kMaxScales];   // of each head: the gradients that this part writes
   Tile grids[kMaxScales];   // of each grid: dLoss/d(grid) that reaches the owned part

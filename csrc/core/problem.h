@@ -1,4 +1,4 @@
-// What the kernels are given: the chain of scales, and what is made of it.
+// The structs that ops on a chain of scales hand to their kernels, the same on CPU and CUDA.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,7 @@ struct CrossEntropyTarget {
 enum class Reduction : int32_t { kNone, kSum, kMean };
 
 template <typename S>
-struct CrossEntropyForward : ChainInputs<S> {
+struct FuseScalesCrossEntropyForward : ChainInputs<S> {
   using T = arithmetic_t<S>;
   CrossEntropyTarget<T> target;
   Reduction reduction;
@@ -63,7 +63,7 @@ struct CrossEntropyForward : ChainInputs<S> {
 };
 
 template <typename S>
-struct CrossEntropyBackward : ChainInputs<S>, ChainGradients<S> {
+struct FuseScalesCrossEntropyBackward : ChainInputs<S>, ChainGradients<S> {
   using T = arithmetic_t<S>;
   CrossEntropyTarget<T> target;
   PlaneView<const T> grad_loss;  // [B, H, W]; all strides zero where the loss is one number
@@ -76,7 +76,7 @@ struct CrossEntropyBackward : ChainInputs<S>, ChainGradients<S> {
 constexpr int kRmiVector = 18;  // a neighbourhood: 9 pooled probabilities, then 9 pooled labels
 
 template <typename S>
-struct RmiForward : ChainInputs<S> {
+struct FuseScalesRmiForward : ChainInputs<S> {
   LabelView labels;  // [B, H, W]
   int64_t ignore_index;
   double* bce;         // one number: binary cross-entropy, summed over valid pixels and classes
@@ -86,7 +86,7 @@ struct RmiForward : ChainInputs<S> {
 };
 
 template <typename S>
-struct RmiBackward : ChainInputs<S>, ChainGradients<S> {
+struct FuseScalesRmiBackward : ChainInputs<S>, ChainGradients<S> {
   LabelView labels;
   int64_t ignore_index;
   const double* grad_bce;         // one number
@@ -99,7 +99,7 @@ struct RmiBackward : ChainInputs<S>, ChainGradients<S> {
 // The first class of the largest fused logit, and its softmax probability. With two views the inputs hold 2 B images: the
 // second half are outputs for the mirrored images, still mirrored; the fused logits of both are averaged.
 template <typename S>
-struct ArgmaxForward : ChainInputs<S> {  // batch: that of the labels
+struct FuseScalesArgmax : ChainInputs<S> {  // batch: that of the labels
   using T = arithmetic_t<S>;
   int views;
   void* labels;   // [B, H, W], uint8 up to 256 classes, else int32

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/integers.h"
 
 namespace hmsa {
 
@@ -26,7 +27,7 @@ struct Range {
   HMSA_HOST_DEVICE bool empty() const { return hi <= lo; }
 };
 
-// Smallest interval that holds both; an empty one adds nothing.
+// The smallest interval that holds both; an empty interval adds no element.
 HMSA_HOST_DEVICE Range hull(Range a, Range b) {
   if (a.empty()) return b;
   if (b.empty()) return a;
@@ -84,8 +85,8 @@ struct AxisMap {
   HMSA_HOST_DEVICE_CALL Range outputs(int32_t i) const {
     if (identity()) return Range{i, i + 1};
     if (slope == 0) return i == 0 ? Range{0, out} : Range{0, 0};  // one input (or one output): all read input 0
-    const int32_t lo = i == 0 ? 0 : clamp_output(floor_div((i - 1) * den - offset, slope) + 1);
-    const int32_t hi = i == in - 1 ? out : clamp_output(floor_div((i + 1) * den - offset - 1, slope) + 1);
+    const int32_t lo = i == 0 ? 0 : clamp_output(divide_down((i - 1) * den - offset, slope) + 1);
+    const int32_t hi = i == in - 1 ? out : clamp_output(divide_down((i + 1) * den - offset - 1, slope) + 1);
     return Range{lo, hi};
   }
 
@@ -98,9 +99,7 @@ struct AxisMap {
 
  private:
   HMSA_HOST_DEVICE_CALL static int64_t divide(int64_t a, int64_t b) { return a / b; }
-  HMSA_HOST_DEVICE_CALL static int64_t floor_div(int64_t a, int64_t b) {  // b > 0
-    return a >= 0 ? a / b : -((-a + b - 1) / b);
-  }
+  HMSA_HOST_DEVICE_CALL static int64_t divide_down(int64_t a, int64_t b) { return floor_div(a, b); }
   HMSA_HOST_DEVICE int32_t clamp_output(int64_t o) const { return o < 0 ? 0 : o > out ? out : static_cast<int32_t>(o); }
 };
 

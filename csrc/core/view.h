@@ -34,9 +34,24 @@ struct PlaneView {
 
 enum class LabelType : int32_t { kUint8, kInt16, kInt32, kInt64 };
 
+// Calls body(L()), where L is the C++ type of the labels. No other code tells these types apart.
+template <typename Body>
+HMSA_HOST_DEVICE auto visit_label_type(LabelType type, const Body& body) {
+  switch (type) {
+    case LabelType::kUint8:
+      return body(uint8_t());
+    case LabelType::kInt16:
+      return body(int16_t());
+    case LabelType::kInt32:
+      return body(int32_t());
+    default:
+      return body(int64_t());
+  }
+}
+
 // Labels [B, H, W] of any of these types at any strides, read as they are.
 struct LabelView {
-  const void* data;
+  const void* data;  // [B, H, W]
   LabelType type;
   int64_t batch;
   int64_t row;
@@ -44,17 +59,16 @@ struct LabelView {
 
   HMSA_HOST_DEVICE int64_t at(int64_t b, int64_t y, int64_t x) const {
     const int64_t offset = b * batch + y * row + x * column;
-    switch (type) {
-      case LabelType::kUint8:
-        return static_cast<const uint8_t*>(data)[offset];
-      case LabelType::kInt16:
-        return static_cast<const int16_t*>(data)[offset];
-      case LabelType::kInt32:
-        return static_cast<const int32_t*>(data)[offset];
-      default:
-        return static_cast<const int64_t*>(data)[offset];
-    }
+    return visit_label_type(
+        type, [&](auto label) { return static_cast<int64_t>(static_cast<const decltype(label)*>(data)[offset]); });
   }
 };
+
+// Calls body(pointer to the label at (b, y, x)); the pointer has the type of the labels.
+template <typename Body>
+void visit_labels(const LabelView& labels, int64_t b, int64_t y, int64_t x, const Body& body) {
+  const int64_t offset = b * labels.batch + y * labels.row + x * labels.column;
+  visit_label_type(labels.type, [&](auto label) { body(static_cast<const decltype(label)*>(labels.data) + offset); });
+}
 
 }  // namespace hmsa

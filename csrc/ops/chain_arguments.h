@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "core/problem.h"
-#include "ops/cpu/parallel_for.h"
 #include "ops/labels.h"
 #include "ops/tensor.h"
 
@@ -23,10 +22,10 @@ struct ChainArguments {
   bool align_corners;
 };
 
-// Checks all of them against an output of height x width and works out the geometry.
+// Checks all arguments against an output of height x width and computes the geometry.
 Chain checked_chain(const ChainArguments& arguments, int64_t height, int64_t width);
 
-// Checks a target [B, H, W] that goes with the logits, and returns its view.
+// Checks that target [B, H, W] fits the logits, and returns its view.
 LabelView checked_target(const char* op, const Tensor& target, const Tensor& logits);
 
 template <typename S>
@@ -60,7 +59,5 @@ void set_gradients(ChainGradients<S>& problem, const Gradients& gradients) {
     if (gradients.attention[i].dim() == 4) problem.grad_attention[i + 1] = view<S>(gradients.attention[i]);
   }
 }
-
-inline ParallelFor torch_threads() { return ParallelFor{torch_thread_count(), torch_parallel_for}; }
 
 }  // namespace hmsa

@@ -1,15 +1,15 @@
-// hmsa::class_tile_centroids: schema, argument checks and the way to each back end.
+// hmsa::class_tile_centroids: schema, argument checks and the call of each back end.
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
 #include "core/check.h"
-#include "core/tile_centroids.h"
-#include "ops/cpu/tile_centroids.h"
+#include "core/class_tile_centroids.h"
+#include "ops/cpu/class_tile_centroids.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)
+#include "ops/cuda/class_tile_centroids.h"
 #include "ops/cuda/stream.h"
-#include "ops/cuda/tile_centroids.h"
 #endif
 
 namespace hmsa {
@@ -17,16 +17,31 @@ namespace {
 
 constexpr const char* kName = "class_tile_centroids";
 
-template <typename Launch>
-std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t tile, int64_t num_classes,
-                                                const Launch& launch) {
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  static void run(const ClassTileCentroids& problem, const Tensor&) {
+    cpu::class_tile_centroids(problem, torch_threads());
+  }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  static void run(const ClassTileCentroids& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    cuda::launch_class_tile_centroids(problem, scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t tile, int64_t num_classes) {
   HMSA_CHECK(labels.scalar_type() == ScalarType::Byte, kName, ": labels is ", dtype_name(labels), "; expected uint8");
   HMSA_CHECK(labels.dim() == 3, kName, ": labels has shape ", shape_of(labels), "; expected [B, H, W]");
   HMSA_CHECK(labels.size(1) <= kMaxTiledSide && labels.size(2) <= kMaxTiledSide, kName, ": labels has shape ",
              shape_of(labels), "; expected sides of at most ", kMaxTiledSide);
   HMSA_CHECK(tile >= 1, kName, ": tile is ", tile, "; expected at least 1");
   HMSA_CHECK(num_classes >= 1 && num_classes <= 256, kName, ": num_classes is ", num_classes, "; expected 1 to 256");
-  TileCentroidsProblem problem{};
+  ClassTileCentroids problem{};
   problem.labels = PlaneView<const uint8_t>{static_cast<const uint8_t*>(labels.const_data_ptr()), labels.stride(0),
                                             labels.stride(1), labels.stride(2)};
   problem.batch = labels.size(0);
@@ -39,24 +54,9 @@ std::tuple<Tensor, Tensor> class_tile_centroids(const Tensor& labels, int64_t ti
   Tensor centres = empty_of(labels, {cells[0], cells[1], cells[2], cells[3], 2}, ScalarType::Double);
   problem.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   problem.centres = static_cast<int64_t*>(centres.mutable_data_ptr());
-  if (problem.cells() > 0) launch(problem);
+  if (problem.cells() > 0) BackEnd::run(problem, labels);
   return {counts, centres};
 }
-
-std::tuple<Tensor, Tensor> class_tile_centroids_cpu(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  return class_tile_centroids(labels, tile, num_classes, [](const TileCentroidsProblem& problem) {
-    cpu::class_tile_centroids(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
-  });
-}
-
-#if defined(HMSA_WITH_CUDA)
-std::tuple<Tensor, Tensor> class_tile_centroids_cuda(const Tensor& labels, int64_t tile, int64_t num_classes) {
-  return class_tile_centroids(labels, tile, num_classes, [&](const TileCentroidsProblem& problem) {
-    const CudaScope scope(labels);
-    cuda::launch_tile_centroids(problem, scope.stream());
-  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -65,10 +65,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
   m.def("class_tile_centroids(Tensor labels, int tile, int num_classes) -> (Tensor counts, Tensor centres)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
+  m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids<hmsa::OnCpu>));
+}
 
 #if defined(HMSA_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
-  m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids_cuda));
+  m.impl("class_tile_centroids", TORCH_BOX(&hmsa::class_tile_centroids<hmsa::OnCuda>));
 }
 #endif

@@ -1,8 +1,8 @@
-// hmsa::confusion_matrix: schema, argument checks and the way to each back end.
+// hmsa::confusion_matrix: schema, argument checks and the call of each back end.
 #include <tuple>
 
 #include "core/check.h"
-#include "core/confusion.h"
+#include "core/confusion_matrix.h"
 #include "ops/cpu/confusion_matrix.h"
 #include "ops/labels.h"
 #include "ops/tensor.h"
@@ -17,12 +17,26 @@ namespace {
 constexpr const char* kName = "confusion_matrix";
 constexpr int64_t kMostClasses = 4096;  // 128 MB of counts
 
-template <typename Launch>
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  static void run(const ConfusionMatrix& problem, const Tensor&) { cpu::confusion_matrix(problem, torch_threads()); }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  static void run(const ConfusionMatrix& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    cuda::launch_confusion_matrix(problem, scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
 std::tuple<Tensor, Tensor> confusion_matrix(const Tensor& prediction, const Tensor& target, int64_t num_classes,
-                                            int64_t ignore_index, const Launch& launch) {
+                                            int64_t ignore_index) {
   HMSA_CHECK(num_classes >= 1 && num_classes <= kMostClasses, kName, ": num_classes is ", num_classes,
              "; expected 1 to ", kMostClasses);
-  ConfusionProblem problem{};
+  ConfusionMatrix problem{};
   problem.prediction = checked_labels(kName, "prediction", prediction);
   problem.target = checked_labels(kName, "target", target);
   HMSA_CHECK(prediction.size(0) == target.size(0) && prediction.size(1) == target.size(1) &&
@@ -40,26 +54,9 @@ std::tuple<Tensor, Tensor> confusion_matrix(const Tensor& prediction, const Tens
   Tensor invalid = empty_of(target, {}, ScalarType::Long);
   problem.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   problem.invalid = static_cast<int64_t*>(invalid.mutable_data_ptr());
-  launch(problem);
+  BackEnd::run(problem, target);
   return {counts, invalid};
 }
-
-std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction, const Tensor& target, int64_t num_classes,
-                                                int64_t ignore_index) {
-  return confusion_matrix(prediction, target, num_classes, ignore_index, [](const ConfusionProblem& problem) {
-    cpu::confusion_matrix(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
-  });
-}
-
-#if defined(HMSA_WITH_CUDA)
-std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction, const Tensor& target, int64_t num_classes,
-                                                 int64_t ignore_index) {
-  return confusion_matrix(prediction, target, num_classes, ignore_index, [&](const ConfusionProblem& problem) {
-    const CudaScope scope(target);
-    cuda::launch_confusion_matrix(problem, scope.stream());
-  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -70,8 +67,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
       "-> (Tensor counts, Tensor invalid)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("confusion_matrix", TORCH_BOX(&hmsa::confusion_matrix_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("confusion_matrix", TORCH_BOX(&hmsa::confusion_matrix<hmsa::OnCpu>)); }
 
 #if defined(HMSA_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) { m.impl("confusion_matrix", TORCH_BOX(&hmsa::confusion_matrix_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
+  m.impl("confusion_matrix", TORCH_BOX(&hmsa::confusion_matrix<hmsa::OnCuda>));
+}
 #endif

@@ -1,14 +1,14 @@
-// hmsa::draw_class_uniform_boxes: schema, argument checks and the way to each back end.
+// hmsa::draw_class_uniform_boxes: schema, argument checks and the call of each back end.
 #include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "core/check.h"
-#include "core/class_uniform.h"
-#include "ops/cpu/class_uniform_boxes.h"
+#include "core/draw_class_uniform_boxes.h"
+#include "ops/cpu/draw_class_uniform_boxes.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/class_uniform_boxes.h"
+#include "ops/cuda/draw_class_uniform_boxes.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -17,8 +17,11 @@ namespace {
 
 constexpr const char* kName = "draw_class_uniform_boxes";
 
-// What the op is given beside its tables, as it came.
+// The op's arguments as they came.
 struct Arguments {
+  const Tensor& centroids;    // [M, 4]: class, image, y, x
+  const Tensor& class_items;  // [1 + K]
+  const Tensor& image_sizes;  // [I, 2]: height, width
   const Sizes& crop;
   const std::vector<double>& scale;
   int64_t uniform_images;
@@ -45,7 +48,7 @@ IntegerTable checked_table(const char* name, const Tensor& tensor, const Tensor&
                       is_list ? 0 : tensor.stride(1)};
 }
 
-// Numbers that the host has: checked on every device.
+// Checks the numbers that the host has, on every device.
 void check_numbers(const Arguments& arguments, int64_t images) {
   const Sizes& crop = arguments.crop;
   HMSA_CHECK(crop.size() == 2, kName, ": crop has ", crop.size(), " entries; expected (height, width)");
@@ -71,8 +74,8 @@ void check_numbers(const Arguments& arguments, int64_t images) {
   check_range("count", arguments.count, kMostPermuted);
 }
 
-// What the tables hold: checked where reading them waits for nothing.
-void check_tables(const ClassUniformProblem& problem) {
+// Checks the contents of the tables: on the CPU only, where reading them does not wait for a device.
+void check_tables(const DrawClassUniformBoxes& problem) {
   const int64_t classes = problem.class_items.rows - 1;
   int64_t length = 0;
   for (int64_t entry = 0; entry <= classes; ++entry) {
@@ -113,15 +116,15 @@ void check_tables(const ClassUniformProblem& problem) {
   }
 }
 
-template <typename Launch>
-std::tuple<Tensor, Tensor> draw(const Tensor& centroids, const Tensor& class_items, const Tensor& image_sizes,
-                                const Arguments& arguments, const Launch& launch) {
-  ClassUniformProblem problem{};
+// Everything but the results.
+DrawClassUniformBoxes checked_problem(const Arguments& arguments) {
+  const Tensor& centroids = arguments.centroids;
+  DrawClassUniformBoxes problem{};
   problem.centroids = checked_table("centroids", centroids, centroids, 4, "[M, 4]: class, image, y, x");
-  problem.class_items = checked_table("class_items", class_items, centroids, 1, "[1 + K]");
-  problem.image_sizes = checked_table("image_sizes", image_sizes, centroids, 2, "[I, 2]: height, width");
+  problem.class_items = checked_table("class_items", arguments.class_items, centroids, 1, "[1 + K]");
+  problem.image_sizes = checked_table("image_sizes", arguments.image_sizes, centroids, 2, "[I, 2]: height, width");
   HMSA_CHECK(problem.class_items.rows >= 1 && problem.class_items.rows <= 1 + kMostSampledClasses, kName,
-             ": class_items has shape ", shape_of(class_items), "; expected [1 + K] with K of at most ",
+             ": class_items has shape ", shape_of(arguments.class_items), "; expected [1 + K] with K of at most ",
              kMostSampledClasses);
   check_numbers(arguments, problem.image_sizes.rows);
   problem.crop_height = arguments.crop[0];
@@ -136,36 +139,40 @@ std::tuple<Tensor, Tensor> draw(const Tensor& centroids, const Tensor& class_ite
   problem.first = arguments.first;
   problem.count = arguments.count;
   if (centroids.is_cpu()) check_tables(problem);
+  return problem;
+}
+
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  static void run(const DrawClassUniformBoxes& problem, const Tensor&) {
+    cpu::draw_class_uniform_boxes(problem, torch_threads());
+  }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  static void run(const DrawClassUniformBoxes& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    cuda::launch_draw_class_uniform_boxes(problem, scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+std::tuple<Tensor, Tensor> draw_class_uniform_boxes(const Tensor& centroids, const Tensor& class_items,
+                                                    const Tensor& image_sizes, const Sizes& crop,
+                                                    const std::vector<double>& scale, int64_t uniform_images,
+                                                    int64_t seed, int64_t epoch, int64_t first, int64_t count,
+                                                    int64_t attempt, int64_t long_edge) {
+  DrawClassUniformBoxes problem = checked_problem({centroids, class_items, image_sizes, crop, scale, uniform_images,
+                                                   seed, epoch, first, count, attempt, long_edge});
   Tensor boxes = empty_of(centroids, {problem.count, 5}, ScalarType::Long);
   Tensor classes = empty_of(centroids, {problem.count}, ScalarType::Long);
   problem.boxes = static_cast<int64_t*>(boxes.mutable_data_ptr());
   problem.classes = static_cast<int64_t*>(classes.mutable_data_ptr());
-  if (problem.count > 0) launch(problem);
+  if (problem.count > 0) BackEnd::run(problem, centroids);
   return {boxes, classes};
 }
-
-std::tuple<Tensor, Tensor> draw_cpu(const Tensor& centroids, const Tensor& class_items, const Tensor& image_sizes,
-                                    const Sizes& crop, const std::vector<double>& scale, int64_t uniform_images,
-                                    int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t attempt,
-                                    int64_t long_edge) {
-  const Arguments arguments{crop, scale, uniform_images, seed, epoch, first, count, attempt, long_edge};
-  return draw(centroids, class_items, image_sizes, arguments, [](const ClassUniformProblem& problem) {
-    cpu::draw_class_uniform_boxes(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
-  });
-}
-
-#if defined(HMSA_WITH_CUDA)
-std::tuple<Tensor, Tensor> draw_cuda(const Tensor& centroids, const Tensor& class_items, const Tensor& image_sizes,
-                                     const Sizes& crop, const std::vector<double>& scale, int64_t uniform_images,
-                                     int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t attempt,
-                                     int64_t long_edge) {
-  const Arguments arguments{crop, scale, uniform_images, seed, epoch, first, count, attempt, long_edge};
-  return draw(centroids, class_items, image_sizes, arguments, [&](const ClassUniformProblem& problem) {
-    const CudaScope scope(centroids);
-    cuda::launch_class_uniform_boxes(problem, scope.stream());
-  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -177,8 +184,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
       "-> (Tensor boxes, Tensor classes)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("draw_class_uniform_boxes", TORCH_BOX(&hmsa::draw_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
+  m.impl("draw_class_uniform_boxes", TORCH_BOX(&hmsa::draw_class_uniform_boxes<hmsa::OnCpu>));
+}
 
 #if defined(HMSA_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) { m.impl("draw_class_uniform_boxes", TORCH_BOX(&hmsa::draw_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
+  m.impl("draw_class_uniform_boxes", TORCH_BOX(&hmsa::draw_class_uniform_boxes<hmsa::OnCuda>));
+}
 #endif

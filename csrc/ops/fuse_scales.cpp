@@ -1,4 +1,4 @@
-// hmsa::fuse_scales and hmsa::_fuse_scales_backward: schemas, argument checks and the way to each back end.
+// hmsa::fuse_scales and hmsa::_fuse_scales_backward: schemas, argument checks and the call of each back end.
 #include <tuple>
 #include <vector>
 
@@ -13,12 +13,47 @@
 namespace hmsa {
 namespace {
 
-// Allocates the result and hands the problem to launch(problem).
-template <typename Launch>
-Tensor fuse_scales(const ChainArguments& arguments, const Sizes& size, const Launch& launch) {
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  template <typename S>
+  static void forward(const FuseScalesForward<S>& problem, const Tensor&) {
+    cpu::fuse_scales_forward(problem, torch_threads());
+  }
+
+  template <typename S>
+  static void backward(const FuseScalesBackward<S>& problem, const Tensor&) {
+    cpu::fuse_scales_backward(problem, torch_threads());
+  }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  template <typename S>
+  static void forward(const FuseScalesForward<S>& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    cuda::launch_fuse_scales_forward(problem, scope.stream());
+  }
+
+  template <typename S>
+  static void backward(const FuseScalesBackward<S>& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    Tensor memory;
+    const auto workspace = [&](int64_t numbers) {
+      memory = empty_arithmetic(like, {numbers});
+      return memory.mutable_data_ptr();
+    };
+    cuda::launch_fuse_scales_backward(problem, workspace, scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+Tensor fuse_scales(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
+                   const Sizes& size, bool align_corners) {
+  const ChainArguments arguments{"fuse_scales", logits, attention, scales, align_corners};
   HMSA_CHECK(size.size() == 2, "fuse_scales: size has ", size.size(), " entries; expected (height, width)");
   const Chain chain = checked_chain(arguments, size[0], size[1]);
-  const Tensor& unit = arguments.logits[chain.unit];
+  const Tensor& unit = logits[chain.unit];
   Tensor output = empty_in_format_of(unit, {unit.size(0), unit.size(1), size[0], size[1]});
   if (output.numel() == 0) return output;
   dispatch_floating(unit, [&](auto storage) {
@@ -26,16 +61,16 @@ Tensor fuse_scales(const ChainArguments& arguments, const Sizes& size, const Lau
     FuseScalesForward<S> problem{};
     set_inputs(problem, chain, arguments);
     problem.output = view<S>(output);
-    launch(problem);
+    BackEnd::forward(problem, unit);
   });
   return output;
 }
 
-template <typename Launch>
-std::tuple<Tensors, Tensors> fuse_scales_backward(const Tensor& grad, const ChainArguments& arguments,
-                                                  int64_t wanted_logits, int64_t wanted_attention,
-                                                  const Launch& launch) {
-  const Tensors& logits = arguments.logits;
+template <typename BackEnd>
+std::tuple<Tensors, Tensors> fuse_scales_backward(const Tensor& grad, const Tensors& logits, const Tensors& attention,
+                                                  const std::vector<double>& scales, bool align_corners,
+                                                  int64_t wanted_logits, int64_t wanted_attention) {
+  const ChainArguments arguments{"fuse_scales", logits, attention, scales, align_corners};
   HMSA_CHECK(grad.dim() == 4, "_fuse_scales_backward: grad has shape ", shape_of(grad), "; expected [B, C, H, W]");
   const Chain chain = checked_chain(arguments, grad.size(2), grad.size(3));
   HMSA_CHECK(grad.scalar_type() == logits[0].scalar_type() && grad.device() == logits[0].device() &&
@@ -50,51 +85,10 @@ std::tuple<Tensors, Tensors> fuse_scales_backward(const Tensor& grad, const Chai
     set_inputs(problem, chain, arguments);
     set_gradients(problem, gradients);
     problem.grad_output = const_view<S>(grad);
-    launch(problem);
+    BackEnd::backward(problem, grad);
   });
   return gradients.result();
 }
-
-Tensor fuse_scales_cpu(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
-                       const Sizes& size, bool align_corners) {
-  return fuse_scales({"fuse_scales", logits, attention, scales, align_corners}, size,
-                     [](const auto& problem) { cpu::fuse_scales_forward(problem, torch_threads()); });
-}
-
-std::tuple<Tensors, Tensors> fuse_scales_backward_cpu(const Tensor& grad, const Tensors& logits,
-                                                      const Tensors& attention, const std::vector<double>& scales,
-                                                      bool align_corners, int64_t wanted_logits,
-                                                      int64_t wanted_attention) {
-  return fuse_scales_backward(grad, {"fuse_scales", logits, attention, scales, align_corners}, wanted_logits,
-                              wanted_attention,
-                              [](const auto& problem) { cpu::fuse_scales_backward(problem, torch_threads()); });
-}
-
-#if defined(HMSA_WITH_CUDA)
-Tensor fuse_scales_cuda(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
-                        const Sizes& size, bool align_corners) {
-  return fuse_scales({"fuse_scales", logits, attention, scales, align_corners}, size, [&](const auto& problem) {
-    const CudaScope scope(logits[0]);
-    cuda::launch_fuse_scales_forward(problem, scope.stream());
-  });
-}
-
-std::tuple<Tensors, Tensors> fuse_scales_backward_cuda(const Tensor& grad, const Tensors& logits,
-                                                       const Tensors& attention, const std::vector<double>& scales,
-                                                       bool align_corners, int64_t wanted_logits,
-                                                       int64_t wanted_attention) {
-  return fuse_scales_backward(grad, {"fuse_scales", logits, attention, scales, align_corners}, wanted_logits,
-                              wanted_attention, [&](const auto& problem) {
-                                const CudaScope scope(grad);
-                                Tensor memory;
-                                const auto workspace = [&](int64_t numbers) {
-                                  memory = empty_arithmetic(grad, {numbers});
-                                  return memory.mutable_data_ptr();
-                                };
-                                cuda::launch_fuse_scales_backward(problem, workspace, scope.stream());
-                              });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -109,13 +103,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
-  m.impl("fuse_scales", TORCH_BOX(&hmsa::fuse_scales_cpu));
-  m.impl("_fuse_scales_backward", TORCH_BOX(&hmsa::fuse_scales_backward_cpu));
+  m.impl("fuse_scales", TORCH_BOX(&hmsa::fuse_scales<hmsa::OnCpu>));
+  m.impl("_fuse_scales_backward", TORCH_BOX(&hmsa::fuse_scales_backward<hmsa::OnCpu>));
 }
 
 #if defined(HMSA_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
-  m.impl("fuse_scales", TORCH_BOX(&hmsa::fuse_scales_cuda));
-  m.impl("_fuse_scales_backward", TORCH_BOX(&hmsa::fuse_scales_backward_cuda));
+  m.impl("fuse_scales", TORCH_BOX(&hmsa::fuse_scales<hmsa::OnCuda>));
+  m.impl("_fuse_scales_backward", TORCH_BOX(&hmsa::fuse_scales_backward<hmsa::OnCuda>));
 }
 #endif

@@ -1,5 +1,5 @@
-// hmsa::_fuse_scales_cross_entropy and its backward: schemas, argument checks and the way to each back end. The public op
-// is a composite over them, made in Python (hmsa_ext/ops/fuse_scales_cross_entropy.py).
+// hmsa::_fuse_scales_cross_entropy and its backward: schemas, argument checks and the call of each back end. The public
+// op is a Python composite over them (hmsa_ext/ops/fuse_scales_cross_entropy.py).
 #include <cmath>
 #include <optional>
 #include <string>
@@ -8,9 +8,9 @@
 
 #include "core/check.h"
 #include "ops/chain_arguments.h"
-#include "ops/cpu/cross_entropy.h"
+#include "ops/cpu/fuse_scales_cross_entropy.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/cross_entropy.h"
+#include "ops/cuda/fuse_scales_cross_entropy.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -20,11 +20,10 @@ namespace {
 constexpr const char* kName = "fuse_scales_cross_entropy";
 
 struct TargetArguments {
-  const Tensor& target;
-  const std::optional<Tensor>& weight;
+  const Tensor& target;                 // [B, H, W]
+  const std::optional<Tensor>& weight;  // [C]
   int64_t ignore_index;
   double label_smoothing;
-  const std::string& reduction;
 };
 
 Reduction checked_reduction(const std::string& reduction) {
@@ -64,15 +63,52 @@ void check_chain_and_target(const ChainArguments& chain, const TargetArguments& 
   check_target(target, chain.logits[0]);
 }
 
-template <typename Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const ChainArguments& arguments, const TargetArguments& target,
-                                           const Launch& launch) {
-  check_chain_and_target(arguments, target);
-  const Reduction reduction = checked_reduction(target.reduction);
-  const int64_t height = target.target.size(1);
-  const int64_t width = target.target.size(2);
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  template <typename S>
+  static void forward(const FuseScalesCrossEntropyForward<S>& problem, const Tensor&) {
+    const cpu::WrongLabels wrong = cpu::fuse_scales_cross_entropy_forward(problem, torch_threads());
+    check_wrong_labels(kName, wrong, problem.classes, problem.target.ignore_index);
+  }
+
+  template <typename S>
+  static void backward(const FuseScalesCrossEntropyBackward<S>& problem, const Tensor&) {
+    cpu::fuse_scales_cross_entropy_backward(problem, torch_threads());
+  }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  template <typename S>
+  static void forward(const FuseScalesCrossEntropyForward<S>& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    Tensor workspace = empty_of(like, {cuda::fuse_scales_cross_entropy_forward_workspace(problem)}, ScalarType::Double);
+    cuda::launch_fuse_scales_cross_entropy_forward(problem, workspace.mutable_data_ptr(), scope.stream());
+  }
+
+  template <typename S>
+  static void backward(const FuseScalesCrossEntropyBackward<S>& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    Tensor workspace = empty_arithmetic(like, {cuda::fuse_scales_cross_entropy_backward_workspace(problem)});
+    cuda::launch_fuse_scales_cross_entropy_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensors& logits, const Tensors& attention,
+                                           const std::vector<double>& scales, const Tensor& target,
+                                           const std::optional<Tensor>& weight, int64_t ignore_index,
+                                           double label_smoothing, const std::string& reduction_name,
+                                           bool align_corners) {
+  const ChainArguments arguments{kName, logits, attention, scales, align_corners};
+  const TargetArguments target_arguments{target, weight, ignore_index, label_smoothing};
+  check_chain_and_target(arguments, target_arguments);
+  const Reduction reduction = checked_reduction(reduction_name);
+  const int64_t height = target.size(1);
+  const int64_t width = target.size(2);
   const Chain chain = checked_chain(arguments, height, width);
-  const Tensor& first = arguments.logits[0];
+  const Tensor& first = logits[0];
   const std::vector<int64_t> plane{first.size(0), height, width};
   Tensor loss = empty_arithmetic(first, reduction == Reduction::kNone ? plane : std::vector<int64_t>());
   Tensor log_sum_exp = empty_arithmetic(first, plane);
@@ -87,29 +123,33 @@ std::tuple<Tensor, Tensor, Tensor> forward(const ChainArguments& arguments, cons
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
     using T = arithmetic_t<S>;
-    CrossEntropyForward<S> problem{};
+    FuseScalesCrossEntropyForward<S> problem{};
     set_inputs(problem, chain, arguments);
-    problem.target = target_of<T>(target, first);
+    problem.target = target_of<T>(target_arguments, first);
     problem.reduction = reduction;
     problem.loss = static_cast<T*>(loss.mutable_data_ptr());
     problem.log_sum_exp = static_cast<T*>(log_sum_exp.mutable_data_ptr());
     problem.total_weight = static_cast<T*>(total_weight.mutable_data_ptr());
-    launch(problem);
+    BackEnd::forward(problem, first);
   });
   return {loss, log_sum_exp, total_weight};
 }
 
-template <typename Launch>
-std::tuple<Tensors, Tensors> backward(const Tensor& grad, const ChainArguments& arguments,
-                                      const TargetArguments& target, const Tensor& log_sum_exp,
-                                      const Tensor& total_weight, int64_t wanted_logits, int64_t wanted_attention,
-                                      const Launch& launch) {
-  check_chain_and_target(arguments, target);
-  const Reduction reduction = checked_reduction(target.reduction);
-  const int64_t height = target.target.size(1);
-  const int64_t width = target.target.size(2);
+template <typename BackEnd>
+std::tuple<Tensors, Tensors> backward(const Tensor& grad, const Tensors& logits, const Tensors& attention,
+                                      const std::vector<double>& scales, const Tensor& target,
+                                      const std::optional<Tensor>& weight, const Tensor& log_sum_exp,
+                                      const Tensor& total_weight, int64_t ignore_index, double label_smoothing,
+                                      const std::string& reduction_name, bool align_corners, int64_t wanted_logits,
+                                      int64_t wanted_attention) {
+  const ChainArguments arguments{kName, logits, attention, scales, align_corners};
+  const TargetArguments target_arguments{target, weight, ignore_index, label_smoothing};
+  check_chain_and_target(arguments, target_arguments);
+  const Reduction reduction = checked_reduction(reduction_name);
+  const int64_t height = target.size(1);
+  const int64_t width = target.size(2);
   const Chain chain = checked_chain(arguments, height, width);
-  const Tensor& first = arguments.logits[0];
+  const Tensor& first = logits[0];
   const bool is_map = reduction == Reduction::kNone;
   const auto fits = [&](const Tensor& tensor, bool map) {
     return tensor.scalar_type() == arithmetic_type(first) && tensor.device() == first.device() &&
@@ -127,72 +167,18 @@ std::tuple<Tensors, Tensors> backward(const Tensor& grad, const ChainArguments& 
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
     using T = arithmetic_t<S>;
-    CrossEntropyBackward<S> problem{};
+    FuseScalesCrossEntropyBackward<S> problem{};
     set_inputs(problem, chain, arguments);
     set_gradients(problem, gradients);
-    problem.target = target_of<T>(target, first);
+    problem.target = target_of<T>(target_arguments, first);
     problem.grad_loss = PlaneView<const T>{static_cast<const T*>(grad.const_data_ptr()), is_map ? grad.stride(0) : 0,
                                            is_map ? grad.stride(1) : 0, is_map ? grad.stride(2) : 0};
     problem.log_sum_exp = static_cast<const T*>(log_sum_exp.const_data_ptr());
     if (reduction == Reduction::kMean) problem.total_weight = static_cast<const T*>(total_weight.const_data_ptr());
-    launch(problem);
+    BackEnd::backward(problem, first);
   });
   return gradients.result();
 }
-
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensors& logits, const Tensors& attention,
-                                               const std::vector<double>& scales, const Tensor& target,
-                                               const std::optional<Tensor>& weight, int64_t ignore_index,
-                                               double label_smoothing, const std::string& reduction,
-                                               bool align_corners) {
-  return forward({kName, logits, attention, scales, align_corners},
-                 {target, weight, ignore_index, label_smoothing, reduction}, [&](const auto& problem) {
-                   const cpu::WrongLabels wrong = cpu::cross_entropy_forward(problem, torch_threads());
-                   check_wrong_labels(kName, wrong, problem.classes, ignore_index);
-                 });
-}
-
-std::tuple<Tensors, Tensors> backward_cpu(const Tensor& grad, const Tensors& logits, const Tensors& attention,
-                                          const std::vector<double>& scales, const Tensor& target,
-                                          const std::optional<Tensor>& weight, const Tensor& log_sum_exp,
-                                          const Tensor& total_weight, int64_t ignore_index, double label_smoothing,
-                                          const std::string& reduction, bool align_corners, int64_t wanted_logits,
-                                          int64_t wanted_attention) {
-  return backward(grad, {kName, logits, attention, scales, align_corners},
-                  {target, weight, ignore_index, label_smoothing, reduction}, log_sum_exp, total_weight, wanted_logits,
-                  wanted_attention, [](const auto& problem) { cpu::cross_entropy_backward(problem, torch_threads()); });
-}
-
-#if defined(HMSA_WITH_CUDA)
-std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensors& logits, const Tensors& attention,
-                                                const std::vector<double>& scales, const Tensor& target,
-                                                const std::optional<Tensor>& weight, int64_t ignore_index,
-                                                double label_smoothing, const std::string& reduction,
-                                                bool align_corners) {
-  return forward({kName, logits, attention, scales, align_corners},
-                 {target, weight, ignore_index, label_smoothing, reduction}, [&](const auto& problem) {
-                   const CudaScope scope(target);
-                   Tensor workspace =
-                       empty_of(target, {cuda::cross_entropy_forward_workspace(problem)}, ScalarType::Double);
-                   cuda::launch_cross_entropy_forward(problem, workspace.mutable_data_ptr(), scope.stream());
-                 });
-}
-
-std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad, const Tensors& logits, const Tensors& attention,
-                                           const std::vector<double>& scales, const Tensor& target,
-                                           const std::optional<Tensor>& weight, const Tensor& log_sum_exp,
-                                           const Tensor& total_weight, int64_t ignore_index, double label_smoothing,
-                                           const std::string& reduction, bool align_corners, int64_t wanted_logits,
-                                           int64_t wanted_attention) {
-  return backward(grad, {kName, logits, attention, scales, align_corners},
-                  {target, weight, ignore_index, label_smoothing, reduction}, log_sum_exp, total_weight, wanted_logits,
-                  wanted_attention, [&](const auto& problem) {
-                    const CudaScope scope(target);
-                    Tensor workspace = empty_arithmetic(log_sum_exp, {cuda::cross_entropy_backward_workspace(problem)});
-                    cuda::launch_cross_entropy_backward(problem, workspace.mutable_data_ptr(), scope.stream());
-                  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -210,13 +196,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
-  m.impl("_fuse_scales_cross_entropy", TORCH_BOX(&hmsa::forward_cpu));
-  m.impl("_fuse_scales_cross_entropy_backward", TORCH_BOX(&hmsa::backward_cpu));
+  m.impl("_fuse_scales_cross_entropy", TORCH_BOX(&hmsa::forward<hmsa::OnCpu>));
+  m.impl("_fuse_scales_cross_entropy_backward", TORCH_BOX(&hmsa::backward<hmsa::OnCpu>));
 }
 
 #if defined(HMSA_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
-  m.impl("_fuse_scales_cross_entropy", TORCH_BOX(&hmsa::forward_cuda));
-  m.impl("_fuse_scales_cross_entropy_backward", TORCH_BOX(&hmsa::backward_cuda));
+  m.impl("_fuse_scales_cross_entropy", TORCH_BOX(&hmsa::forward<hmsa::OnCuda>));
+  m.impl("_fuse_scales_cross_entropy_backward", TORCH_BOX(&hmsa::backward<hmsa::OnCuda>));
 }
 #endif

@@ -1,16 +1,16 @@
-// hmsa::_fuse_scales_rmi and its backward: schemas, argument checks and the way to each back end. The losses over them
-// are made in Python (hmsa_ext/losses/rmi.py).
+// hmsa::_fuse_scales_rmi and its backward: schemas, argument checks and the call of each back end. The losses over them
+// are in Python (hmsa_ext/losses/rmi.py).
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "core/check.h"
-#include "core/rmi.h"
+#include "core/fuse_scales_rmi.h"
 #include "ops/chain_arguments.h"
-#include "ops/cpu/rmi.h"
+#include "ops/cpu/fuse_scales_rmi.h"
 #if defined(HMSA_WITH_CUDA)
-#include "ops/cuda/rmi.h"
+#include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/stream.h"
 #endif
 
@@ -36,11 +36,44 @@ Chain checked_problem(const ChainArguments& arguments, const Tensor& target, boo
   return checked_chain(arguments, height, width);
 }
 
-template <typename Launch>
-Moments forward(const ChainArguments& arguments, const Tensor& target, int64_t ignore_index, bool moments,
-                const Launch& launch) {
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  template <typename S>
+  static void forward(const FuseScalesRmiForward<S>& problem, const Tensor&) {
+    const cpu::WrongLabels wrong = cpu::fuse_scales_rmi_forward(problem, torch_threads());
+    check_wrong_labels(kName, wrong, problem.classes, problem.ignore_index);
+  }
+
+  template <typename S>
+  static void backward(const FuseScalesRmiBackward<S>& problem, const Tensor&) {
+    cpu::fuse_scales_rmi_backward(problem, torch_threads());
+  }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  template <typename S>
+  static void forward(const FuseScalesRmiForward<S>& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    Tensor workspace = empty_of(like, {cuda::fuse_scales_rmi_forward_workspace(problem)}, ScalarType::Byte);
+    cuda::launch_fuse_scales_rmi_forward(problem, workspace.mutable_data_ptr(), scope.stream());
+  }
+
+  template <typename S>
+  static void backward(const FuseScalesRmiBackward<S>& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    Tensor workspace = empty_of(like, {cuda::fuse_scales_rmi_backward_workspace(problem)}, ScalarType::Byte);
+    cuda::launch_fuse_scales_rmi_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+Moments forward(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
+                const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
+  const ChainArguments arguments{kName, logits, attention, scales, align_corners};
   const Chain chain = checked_problem(arguments, target, moments);
-  const Tensor& first = arguments.logits[0];
+  const Tensor& first = logits[0];
   const int64_t batch = first.size(0);
   const int64_t classes = first.size(1);
   const auto shape = [&](std::vector<int64_t> sizes) { return moments ? sizes : std::vector<int64_t>{0}; };
@@ -55,7 +88,7 @@ Moments forward(const ChainArguments& arguments, const Tensor& target, int64_t i
   }
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
-    RmiForward<S> problem{};
+    FuseScalesRmiForward<S> problem{};
     set_inputs(problem, chain, arguments);
     problem.labels = checked_target(kName, target, first);
     problem.ignore_index = ignore_index;
@@ -65,7 +98,7 @@ Moments forward(const ChainArguments& arguments, const Tensor& target, int64_t i
       problem.mean = static_cast<double*>(mean.mutable_data_ptr());
       problem.covariance = static_cast<double*>(covariance.mutable_data_ptr());
     }
-    launch(problem);
+    BackEnd::forward(problem, first);
   });
   return {bce, valid, mean, covariance};
 }
@@ -83,14 +116,16 @@ void check_double(const char* name, const Tensor& tensor, const Tensor& logits, 
              expected, "] on ", device_name(logits));
 }
 
-template <typename Launch>
+template <typename BackEnd>
 std::tuple<Tensors, Tensors> backward(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
-                                      const ChainArguments& arguments, const Tensor& target,
-                                      const std::optional<Tensor>& mean, int64_t ignore_index, int64_t wanted_logits,
-                                      int64_t wanted_attention, const Launch& launch) {
+                                      const Tensors& logits, const Tensors& attention,
+                                      const std::vector<double>& scales, const Tensor& target,
+                                      const std::optional<Tensor>& mean, int64_t ignore_index, bool align_corners,
+                                      int64_t wanted_logits, int64_t wanted_attention) {
+  const ChainArguments arguments{kBackwardName, logits, attention, scales, align_corners};
   const bool moments = grad_covariance.has_value();
   const Chain chain = checked_problem(arguments, target, moments);
-  const Tensor& first = arguments.logits[0];
+  const Tensor& first = logits[0];
   const int64_t batch = first.size(0);
   const int64_t classes = first.size(1);
   check_double("grad_bce", grad_bce, first, {});
@@ -104,7 +139,7 @@ std::tuple<Tensors, Tensors> backward(const Tensor& grad_bce, const std::optiona
   if (batch == 0) return gradients.result();
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
-    RmiBackward<S> problem{};
+    FuseScalesRmiBackward<S> problem{};
     set_inputs(problem, chain, arguments);
     set_gradients(problem, gradients);
     problem.labels = checked_target(kBackwardName, target, first);
@@ -114,54 +149,10 @@ std::tuple<Tensors, Tensors> backward(const Tensor& grad_bce, const std::optiona
       problem.grad_covariance = static_cast<const double*>(grad_covariance->const_data_ptr());
       problem.mean = static_cast<const double*>(mean->const_data_ptr());
     }
-    launch(problem);
+    BackEnd::backward(problem, first);
   });
   return gradients.result();
 }
-
-Moments forward_cpu(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
-                    const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
-  return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
-                 [&](const auto& problem) {
-                   const cpu::WrongLabels wrong = cpu::rmi_forward(problem, torch_threads());
-                   check_wrong_labels(kName, wrong, problem.classes, ignore_index);
-                 });
-}
-
-std::tuple<Tensors, Tensors> backward_cpu(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
-                                          const Tensors& logits, const Tensors& attention,
-                                          const std::vector<double>& scales, const Tensor& target,
-                                          const std::optional<Tensor>& mean, int64_t ignore_index, bool align_corners,
-                                          int64_t wanted_logits, int64_t wanted_attention) {
-  return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
-                  ignore_index, wanted_logits, wanted_attention,
-                  [](const auto& problem) { cpu::rmi_backward(problem, torch_threads()); });
-}
-
-#if defined(HMSA_WITH_CUDA)
-Moments forward_cuda(const Tensors& logits, const Tensors& attention, const std::vector<double>& scales,
-                     const Tensor& target, int64_t ignore_index, bool moments, bool align_corners) {
-  return forward({kName, logits, attention, scales, align_corners}, target, ignore_index, moments,
-                 [&](const auto& problem) {
-                   const CudaScope scope(target);
-                   Tensor workspace = empty_of(target, {cuda::rmi_forward_workspace(problem)}, ScalarType::Byte);
-                   cuda::launch_rmi_forward(problem, workspace.mutable_data_ptr(), scope.stream());
-                 });
-}
-
-std::tuple<Tensors, Tensors> backward_cuda(const Tensor& grad_bce, const std::optional<Tensor>& grad_covariance,
-                                           const Tensors& logits, const Tensors& attention,
-                                           const std::vector<double>& scales, const Tensor& target,
-                                           const std::optional<Tensor>& mean, int64_t ignore_index, bool align_corners,
-                                           int64_t wanted_logits, int64_t wanted_attention) {
-  return backward(grad_bce, grad_covariance, {kBackwardName, logits, attention, scales, align_corners}, target, mean,
-                  ignore_index, wanted_logits, wanted_attention, [&](const auto& problem) {
-                    const CudaScope scope(target);
-                    Tensor workspace = empty_of(target, {cuda::rmi_backward_workspace(problem)}, ScalarType::Byte);
-                    cuda::launch_rmi_backward(problem, workspace.mutable_data_ptr(), scope.stream());
-                  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -177,13 +168,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {
-  m.impl("_fuse_scales_rmi", TORCH_BOX(&hmsa::forward_cpu));
-  m.impl("_fuse_scales_rmi_backward", TORCH_BOX(&hmsa::backward_cpu));
+  m.impl("_fuse_scales_rmi", TORCH_BOX(&hmsa::forward<hmsa::OnCpu>));
+  m.impl("_fuse_scales_rmi_backward", TORCH_BOX(&hmsa::backward<hmsa::OnCpu>));
 }
 
 #if defined(HMSA_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) {
-  m.impl("_fuse_scales_rmi", TORCH_BOX(&hmsa::forward_cuda));
-  m.impl("_fuse_scales_rmi_backward", TORCH_BOX(&hmsa::backward_cuda));
+  m.impl("_fuse_scales_rmi", TORCH_BOX(&hmsa::forward<hmsa::OnCuda>));
+  m.impl("_fuse_scales_rmi_backward", TORCH_BOX(&hmsa::backward<hmsa::OnCuda>));
 }
 #endif

@@ -1,5 +1,5 @@
-// hmsa::_sample_crop: schema, argument checks and the way to each back end. The public op, whose dtype is a torch.dtype,
-// is made from it in Python (hmsa_ext/ops/sample_crop.py).
+// hmsa::_sample_crop: schema, argument checks and the call of each back end. The public op, whose dtype is a
+// torch.dtype, wraps it in Python (hmsa_ext/ops/sample_crop.py).
 #include <cmath>
 #include <optional>
 #include <string>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/crop.h"
+#include "core/sample_crop.h"
 #include "ops/cpu/sample_crop.h"
 #include "ops/tensor.h"
 #if defined(HMSA_WITH_CUDA)
@@ -24,16 +24,17 @@ constexpr double kLargestFactor = 100;
 
 using Tensors = std::vector<Tensor>;
 
+// The op's arguments as they came.
 struct Arguments {
-  const Tensors& images;
-  const Tensors& labels;
-  const Tensor& boxes;
-  const Tensor& flip;
-  const Tensor& jitter;
-  const Sizes& size;
-  const std::vector<double>& mean;
-  const std::vector<double>& std;
-  const std::optional<Tensor>& blur;
+  const Tensors& images;              // each [H, W, 3]
+  const Tensors& labels;              // each [H, W]
+  const Tensor& boxes;                // [N, 5]: image, y0, x0, y1, x1
+  const Tensor& flip;                 // [N]
+  const Tensor& jitter;               // [N, 4]: brightness, contrast, saturation, hue
+  const Sizes& size;                  // height, width
+  const std::vector<double>& mean;    // [3]
+  const std::vector<double>& std;     // [3]
+  const std::optional<Tensor>& blur;  // [N]
   int64_t ignore_index;
   bool antialias;
   const std::string& dtype;
@@ -96,7 +97,7 @@ std::string list_of(const std::vector<double>& values) {
   return text + "]";
 }
 
-// Everything of the output but its memory.
+// Everything of the output except its memory.
 CropOutput checked_output(const Arguments& a) {
   HMSA_CHECK(a.size.size() == 2, kName, ": size has ", a.size.size(), " entries; expected (height, width)");
   for (const int64_t side : a.size) {
@@ -200,8 +201,29 @@ std::vector<CropItem> checked_items(const Arguments& a) {
   return items;
 }
 
-template <typename Launch>
-std::tuple<Tensor, Tensor> sample_crop(const Arguments& a, const Launch& launch) {
+// The back ends. `like` is a tensor on the device of the problem.
+struct OnCpu {
+  static void run(const SampleCrop& problem, const Tensor&) { cpu::sample_crop(problem, torch_threads()); }
+};
+
+#if defined(HMSA_WITH_CUDA)
+struct OnCuda {
+  static void run(const SampleCrop& problem, const Tensor& like) {
+    const CudaScope scope(like);
+    Tensor sums = empty_of(like, {cuda::sample_crop_sums(problem)}, ScalarType::Long);
+    cuda::launch_sample_crop(problem, static_cast<unsigned long long*>(sums.mutable_data_ptr()), scope.stream());
+  }
+};
+#endif
+
+template <typename BackEnd>
+std::tuple<Tensor, Tensor> sample_crop(const Tensors& image_list, const Tensors& label_list, const Tensor& boxes,
+                                       const Tensor& flip, const Tensor& jitter, const Sizes& size,
+                                       const std::vector<double>& mean, const std::vector<double>& std,
+                                       const std::optional<Tensor>& blur, int64_t ignore_index, bool antialias,
+                                       const std::string& dtype, bool channels_last) {
+  const Arguments a{image_list, label_list, boxes,        flip,      jitter, size,         mean,
+                    std,        blur,       ignore_index, antialias, dtype,  channels_last};
   check_images(a);
   CropOutput output = checked_output(a);
   const std::vector<CropItem> items = checked_items(a);
@@ -215,38 +237,9 @@ std::tuple<Tensor, Tensor> sample_crop(const Arguments& a, const Launch& launch)
   if (count == 0) return {images, labels};
   output.images = images.mutable_data_ptr();
   output.labels = static_cast<uint8_t*>(labels.mutable_data_ptr());
-  launch(CropProblem{items.data(), count, output});
+  BackEnd::run(SampleCrop{items.data(), count, output}, like);
   return {images, labels};
 }
-
-std::tuple<Tensor, Tensor> sample_crop_cpu(const Tensors& images, const Tensors& labels, const Tensor& boxes,
-                                           const Tensor& flip, const Tensor& jitter, const Sizes& size,
-                                           const std::vector<double>& mean, const std::vector<double>& std,
-                                           const std::optional<Tensor>& blur, int64_t ignore_index, bool antialias,
-                                           const std::string& dtype, bool channels_last) {
-  const Arguments arguments{images, labels, boxes,        flip,      jitter, size,         mean,
-                            std,    blur,   ignore_index, antialias, dtype,  channels_last};
-  return sample_crop(arguments, [](const CropProblem& problem) {
-    cpu::sample_crop(problem, ParallelFor{torch_thread_count(), torch_parallel_for});
-  });
-}
-
-#if defined(HMSA_WITH_CUDA)
-std::tuple<Tensor, Tensor> sample_crop_cuda(const Tensors& images, const Tensors& labels, const Tensor& boxes,
-                                            const Tensor& flip, const Tensor& jitter, const Sizes& size,
-                                            const std::vector<double>& mean, const std::vector<double>& std,
-                                            const std::optional<Tensor>& blur, int64_t ignore_index, bool antialias,
-                                            const std::string& dtype, bool channels_last) {
-  const Arguments arguments{images, labels, boxes,        flip,      jitter, size,         mean,
-                            std,    blur,   ignore_index, antialias, dtype,  channels_last};
-  return sample_crop(arguments, [&](const CropProblem& problem) {
-    // (A table of the boxes on a GPU has been refused, so it is the images that brought the call here.)
-    const CudaScope scope(images[0]);
-    Tensor sums = empty_of(images[0], {cuda::sample_crop_sums(problem)}, ScalarType::Long);
-    cuda::launch_sample_crop(problem, static_cast<unsigned long long*>(sums.mutable_data_ptr()), scope.stream());
-  });
-}
-#endif
 
 }  // namespace
 }  // namespace hmsa
@@ -258,8 +251,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
       "-> (Tensor images, Tensor labels)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("_sample_crop", TORCH_BOX(&hmsa::sample_crop_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) { m.impl("_sample_crop", TORCH_BOX(&hmsa::sample_crop<hmsa::OnCpu>)); }
 
 #if defined(HMSA_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) { m.impl("_sample_crop", TORCH_BOX(&hmsa::sample_crop_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(hmsa, CUDA, m) { m.impl("_sample_crop", TORCH_BOX(&hmsa::sample_crop<hmsa::OnCuda>)); }
 #endif

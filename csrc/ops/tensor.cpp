@@ -3,11 +3,15 @@
 #include <torch/csrc/stable/device.h>
 
 #include <exception>
+#include <functional>
 #include <mutex>
+#include <stdexcept>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "core/integers.h"
 
 namespace hmsa {
 namespace {
@@ -34,20 +38,54 @@ void ask_for_huge_pages(const Tensor& tensor) {
   const size_t bytes = tensor.numel() * tensor.element_size();
   if (!tensor.is_cpu() || bytes < 4 * kHuge) return;
   const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t first = round_up(begin, kHuge);
   const uintptr_t last = (begin + bytes) / kHuge * kHuge;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failure changes nothing
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure changes no result
 #endif
+}
+
+std::string text_of(const std::vector<int64_t>& sizes) {
+  std::string text = "[";
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+// Uninitialised memory on the device of `like`. The stable ABI's own exception names a call of its own and no reason,
+// so this text replaces it.
+Tensor allocate(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, MemoryFormat format) {
+  try {
+    Tensor tensor = torch::stable::empty(sizes, type, torch::headeronly::Layout::Strided, like.device(),
+                                         /*pin_memory=*/std::nullopt, format);
+    ask_for_huge_pages(tensor);
+    return tensor;
+  } catch (const std::exception&) {
+    throw std::runtime_error(concat("out of memory: cannot allocate a tensor ", text_of(sizes), " of ",
+                                    dtype_name(type), " on ", device_name(like)));
+  }
+}
+
+// body(begin, end) over parts of [0, count).
+void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+  // An exception must not cross torch's C interface: the calling thread throws the first one again.
+  std::exception_ptr error;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    try {
+      body(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace
 
 std::string shape_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    text += (d > 0 ? ", " : "") + std::to_string(tensor.size(d));
-  }
-  return text + "]";
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
+  return text_of(sizes);
 }
 
 std::string dtype_name(ScalarType type) {
@@ -95,19 +133,12 @@ bool is_floating(const Tensor& tensor) {
 }
 
 Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes) {
-  Tensor tensor = torch::stable::empty(sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(),
-                                       /*pin_memory=*/std::nullopt,
-                                       is_channels_last(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  ask_for_huge_pages(tensor);
-  return tensor;
+  return allocate(like, sizes, like.scalar_type(),
+                  is_channels_last(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, bool channels_last) {
-  Tensor tensor = torch::stable::empty(sizes, type, torch::headeronly::Layout::Strided, like.device(),
-                                       /*pin_memory=*/std::nullopt,
-                                       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  ask_for_huge_pages(tensor);
-  return tensor;
+  return allocate(like, sizes, type, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 ScalarType arithmetic_type(const Tensor& tensor) {
@@ -118,21 +149,6 @@ Tensor empty_arithmetic(const Tensor& like, const std::vector<int64_t>& sizes) {
   return empty_of(like, sizes, arithmetic_type(like));
 }
 
-int torch_thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }
-
-void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
-  // An exception must not cross torch's C interface: the first one is carried over to the calling thread.
-  std::exception_ptr error;
-  std::mutex mutex;
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    try {
-      body(begin, end);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (!error) error = std::current_exception();
-    }
-  });
-  if (error) std::rethrow_exception(error);
-}
+ParallelFor torch_threads() { return {static_cast<int>(torch::stable::get_num_threads()), parallel_for}; }
 
 }  // namespace hmsa

@@ -1,4 +1,4 @@
-// What the ops need of torch: tensors as views, allocation in a memory format, and words for error messages.
+// The part of torch that the ops use: tensors as views, allocation in a memory format, and words for error messages.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -8,13 +8,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "core/check.h"
 #include "core/half.h"
 #include "core/problem.h"
+#include "ops/cpu/parallel_for.h"
 
 namespace hmsa {
 
@@ -32,20 +32,19 @@ std::string device_name(const Tensor& tensor);
 bool is_floating(const Tensor& tensor);  // one of the four dtypes that the ops take
 
 // Uninitialised, with the dtype and device of `like`, channels_last if `like` is, else contiguous. Large CPU tensors
-// are asked for in huge pages: touching 160 MB in pages of 4 KiB takes longer than computing them.
+// are allocated in huge pages: touching 160 MB in pages of 4 KiB takes longer than computing them. Throws
+// std::runtime_error with shape, dtype and device where the memory is not available.
 Tensor empty_in_format_of(const Tensor& like, const std::vector<int64_t>& sizes);
 
 // Uninitialised, contiguous or channels_last, on the device of `like`; large CPU tensors likewise.
 Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, bool channels_last = false);
 
-// What the elements of a tensor are calculated in: float64 for float64, else float32.
+// The type in which the kernels compute: float64 for float64, else float32.
 ScalarType arithmetic_type(const Tensor& tensor);
 Tensor empty_arithmetic(const Tensor& like, const std::vector<int64_t>& sizes);
 
-int torch_thread_count();
-
-// body(begin, end) over parts of [0, count) on torch's threads.
-void torch_parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body);
+// Torch's threads, as CPU kernels are given them.
+ParallelFor torch_threads();
 
 template <typename S>
 MapView<S> view(const Tensor& tensor) {

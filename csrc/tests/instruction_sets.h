@@ -7,17 +7,17 @@
 #include <stdexcept>
 #include <string>
 
-#include "ops/cpu/simd/crop_rows.h"
-#include "ops/cpu/simd/rmi_rows.h"
+#include "ops/cpu/simd/fuse_scales_rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/sample_crop_rows.h"
 #include "ops/cpu/simd/softmax.h"
 #include "tests/testing.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define HMSA_SIMD_NAMESPACE generic
-#include "ops/cpu/simd/crop_rows.cpp"
-#include "ops/cpu/simd/rmi_rows.cpp"
+#include "ops/cpu/simd/fuse_scales_rmi_rows.cpp"
 #include "ops/cpu/simd/rows.cpp"
+#include "ops/cpu/simd/sample_crop_rows.cpp"
 #include "ops/cpu/simd/softmax.cpp"
 
 namespace hmsa {

@@ -10,8 +10,8 @@
 
 #include "core/problem.h"
 #include "core/view.h"
-#include "tests/cross_entropy_reference.h"
 #include "tests/fuse_scales_cases.h"
+#include "tests/fuse_scales_cross_entropy_reference.h"
 
 namespace testing {
 
@@ -20,7 +20,7 @@ using hmsa::LabelView;
 using reference::Labels;
 using reference::Target;
 
-// Labels as a kernel gets them: no byte more than the last one needs. With gaps, rows and columns are swapped as well.
+// Labels as a kernel reads them. The memory ends with the last label. With gaps, rows and columns are swapped as well.
 class StoredLabels {
  public:
   StoredLabels(const Labels& labels, LabelType type, bool gaps) : labels_(labels) {
@@ -31,19 +31,7 @@ class StoredLabels {
     view.batch = gaps ? view.column * labels.size.width + 3 : view.row * labels.size.height;
     const int64_t last =
         (labels.batch - 1) * view.batch + (labels.size.height - 1) * view.row + (labels.size.width - 1) * view.column;
-    switch (type) {
-      case LabelType::kUint8:
-        fill<uint8_t>(last + 1);
-        break;
-      case LabelType::kInt16:
-        fill<int16_t>(last + 1);
-        break;
-      case LabelType::kInt32:
-        fill<int32_t>(last + 1);
-        break;
-      default:
-        fill<int64_t>(last + 1);
-    }
+    hmsa::visit_label_type(type, [&](auto label) { fill<decltype(label)>(last + 1); });
   }
 
   LabelView view;
@@ -87,7 +75,7 @@ inline Target random_target(const Case& c, bool weights, double label_smoothing)
   return target;
 }
 
-// The weights as a kernel gets them, and in the target what they became.
+// The weights as a kernel reads them. The target gets the same, rounded values.
 template <typename T>
 std::vector<T> stored_weights(Target& target) {
   std::vector<T> stored;

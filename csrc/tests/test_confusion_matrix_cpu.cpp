@@ -66,7 +66,7 @@ void expect_counts(bool gaps) {
     for (const int threads : {1, 3}) {
       std::vector<int64_t> counts(wanted.size(), -5);
       int64_t invalid = -5;
-      const hmsa::ConfusionProblem problem{
+      const hmsa::ConfusionMatrix problem{
           predicted.view, truth.view, batch, height, width, static_cast<int32_t>(classes), 120,
           counts.data(),  &invalid};
       hmsa::cpu::confusion_matrix(problem, parts(threads));

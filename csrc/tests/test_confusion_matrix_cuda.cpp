@@ -19,9 +19,9 @@ Counts count(const StoredLabels& prediction, const StoredLabels& target, int bat
              int64_t ignore_index) {
   Counts result;
   result.counts.assign(static_cast<size_t>(classes) * classes, -7);
-  const hmsa::ConfusionProblem problem{prediction.view, target.view,          batch,
-                                       size.height,     size.width,           classes,
-                                       ignore_index,    result.counts.data(), &result.invalid};
+  const hmsa::ConfusionMatrix problem{prediction.view, target.view,          batch,
+                                      size.height,     size.width,           classes,
+                                      ignore_index,    result.counts.data(), &result.invalid};
   hmsa::cuda::launch_confusion_matrix(problem, nullptr);
   return result;
 }

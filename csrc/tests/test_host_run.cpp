@@ -426,7 +426,7 @@ void error_names_op_and_kernel_with_their_numbers() {
   const auto name = [](const char* file, const char* arguments) {
     return hmsa::cuda::name_of(hmsa::cuda::LaunchSite{file, arguments});
   };
-  EXPECT_EQUAL(name("./csrc/ops/cuda/argmax_forward.cu", "kernel, layout.grid(), 0"), "argmax_forward");
+  EXPECT_EQUAL(name("./csrc/ops/cuda/fuse_scales_argmax.cu", "kernel, layout.grid(), 0"), "fuse_scales_argmax");
   EXPECT_EQUAL(name("a/b.cu", "forward::total_kernel<T>, dim3(1), 0"), "b: total_kernel");
   EXPECT_EQUAL(name("b.cu", "(scale_kernel<S, G>), grid"), "b: scale_kernel");
 }

@@ -11,15 +11,15 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/crop.h"
-#include "ops/cuda/argmax.h"
-#include "ops/cuda/class_uniform_boxes.h"
+#include "core/sample_crop.h"
+#include "ops/cuda/class_tile_centroids.h"
 #include "ops/cuda/confusion_matrix.h"
-#include "ops/cuda/cross_entropy.h"
+#include "ops/cuda/draw_class_uniform_boxes.h"
 #include "ops/cuda/fuse_scales.h"
-#include "ops/cuda/rmi.h"
+#include "ops/cuda/fuse_scales_argmax.h"
+#include "ops/cuda/fuse_scales_cross_entropy.h"
+#include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/sample_crop.h"
-#include "ops/cuda/tile_centroids.h"
 #include "tests/testing.h"
 
 namespace {
@@ -126,46 +126,46 @@ class Calls {
     const auto workspace = [&](int64_t numbers) { return memory_.numbers<T>(numbers); };
     hmsa::cuda::launch_fuse_scales_backward(problem, workspace, nullptr);
   }
-  void cross_entropy_forward(double smoothing, hmsa::Reduction reduction) {
-    hmsa::CrossEntropyForward<S> problem{
+  void fuse_scales_cross_entropy_forward(double smoothing, hmsa::Reduction reduction) {
+    hmsa::FuseScalesCrossEntropyForward<S> problem{
         inputs_, target(smoothing), reduction, numbers<T>(pixels()), numbers<T>(pixels()), numbers<T>(1)};
-    auto* workspace = numbers<double>(hmsa::cuda::cross_entropy_forward_workspace(problem));
-    hmsa::cuda::launch_cross_entropy_forward(problem, workspace, nullptr);
+    auto* workspace = numbers<double>(hmsa::cuda::fuse_scales_cross_entropy_forward_workspace(problem));
+    hmsa::cuda::launch_fuse_scales_cross_entropy_forward(problem, workspace, nullptr);
   }
-  void cross_entropy_backward(double smoothing) {
-    hmsa::CrossEntropyBackward<S> problem{
+  void fuse_scales_cross_entropy_backward(double smoothing) {
+    hmsa::FuseScalesCrossEntropyBackward<S> problem{
         {inputs_}, {gradients_}, target(smoothing), {numbers<T>(1), 0, 0, 0}, numbers<T>(pixels()), numbers<T>(1)};
-    T* workspace = numbers<T>(hmsa::cuda::cross_entropy_backward_workspace(problem));
-    hmsa::cuda::launch_cross_entropy_backward(problem, workspace, nullptr);
+    T* workspace = numbers<T>(hmsa::cuda::fuse_scales_cross_entropy_backward_workspace(problem));
+    hmsa::cuda::launch_fuse_scales_cross_entropy_backward(problem, workspace, nullptr);
   }
   void argmax(int views) {
-    hmsa::ArgmaxForward<S> problem{inputs_, views, numbers<int32_t>(pixels()), numbers<T>(pixels())};
+    hmsa::FuseScalesArgmax<S> problem{inputs_, views, numbers<int32_t>(pixels()), numbers<T>(pixels())};
     problem.batch = p_.batch / views;
-    hmsa::cuda::launch_argmax_forward(problem, nullptr);
+    hmsa::cuda::launch_fuse_scales_argmax(problem, nullptr);
   }
-  void rmi_forward(bool moments) {
+  void fuse_scales_rmi_forward(bool moments) {
     const int64_t maps = p_.batch * p_.classes;
-    hmsa::RmiForward<S> problem{inputs_,
-                                memory_.labels(p_.size),
-                                255,
-                                numbers<double>(1),
-                                numbers<double>(1),
-                                moments ? numbers<double>(maps * 18) : nullptr,
-                                moments ? numbers<double>(maps * 18 * 18) : nullptr};
-    auto* workspace = numbers<unsigned char>(hmsa::cuda::rmi_forward_workspace(problem));
-    hmsa::cuda::launch_rmi_forward(problem, workspace, nullptr);
+    hmsa::FuseScalesRmiForward<S> problem{inputs_,
+                                          memory_.labels(p_.size),
+                                          255,
+                                          numbers<double>(1),
+                                          numbers<double>(1),
+                                          moments ? numbers<double>(maps * 18) : nullptr,
+                                          moments ? numbers<double>(maps * 18 * 18) : nullptr};
+    auto* workspace = numbers<unsigned char>(hmsa::cuda::fuse_scales_rmi_forward_workspace(problem));
+    hmsa::cuda::launch_fuse_scales_rmi_forward(problem, workspace, nullptr);
   }
-  void rmi_backward(bool moments) {
+  void fuse_scales_rmi_backward(bool moments) {
     const int64_t maps = p_.batch * p_.classes;
-    hmsa::RmiBackward<S> problem{{inputs_},
-                                 {gradients_},
-                                 memory_.labels(p_.size),
-                                 255,
-                                 numbers<double>(1),
-                                 moments ? numbers<double>(maps * 18 * 18) : nullptr,
-                                 moments ? numbers<double>(maps * 18) : nullptr};
-    auto* workspace = numbers<unsigned char>(hmsa::cuda::rmi_backward_workspace(problem));
-    hmsa::cuda::launch_rmi_backward(problem, workspace, nullptr);
+    hmsa::FuseScalesRmiBackward<S> problem{{inputs_},
+                                           {gradients_},
+                                           memory_.labels(p_.size),
+                                           255,
+                                           numbers<double>(1),
+                                           moments ? numbers<double>(maps * 18 * 18) : nullptr,
+                                           moments ? numbers<double>(maps * 18) : nullptr};
+    auto* workspace = numbers<unsigned char>(hmsa::cuda::fuse_scales_rmi_backward_workspace(problem));
+    hmsa::cuda::launch_fuse_scales_rmi_backward(problem, workspace, nullptr);
   }
 
  private:
@@ -207,20 +207,21 @@ void expect_all_taken(const Problem& p, const char* dtype, int ops, bool runs) {
   };
   if (ops & kPredictions) {
     expect("fuse_scales", [&] { calls.fuse_forward(); });
-    expect("cross-entropy", [&] { calls.cross_entropy_forward(0.0, hmsa::Reduction::kMean); });
-    expect("cross-entropy with smoothing", [&] { calls.cross_entropy_forward(0.1, hmsa::Reduction::kNone); });
+    expect("cross-entropy", [&] { calls.fuse_scales_cross_entropy_forward(0.0, hmsa::Reduction::kMean); });
+    expect("cross-entropy with smoothing",
+           [&] { calls.fuse_scales_cross_entropy_forward(0.1, hmsa::Reduction::kNone); });
     expect("argmax", [&] { calls.argmax(1); });
     if (p.batch % 2 == 0) expect("argmax of two views", [&] { calls.argmax(2); });
   }
   if (ops & kGradients) {
     expect("fuse_scales backward", [&] { calls.fuse_backward(); });
-    expect("cross-entropy backward", [&] { calls.cross_entropy_backward(0.0); });
-    expect("cross-entropy backward with smoothing", [&] { calls.cross_entropy_backward(0.1); });
+    expect("cross-entropy backward", [&] { calls.fuse_scales_cross_entropy_backward(0.0); });
+    expect("cross-entropy backward with smoothing", [&] { calls.fuse_scales_cross_entropy_backward(0.1); });
   }
   const bool moments = p.size.height >= 8 && p.size.width >= 8;
   if (ops & kRmi) {
-    expect("RMI", [&] { calls.rmi_forward(moments); });
-    expect("RMI backward", [&] { calls.rmi_backward(moments); });
+    expect("RMI", [&] { calls.fuse_scales_rmi_forward(moments); });
+    expect("RMI backward", [&] { calls.fuse_scales_rmi_backward(moments); });
   }
 }
 
@@ -327,35 +328,35 @@ void expect_labels_taken(int64_t batch, int64_t height, int64_t width, int32_t c
   const auto describe = [&] { return concat(batch, "x", height, "x", width, ", ", classes, " classes, tile ", tile); };
   const int64_t pixels = batch * height * width;
   const hmsa::LabelView labels{memory.numbers<uint8_t>(pixels), hmsa::LabelType::kUint8, height * width, width, 1};
-  const hmsa::ConfusionProblem confusion{labels,
-                                         labels,
-                                         batch,
-                                         height,
-                                         width,
-                                         classes,
-                                         255,
-                                         memory.numbers<int64_t>(int64_t{classes} * classes),
-                                         memory.numbers<int64_t>(1)};
+  const hmsa::ConfusionMatrix confusion{labels,
+                                        labels,
+                                        batch,
+                                        height,
+                                        width,
+                                        classes,
+                                        255,
+                                        memory.numbers<int64_t>(int64_t{classes} * classes),
+                                        memory.numbers<int64_t>(1)};
   expect_taken([&] { hmsa::cuda::launch_confusion_matrix(confusion, nullptr); },
                [&] { return "confusion_matrix " + describe(); });
   if (classes > 256) return;
-  hmsa::TileCentroidsProblem tiles{{memory.numbers<uint8_t>(pixels), height * width, width, 1},
-                                   batch,
-                                   height,
-                                   width,
-                                   tile,
-                                   classes,
-                                   nullptr,
-                                   nullptr};
+  hmsa::ClassTileCentroids tiles{{memory.numbers<uint8_t>(pixels), height * width, width, 1},
+                                 batch,
+                                 height,
+                                 width,
+                                 tile,
+                                 classes,
+                                 nullptr,
+                                 nullptr};
   tiles.counts = memory.numbers<int64_t>(tiles.cells());
   tiles.centres = memory.numbers<int64_t>(2 * tiles.cells());
-  expect_taken([&] { hmsa::cuda::launch_tile_centroids(tiles, nullptr); },
+  expect_taken([&] { hmsa::cuda::launch_class_tile_centroids(tiles, nullptr); },
                [&] { return "class_tile_centroids " + describe(); });
 }
 
 void expect_boxes_taken(int64_t count, bool runs) {
   Memory memory(runs);
-  hmsa::ClassUniformProblem problem{};
+  hmsa::DrawClassUniformBoxes problem{};
   problem.centroids = {memory.numbers<int64_t>(4), 0, 4, 1};
   problem.class_items = {memory.numbers<int64_t>(1), 1, 1, 0};
   problem.image_sizes = {memory.numbers<int64_t>(2), 0, 2, 1};
@@ -364,7 +365,7 @@ void expect_boxes_taken(int64_t count, bool runs) {
   problem.count = count;
   problem.boxes = memory.numbers<int64_t>(5 * count);
   problem.classes = memory.numbers<int64_t>(count);
-  expect_taken([&] { hmsa::cuda::launch_class_uniform_boxes(problem, nullptr); },
+  expect_taken([&] { hmsa::cuda::launch_draw_class_uniform_boxes(problem, nullptr); },
                [&] { return concat("draw_class_uniform_boxes ", count); });
 }
 
@@ -390,7 +391,7 @@ void expect_crops_taken(Extent size, int count, double sigma, hmsa::CropType typ
     hmsa::set_colour(item, 1.2, 0.8, 1.1, 0.1);
     hmsa::set_blur(item, sigma);
   }
-  hmsa::CropProblem problem{};
+  hmsa::SampleCrop problem{};
   problem.items = items.data();
   problem.count = count;
   const int64_t pixels = static_cast<int64_t>(size.height) * size.width * count;

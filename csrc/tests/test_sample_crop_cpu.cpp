@@ -4,8 +4,8 @@
 
 #include "ops/cpu/sample_crop.h"
 #include "tests/cpu_cases.h"
-#include "tests/crop_cases.h"
 #include "tests/instruction_sets.h"
+#include "tests/sample_crop_cases.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include "ops/cpu/sample_crop.cpp"
@@ -20,7 +20,7 @@ void expect_crops(const CropCase& c) {
   for (uint32_t seed = 0; seed < 4; ++seed) {
     const CropSetup setup(c, seed);
     for (const int threads : {1, 3}) {
-      setup.expect([&](const hmsa::CropProblem& problem) { hmsa::cpu::sample_crop(problem, parts(threads)); },
+      setup.expect([&](const hmsa::SampleCrop& problem) { hmsa::cpu::sample_crop(problem, parts(threads)); },
                    kCropTolerance);
     }
   }
@@ -104,7 +104,7 @@ void a_copy_is_exact() {
   output.height = image.height;
   output.width = image.width;
   for (float& scale : output.scale) scale = 1;
-  hmsa::cpu::sample_crop(hmsa::CropProblem{&item, 1, output}, parts(1));
+  hmsa::cpu::sample_crop(hmsa::SampleCrop{&item, 1, output}, parts(1));
   for (int y = 0; y < image.height; ++y) {
     for (int x = 0; x < image.width; ++x) {
       for (int c = 0; c < 3; ++c) {

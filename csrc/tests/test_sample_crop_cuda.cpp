@@ -2,7 +2,7 @@
 #include "host_run/cuda_host.h"
 // The kernels see CUDA as a .cu file does.
 #include "ops/cuda/sample_crop.cu"
-#include "tests/crop_cases.h"
+#include "tests/sample_crop_cases.h"
 
 namespace {
 
@@ -12,7 +12,7 @@ using hmsa::CropType;
 constexpr uint64_t kSeeds = 2;  // orders of the threads
 
 // Gives the sums memory of their own, which holds anything.
-void run_kernels(const hmsa::CropProblem& problem) {
+void run_kernels(const hmsa::SampleCrop& problem) {
   const int64_t count = hmsa::cuda::sample_crop_sums(problem);
   std::vector<unsigned long long> sums(static_cast<size_t>(count), 77);
   hmsa::cuda::launch_sample_crop(problem, sums.data(), nullptr);

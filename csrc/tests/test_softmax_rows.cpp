@@ -160,8 +160,10 @@ void gradients_and_sums_follow_their_formulas() {
     for (int64_t x = 0; x < n; ++x) label[x] = static_cast<T>(x % (channels + 1) - 1);
     const int64_t c = channels / 2;
     for (const bool smoothed : {false, true}) {
-      ops.cross_entropy_gradient(to.data(), z.data() + c * z.pitch, lse.data(), all_of.data(), label.data(), own.data(),
-                                 static_cast<T>(c), smoothed ? smooth.data() : nullptr, T(0.3), n);
+      ops.cross_entropy_gradient(to.data(),
+                                 {z.data() + c * z.pitch, lse.data(), label.data(), all_of.data(), own.data(),
+                                  smoothed ? smooth.data() : nullptr, static_cast<T>(c), T(0.3)},
+                                 n);
       for (int64_t x = 0; x < n; ++x) {
         const double wanted = double(all_of[x]) * std::exp(double(z.at(c, x) - lse[x])) -
                               (label[x] == T(c) ? own[x] : T(0)) - (smoothed ? double(T(0.3)) * smooth[x] : 0.0);
@@ -181,11 +183,12 @@ void exponentials_are_accurate() {
   constexpr int64_t n = 4096;
   std::vector<float> x(n + kRowSlack), zero(n + kRowSlack), one(n + kRowSlack, 1.0f), label(n + kRowSlack, -1.0f),
       e = zero;
+  const hmsa::CrossEntropyGradientRow<float> row{x.data(),    zero.data(), label.data(), one.data(),
+                                                 zero.data(), nullptr,     0.0f,         0.0f};
   double worst = 0;
   for (int round = 0; round < 20; ++round) {
     for (float& value : x) value = number<float>(-87.3, 88.3);
-    ops.cross_entropy_gradient(e.data(), x.data(), zero.data(), one.data(), label.data(), zero.data(), 0.0f, nullptr,
-                               0.0f, n);
+    ops.cross_entropy_gradient(e.data(), row, n);
     for (int64_t k = 0; k < n; ++k) {
       worst = std::fmax(worst, std::fabs(e[k] / std::exp(double(x[k])) - 1));
     }
@@ -193,8 +196,7 @@ void exponentials_are_accurate() {
   EXPECT(worst < 1.3e-7, "relative error ", worst);
   const float special[] = {-INFINITY, -1e30f, -88.0f, 1e30f, INFINITY, NAN, 0.0f};
   std::copy(std::begin(special), std::end(special), x.begin());
-  ops.cross_entropy_gradient(e.data(), x.data(), zero.data(), one.data(), label.data(), zero.data(), 0.0f, nullptr,
-                             0.0f, 7);
+  ops.cross_entropy_gradient(e.data(), row, 7);
   EXPECT(e[0] == 0 && e[1] == 0 && e[2] == 0 && std::isinf(e[3]) && std::isinf(e[4]) && std::isnan(e[5]) && e[6] == 1);
 }
 

@@ -11,17 +11,21 @@
 from __future__ import annotations
 
 from hmsa_ext.data.augment import MOST_BLUR, Augment, Looks
-from hmsa_ext.data.by_name import NAMES, build
+from hmsa_ext.data.by_name import NAMES, build, source_type
 from hmsa_ext.data.check import check
 from hmsa_ext.data.crops import Cropped, DecodedBatch, collate, cut, piece_of
+from hmsa_ext.data.fit import fit_augment, fit_crop, fit_epochs, typical_size
 from hmsa_ext.data.frequencies import balanced_weights
 from hmsa_ext.data.index import ClassIndex, build_index, cache_folder
 from hmsa_ext.data.labelled_files import LabelledFiles
+from hmsa_ext.data.learnable import require_labels, require_two_classes
 from hmsa_ext.data.loader import batches_per_epoch, evaluation_loader, training_loader, whole_piece
 from hmsa_ext.data.normalise import colourise, denormalise
-from hmsa_ext.data.sampling import EpochSampler, Sampling, parse_weights
+from hmsa_ext.data.sampling import EpochSampler, Sampling
+from hmsa_ext.data.settings import DataSettings, recipe
+from hmsa_ext.data.source import Source
 from hmsa_ext.data.synthetic import Synthetic
-from hmsa_ext.data.training_set import TrainingSet, prepare
+from hmsa_ext.data.training_set import TrainingSet, open_training, prepare
 from hmsa_ext.data.types import IGNORE_LABEL, Batch, ClassTable, DataError, Dataset, Sample
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "ClassTable",
     "Cropped",
     "DataError",
+    "DataSettings",
     "Dataset",
     "DecodedBatch",
     "EpochSampler",
@@ -41,6 +46,7 @@ __all__ = [
     "Looks",
     "Sample",
     "Sampling",
+    "Source",
     "Synthetic",
     "TrainingSet",
     "balanced_weights",
@@ -54,9 +60,17 @@ __all__ = [
     "cut",
     "denormalise",
     "evaluation_loader",
-    "parse_weights",
+    "fit_augment",
+    "fit_crop",
+    "fit_epochs",
+    "open_training",
     "piece_of",
     "prepare",
+    "recipe",
+    "require_labels",
+    "require_two_classes",
+    "source_type",
     "training_loader",
+    "typical_size",
     "whole_piece",
 ]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "scan": "look at every file of a data set and say what is wrong with it",
+    "scan": "look at every file of a data set and list everything that is wrong",
     "stats": "class frequencies, and how they change under class-uniform sampling",
 }
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ["usage: python -m hmsa_ext.data COMMAND ...", *(f"  {name:<6} {text}" for name, text in COMMANDS.items())]
     )
     if arguments and arguments[0] in COMMANDS:
-        # Imported when asked for: one command does not pay for what the other needs.
+        # Imported here, so that one command does not load the imports of the other.
         return importlib.import_module(f"hmsa_ext.data.{arguments[0]}").main(arguments[1:])
     if arguments in (["-h"], ["--help"]):
         print(usage)

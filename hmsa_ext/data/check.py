@@ -1,4 +1,4 @@
-"""A look at every item of a data set before hours are spent on it."""
+"""A check of every item of a data set, before hours are spent on training."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from hmsa_ext.data.label_table import describe_values
-from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import ClassTable, DataError, Dataset, Sample
 
 SHOWN = 10
 
 
 def check(dataset: Dataset, *, threads: int | None = None, quiet: bool = False) -> None:
-    """Look at every item of the data set: sizes, label values, damaged files.
+    """Checks every item of the data set: sizes, label values, damaged files.
 
     Shows a progress bar on a terminal and plain lines elsewhere, both on standard error.
 
-    threads: how many; one per core that this process may use, at most 16, unless given.
+    threads: see :func:`hmsa_ext.data.progress.reader_threads`.
     quiet: show nothing.
 
-    Raises DataError that lists the problems (the first ten, and how many there are), each with its file, what was found
-    and what was expected.
+    Raises DataError that lists the first ten problems and their number, each with its file, the value found and the
+    value expected.
     """
     count = len(dataset)
     if count == 0:
         raise DataError("the data set is empty: expected at least 1 image")
     problems, start = [], time.monotonic()
-    with ThreadPoolExecutor(threads or min(usable_cores(), 16)) as pool:
+    with ThreadPoolExecutor(reader_threads(threads)) as pool:
         results = pool.map(lambda index: inspect_item(dataset, index), range(count))
         for _, found in report(results, count, what="checking the data", quiet=quiet):
             problems.extend(found)
@@ -44,7 +44,7 @@ def check(dataset: Dataset, *, threads: int | None = None, quiet: bool = False) 
 def inspect_item(dataset: Dataset, index: int) -> tuple[np.ndarray | None, list[str]]:
     """The label map of one item, None where it cannot be used, and the problems of the item in words.
 
-    With as little work as the data set allows: one on disk decodes its label files once and its image not at all.
+    A data set on disk decodes the label files once, and does not decode the image.
     """
     inspect = getattr(dataset, "inspect", None)
     if inspect is not None:
@@ -58,7 +58,7 @@ def inspect_item(dataset: Dataset, index: int) -> tuple[np.ndarray | None, list[
 
 
 def sample_problems(sample: Sample, classes: ClassTable) -> list[str]:
-    """What is wrong with a sample, in words."""
+    """The problems of a sample, in words."""
     image, label, name = sample.image, sample.label, sample.name
     problems = []
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -82,7 +82,7 @@ def sample_problems(sample: Sample, classes: ClassTable) -> list[str]:
 
 
 def problem_report(problems: Sequence[str], images: int) -> str:
-    """A text that lists the first ten problems and says how many there are, in how many images looked at."""
+    """A text that lists the first ten problems, with the number of problems and of images."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     text = "\n  ".join([*problems[:SHOWN], *more])
     return f"{len(problems)} problem{'s' * (len(problems) > 1)} in {images} image{'s' * (images != 1)}:\n  {text}"

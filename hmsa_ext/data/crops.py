@@ -1,4 +1,4 @@
-"""Decoded pictures on their way to the device, and the crops that are made of them there."""
+"""Decoded pictures on their way to the device, and the crops that the device makes of them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from hmsa_ext import ops
 from hmsa_ext.data.augment import Looks
 from hmsa_ext.data.normalise import MEAN, STD
-from hmsa_ext.data.types import Batch, Sample
+from hmsa_ext.data.types import Batch, DataError, Sample
 
 
 @dataclass
 class DecodedBatch:
-    """What a loader yields: pictures as they were decoded, and which crops :func:`cut` is to make of them.
+    """A batch of a loader: decoded pictures, and the crops that :func:`cut` is to make of them.
 
     images: uint8 [h_i, w_i, 3], one per crop: the part of the picture that its box covers.
     labels: uint8 [h_i, w_i]; 255 = ignored.
@@ -69,7 +70,7 @@ class Piece:
 
 
 def piece_of(sample: Sample, box: tuple[int, int, int, int], looks: Looks, size: tuple[int, int]) -> Piece:
-    """The part of a picture that a box covers: what lies outside need not travel to the device."""
+    """The part of a picture that a box covers; the rest is not copied to the device."""
     height, width = sample.label.shape
     if sample.image.shape != (height, width, 3):
         raise ValueError(
@@ -134,3 +135,23 @@ def cut(batch: DecodedBatch, *, dtype: torch.dtype = torch.float32, channels_las
         channels_last=channels_last,
     )
     return Batch(images, labels, batch.names)
+
+
+def collate_samples(samples: list[Sample], *, collate_fn_map: object = None) -> Batch:
+    """Whole pictures of one size as a batch; PyTorch's default collate calls it for :class:`Sample`.
+
+    With it ``torch.utils.data.DataLoader(dataset, batch_size=4)`` yields :class:`Batch`. Raises DataError for pictures
+    of several sizes.
+    """
+    sizes = sorted({sample.label.shape for sample in samples})
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise DataError(
+            f"samples: expected pictures of one size, got {shown}; use batch_size=1, or "
+            "hmsa_ext.data.training_loader (crops) or evaluation_loader (whole pictures, one by one)"
+        )
+    height, width = samples[0].label.shape
+    return cut(collate([piece_of(sample, (0, 0, height, width), Looks(), (height, width)) for sample in samples]))
+
+
+default_collate_fn_map[Sample] = collate_samples  # as torch.utils.data.default_collate documents

@@ -1,11 +1,13 @@
-"""Reading pictures and label maps from disk: whole, right way up, value for value, or with an error naming the file.
+"""Reading pictures and label maps from disk: whole, pixel for pixel as stored, or with an error that names the file.
 
-OpenCV returns ``None``, or in some versions a half grey picture, for a damaged file. Training on that would be
-silently wrong, so files are looked through before they are decoded: JPEG up to its end marker, PNG by the checksums of
-its chunks.
+The EXIF orientation is never followed: label maps belong to the pixels as they are stored.
 
-OpenCV also has no way to ask for the indices of a palette picture: it gives the colours. So label files are turned, in
-memory, into greyscale ones that store the same numbers, and decoded as such.
+For a damaged file OpenCV returns ``None`` or, in some versions, a half grey picture. Training on that would be silently
+wrong. Files are therefore checked before they are decoded: JPEG up to its end marker, PNG by the checksums of its
+chunks.
+
+OpenCV gives the colours of a palette picture and has no way to ask for the indices. Label files are therefore turned,
+in memory, into greyscale files that store the same numbers.
 """
 
 from __future__ import annotations
@@ -18,26 +20,50 @@ from pathlib import Path
 
 import numpy as np
 
-from hmsa_ext.data.headers import PNG_START, Header, jpeg_segments, parse_header
+from hmsa_ext.data.headers import (
+    PNG_START,
+    FormatError,
+    Header,
+    check_readable,
+    jpeg_segments,
+    parse_header,
+    without_orientation,
+)
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+WHITE = 65535  # of 16 bits
 
 # OpenCV decodes 1, 2 and 4 bits to the range of 8; this finds the stored values again.
 _UNSTRETCH = {depth: (np.arange(256) // (255 // (2**depth - 1))).astype(np.uint8) for depth in (1, 2, 4)}
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, white: int = WHITE) -> np.ndarray:
     """The picture in a PNG, JPEG, BMP, TIFF or WebP file, uint8 [H, W, 3], red, green, blue. Raises DataError.
 
-    Alpha is left out, 16 bits are reduced to 8.
+    Alpha is left out, CMYK is converted, 16 bits are reduced to 8.
+
+    white: the value of white in files of 16 bits, such as 4095 for 12 bits stored in 16; larger values become white.
     """
     data = read_bytes(path)
-    check_whole(path, data)
-    # Labels belong to the pixels as they are stored, so a camera's note on how to turn them is not followed.
-    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    header = check_whole(path, data)
+    data, flags = _as_stored(data, header), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    if header.depth == 16 and white != WHITE:
+        image = _decode(path, data, flags | cv2.IMREAD_ANYDEPTH)
+        stretched = np.minimum(np.arange(1 << 16) * 255 / white + 0.5, 255).astype(np.uint8)
+        image = stretched[image] if image.dtype == np.uint16 else image
+    else:
+        image = _decode(path, data, flags)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def largest_value(path: Path) -> int:
+    """The largest value that an image file of 8 or 16 bits stores. Raises DataError."""
+    data = read_bytes(path)
+    check_whole(path, data)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
+    return int(_decode(path, data, flags).max())
 
 
 def read_label(path: Path) -> np.ndarray:
@@ -56,8 +82,8 @@ def read_label(path: Path) -> np.ndarray:
     elif header.format == "BMP" and header.palette:
         data = _bmp_as_greyscale(data)
     elif header.palette:
-        raise DataError(f"{path}: a {header}: palettes are read from PNG and BMP; save the label map as one of these")
-    label = _decode(path, data, cv2.IMREAD_UNCHANGED)
+        raise FormatError(f"{path}: a {header}: palettes are read from PNG and BMP; save the label map as one of these")
+    label = _decode(path, _as_stored(data, header), cv2.IMREAD_UNCHANGED)
     if label.ndim == 3:
         if not all(np.array_equal(label[..., 0], label[..., k]) for k in (1, 2)):
             raise DataError(
@@ -67,7 +93,7 @@ def read_label(path: Path) -> np.ndarray:
             )
         label = np.ascontiguousarray(label[..., 0])
     if label.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: expected class numbers of 8 or 16 bits, got {label.dtype}")
+        raise FormatError(f"{path}: expected class numbers of 8 or 16 bits, unsigned, got {label.dtype}")
     if header.format == "PNG" and header.depth < 8:
         label = cv2.LUT(label, _UNSTRETCH[header.depth])
     return label
@@ -80,8 +106,9 @@ def read_colours(path: Path) -> np.ndarray:
     files.
     """
     data = read_bytes(path)
-    _refuse_lossy(path, check_whole(path, data))
-    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    header = check_whole(path, data)
+    _refuse_lossy(path, header)
+    image = _decode(path, _as_stored(data, header), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     # Blue, green, red and a fourth byte are the bytes of a number, lowest first.
     return cv2.cvtColor(image, cv2.COLOR_BGR2BGRA).view("<u4")[..., 0] & np.uint32(0xFFFFFF)
 
@@ -100,10 +127,12 @@ def read_bytes(path: Path) -> bytes:
 def check_whole(path: Path, data: bytes) -> Header:
     """The header of a picture file, given its bytes, once it is sure that they are all there.
 
-    Raises DataError when the file is no picture, ends early (PNG, JPEG), or has a wrong checksum (PNG). Files of other
-    formats are found to be damaged when they are decoded.
+    Raises DataError when the file is no picture, ends early (PNG, JPEG), or has a wrong checksum (PNG), and
+    :class:`hmsa_ext.data.headers.FormatError` for a kind of picture that is not read. Damage in files of other formats
+    is found when they are decoded.
     """
     header = parse_header(path, data)
+    check_readable(path, header)
     if header.format == "PNG":
         for _ in _png_chunks(path, data):
             pass
@@ -166,10 +195,14 @@ def _bmp_as_greyscale(data: bytes) -> bytes:
 
 def _refuse_lossy(path: Path, header: Header) -> None:
     if header.format in ("JPEG", "WebP"):
-        raise DataError(
-            f"{path}: a {header.format} file changes the values of a label map where they meet; make the label maps "
-            f"anew and save them as PNG (converting this file does not bring the values back)"
+        raise FormatError(
+            f"{path}: {header.format} is lossy: it alters labels at class borders. Regenerate the label maps as PNG; "
+            f"converting this file does not restore the labels"
         )
+
+
+def _as_stored(data: bytes, header: Header) -> bytes:
+    return without_orientation(data) if header.format == "TIFF" and header.orientation != 1 else data
 
 
 def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:

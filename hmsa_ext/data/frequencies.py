@@ -1,4 +1,4 @@
-"""Class weights that even out how often each class occurs."""
+"""Class weights that balance the frequencies of the classes."""
 
 from __future__ import annotations
 

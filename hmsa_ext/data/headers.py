@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say: format, size, depth, channels. Nothing is decoded, little is read."""
+"""Format, size, depth, channels and orientation of a picture file, from its first bytes. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -18,17 +18,31 @@ JPEG_START = b"\xff\xd8"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4}  # bytes of the integers that a TIFF tag may hold
 _CHANNEL_NAMES = {1: "greyscale", 2: "greyscale and alpha", 3: "RGB", 4: "RGB and alpha"}
+# Values of TIFF tags: kinds of samples, and of colours.
+_SAMPLES = {1: "", 2: "signed ", 3: "float "}
+_GREY, _RGB, _CMYK, _YCBCR = (0, 1), 2, 5, 6
+_EXIF_BYTES = 4096  # the tag of the orientation is among the first
+
+MOST_PIXELS = 1 << 30  # that OpenCV decodes
+MOST_SIDE = 1 << 20
+
+
+class FormatError(DataError):
+    """A picture file that is whole, but of a kind that is not read."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture file says of itself.
+    """The content of the header of a picture file.
 
     format: "PNG", "JPEG", "BMP", "TIFF" or "WebP".
-    height, width: in pixels, as stored; a note on how to turn the picture is not followed.
+    height, width: in pixels, as stored; the orientation is not followed.
     depth: bits per channel, or per palette index.
-    channels: per pixel as stored: 1 greyscale or palette index, 2 with alpha, 3 RGB, 4 with alpha.
+    channels: per pixel as stored: 1 greyscale or palette index, 2 with alpha, 3 RGB, 4 with alpha or CMYK.
     palette: the one channel counts colours in a table.
+    colours: the channels in words: "greyscale", "RGB and alpha", "CMYK", ...
+    orientation: EXIF orientation, 1 to 8; 1 is upright.
+    refusal: why the pixels cannot be read; empty when they can.
     """
 
     format: str
@@ -37,6 +51,30 @@ class Header:
     depth: int
     channels: int
     palette: bool = False
+    colours: str = ""
+    orientation: int = 1
+    refusal: str = ""
+
+    @property
+    def alpha(self) -> bool:
+        """Whether a channel is alpha."""
+        return self._kind.endswith("alpha")
+
+    @property
+    def cmyk(self) -> bool:
+        """Whether the colours are those of a printer."""
+        return self._kind == "CMYK"
+
+    @property
+    def turned(self) -> tuple[int, int]:
+        """(height, width) as viewers show the picture, which follow the orientation."""
+        return (self.width, self.height) if self.orientation >= 5 else self.size
+
+    @property
+    def _kind(self) -> str:
+        if self.palette:
+            return "palette"
+        return self.colours or _CHANNEL_NAMES.get(self.channels, f"{self.channels} channels")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,8 +82,29 @@ class Header:
         return self.height, self.width
 
     def __str__(self) -> str:
-        kind = "palette" if self.palette else _CHANNEL_NAMES.get(self.channels, f"{self.channels} channels")
-        return f"{self.depth}-bit {kind} {self.format}"
+        return f"{self.depth}-bit {self._kind} {self.format}"
+
+
+def check_readable(path: Path, header: Header) -> None:
+    """Raises :class:`FormatError` for a picture of a kind that is not read, and for one that is too large."""
+    if header.refusal:
+        raise FormatError(f"{path}: {header.refusal}")
+    if header.height * header.width > MOST_PIXELS or max(header.size) > MOST_SIDE:
+        raise FormatError(
+            f"{path}: {header.width}x{header.height} pixels are more than OpenCV decodes (2^30, and 2^20 along a "
+            "side); cut the picture into parts"
+        )
+
+
+def turned_note(header: Header) -> str:
+    """The text about an image whose orientation is not 1; empty for 1."""
+    if header.orientation == 1:
+        return ""
+    height, width = header.turned
+    return (
+        f"the EXIF orientation {header.orientation} of the image is not followed: pixels are read as they are stored "
+        f"({header.width}x{header.height}); viewers show {width}x{height}"
+    )
 
 
 def read_header(path: Path) -> Header:
@@ -66,15 +125,17 @@ def parse_header(path: Path, file: BinaryIO | bytes) -> Header:
         raise DataError(f"{path}: the file is empty")
     try:
         if start.startswith(PNG_START):
-            return _png(start)
+            return _png(start, file)
         if start.startswith(JPEG_START):
             return _jpeg(path, file)
         if start.startswith(b"BM"):
             return _bmp(start)
         if start[:4] in (b"II*\0", b"MM\0*"):
-            return _tiff(start, file)
+            return _tiff(file)
+        if start[:4] in (b"II+\0", b"MM\0+"):
+            raise FormatError(f"{path}: BigTIFF is not read; save the picture as TIFF or PNG")
         if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-            return _webp(start)
+            return _webp(start, file)
     except (struct.error, KeyError, IndexError) as error:
         raise DataError(f"{path}: the file is damaged: its header cannot be read") from error
     raise DataError(f"{path}: not a picture: expected a PNG, JPEG, BMP, TIFF or WebP file")
@@ -83,7 +144,7 @@ def parse_header(path: Path, file: BinaryIO | bytes) -> Header:
 def jpeg_segments(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """Marker, position after the segment and first bytes of each segment of a JPEG file, up to the compressed picture.
 
-    Ends without a word where the file ends; raises DataError where there is no marker.
+    Ends silently where the file ends; raises DataError where there is no marker.
     """
     position = 2
     while True:
@@ -97,22 +158,38 @@ def jpeg_segments(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]
             position += 1
             continue
         position += 2 + struct.unpack_from(">H", head, 2)[0]
-        yield head[1], position, head[4:]
+        body = head[4:]
+        if head[1] == 0xE1 and body.startswith(b"Exif"):
+            body += file.read(_EXIF_BYTES)
+        yield head[1], position, body
         if head[1] == 0xDA:
             return
 
 
-def _png(start: bytes) -> Header:
+def _png(start: bytes, file: BinaryIO) -> Header:
     width, height, depth, colour = struct.unpack_from(">IIBB", start, 16)
-    return Header("PNG", height, width, depth, _PNG_CHANNELS[colour], colour == 3)
+    orientation, position = 1, len(PNG_START)
+    while True:  # the chunks before the compressed picture
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] in (b"IDAT", b"IEND"):
+            break
+        if head[4:] == b"eXIf":
+            orientation = _orientation(file.read(_EXIF_BYTES))
+        position += 12 + struct.unpack(">I", head[:4])[0]
+    return Header("PNG", height, width, depth, _PNG_CHANNELS[colour], colour == 3, orientation=orientation)
 
 
 def _jpeg(path: Path, file: BinaryIO) -> Header:
+    orientation = 1
     for marker, _, body in jpeg_segments(path, file):
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            orientation = _orientation(body[6:])
         # Start of frame, in any of its forms; C4, C8 and CC in that range are something else.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             depth, height, width, channels = struct.unpack_from(">BHHB", body)
-            return Header("JPEG", height, width, depth, channels)
+            colours = "CMYK" if channels == 4 else ""
+            return Header("JPEG", height, width, depth, channels, colours=colours, orientation=orientation)
     raise DataError(f"{path}: the file is damaged: it ends early, within its header")
 
 
@@ -123,7 +200,35 @@ def _bmp(start: bytes) -> Header:
     return Header("BMP", abs(height), width, depth, max(1, bits // 8), bits <= 8)  # negative height: top row first
 
 
-def _tiff(start: bytes, file: BinaryIO) -> Header:
+def _tiff(file: BinaryIO) -> Header:
+    tags = _tiff_tags(file)
+    bands, depth, photometric = tags.get(277, 1), tags.get(258, 1), tags.get(262)
+    alpha, samples = tags.get(338) in (1, 2), tags.get(339, 1)
+    colours, refusal = "", ""
+    if samples not in (1, 4) or depth > 16:
+        kind = f"{_SAMPLES.get(samples, '')}{depth}-bit samples"
+        refusal = f"a TIFF with {kind} is not read; save the picture with 8 or 16 bits, unsigned"
+    elif photometric == _CMYK and bands == 4:
+        colours = "CMYK"
+    elif bands == 4 and photometric in (_RGB, None) and not alpha:
+        colours = "RGB and a fourth band"
+    elif bands == 2 and alpha:
+        colours = "greyscale and alpha"
+    elif bands not in (1, 3, 4) or (bands > 1 and photometric in _GREY):
+        colours = f"{bands} bands"
+        refusal = (
+            f"a TIFF with {bands} bands that are not said to be red, green and blue is not read: "
+            "save images as RGB, and label maps with one band"
+        )
+    return Header(
+        "TIFF", tags[257], tags[256], depth, bands, photometric == 3, colours, _upright(tags.get(274, 1)), refusal
+    )  # fmt: skip
+
+
+def _tiff_tags(file: BinaryIO) -> dict[int, int]:
+    """The first value of each tag with integers in the first directory of a TIFF file."""
+    file.seek(0)
+    start = file.read(8)
     order = "<" if start[:2] == b"II" else ">"
     file.seek(struct.unpack_from(order + "I", start, 4)[0])
     (count,) = struct.unpack(order + "H", file.read(2))
@@ -140,16 +245,54 @@ def _tiff(start: bytes, file: BinaryIO) -> Header:
             value = file.read(size)
             file.seek(here)
         (tags[tag],) = struct.unpack(order + {1: "B", 2: "H", 4: "I"}[size], value)
-    return Header("TIFF", tags[257], tags[256], tags.get(258, 1), tags.get(277, 1), tags.get(262) == 3)
+    return tags
 
 
-def _webp(start: bytes) -> Header:
+def without_orientation(data: bytes) -> bytes:
+    """The TIFF file with an orientation of 1. OpenCV follows the tag of a TIFF even with IMREAD_IGNORE_ORIENTATION."""
+    order = "<" if data[:2] == b"II" else ">"
+    (place,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, place)
+    changed = bytearray(data)
+    for entry in range(place + 2, place + 2 + 12 * count, 12):
+        if struct.unpack_from(order + "HH", data, entry) == (274, 3):
+            struct.pack_into(order + "H", changed, entry + 8, 1)
+    return bytes(changed)
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in EXIF data, which have the form of a TIFF file; 1 where they cannot be read."""
+    try:
+        return _upright(_tiff_tags(io.BytesIO(exif)).get(274, 1))
+    except struct.error:
+        return 1
+
+
+def _upright(orientation: int) -> int:
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _webp(start: bytes, file: BinaryIO) -> Header:
     kind = start[12:16]
     if kind == b"VP8X":
         width, height = (1 + int.from_bytes(start[k : k + 3], "little") for k in (24, 27))
-        return Header("WebP", height, width, 8, 4 if start[20] & 0x10 else 3)
+        orientation = _webp_orientation(file) if start[20] & 0x08 else 1
+        return Header("WebP", height, width, 8, 4 if start[20] & 0x10 else 3, orientation=orientation)
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", start, 21)
         return Header("WebP", 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF), 8, 4 if bits >> 28 & 1 else 3)
     width, height = struct.unpack_from("<HH", start, 26)
     return Header("WebP", height & 0x3FFF, width & 0x3FFF, 8, 3)
+
+
+def _webp_orientation(file: BinaryIO) -> int:
+    position = 12
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return 1
+        if head[:4] == b"EXIF":
+            return _orientation(file.read(_EXIF_BYTES).removeprefix(b"Exif\0\0"))
+        length = struct.unpack("<I", head[4:])[0]
+        position += 8 + length + length % 2

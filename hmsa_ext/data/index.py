@@ -1,9 +1,9 @@
 """Where the classes of a data set are: sizes, pixel counts and tile centroids of every label map.
 
-Made once by reading every label map, in parallel, and kept in a cache folder: one compact file per data set and tile,
-which carries size and time of every file that it was made from. When files changed, those alone are read again. A
-build looks at the data as well, and refuses what training would stumble over hours later: label values that are no
-class, sizes that differ, files that cannot be read.
+The index is made once by reading every label map, in parallel. It is kept in a cache folder: one compact file per data
+set and tile, with size and time of every file that it was made from. Only changed files are read again. The build also
+checks the data, and refuses faults that would stop training hours later: label values that are no class, sizes that
+differ, files that cannot be read.
 
 The cache folder is ``$HMSA_CACHE``, else ``hmsa_ext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it may be deleted at any
 time.
@@ -27,7 +27,7 @@ import torch
 
 from hmsa_ext import ops
 from hmsa_ext.data.check import inspect_item, problem_report
-from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.files import replacing
 
@@ -36,15 +36,15 @@ FORMAT = 1  # of the file; raised whenever its content or the way it is made cha
 
 @dataclass(frozen=True, eq=False)
 class ClassIndex:
-    """What is where in the label maps of a data set of I images and K classes.
+    """Sizes, pixel counts and centroids of the label maps of a data set of I images and K classes.
 
     tile: side of the square tiles in pixels; those at the right and bottom edge may be smaller.
     classes: the class table.
     sizes: int64 [I, 2], height and width.
-    pixels: int64 [I, K], pixels of each class in each image; what is missing to height * width is ignored.
+    pixels: int64 [I, K], pixels of each class in each image; the rest of height * width is ignored.
     centroids: int64 [M, 4] = class, image, y, x, sorted by class: for each tile and each class in it, the mean place of
         its pixels, rounded down to a pixel. It need not be a pixel of the class.
-    problems: what is wrong, by image. Images with problems have size 0 and no pixels.
+    problems: texts by image. Images with problems have size 0 and no pixels.
     """
 
     tile: int
@@ -84,7 +84,7 @@ def build_index(
     cache: folder of the cache; None keeps nothing. Data sets without ``files`` (generated ones) are never cached.
         Several processes may ask at once: one builds, the others wait and read.
     skip_damaged: leave images with problems out, with a warning that names them, instead of raising.
-    threads: how many read at a time; one per core that this process may use, at most 16, unless given.
+    threads: see :func:`hmsa_ext.data.progress.reader_threads`.
     quiet: no progress, no warnings.
 
     Raises DataError that lists the problems, and for an empty data set; ValueError for a tile below 1.
@@ -93,7 +93,7 @@ def build_index(
         raise ValueError(f"tile: expected at least 1 pixel, got {tile}")
     if len(dataset) == 0:
         raise DataError("the data set is empty: expected at least 1 image")
-    builder = _Builder(dataset, tile, threads or min(usable_cores(), 16), quiet)
+    builder = _Builder(dataset, tile, reader_threads(threads), quiet)
     files = getattr(dataset, "files", None)
     if cache is None or files is None:
         index = builder.build(_Rows(len(dataset)))
@@ -110,7 +110,7 @@ def build_index(
 
 
 def cache_folder() -> Path:
-    """Where indices are kept unless a folder is given."""
+    """The folder of indices unless another one is given."""
     own = os.environ.get("HMSA_CACHE")
     if own:
         return Path(own).expanduser()
@@ -118,7 +118,7 @@ def cache_folder() -> Path:
 
 
 class _Rows:
-    """What is known of each image: a size of 0 stands for nothing."""
+    """The known facts of each image; a size of 0 means none."""
 
     def __init__(self, length: int) -> None:
         self.sizes = np.zeros((length, 2), np.int64)
@@ -201,7 +201,7 @@ def _build_with_cache(builder: _Builder, stamps: _Stamps, cache: Path, quiet: bo
     path = cache / f"{key}.index.npz"
     rows, trouble = _Rows(len(stamps.names)), None
     with contextlib.ExitStack() as stack:
-        # A cache is a convenience: without it the same index comes out, later.
+        # The cache is optional; without it the index is rebuilt.
         try:
             cache.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(path.with_suffix(".lock")))
@@ -258,8 +258,8 @@ def _store(path: Path, stamps: _Stamps, rows: _Rows) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is inside, of all that see the file. Where locks do not exist everybody is: files are
-    replaced whole, so that nothing breaks, work is only done twice."""
+    """One process at a time is inside, of all that see the file. On file systems without locks several may be: files
+    are replaced whole, so that work is done twice and nothing breaks."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""From the values that label files store to class numbers: one look-up per pixel, whatever the number of classes."""
+"""From the values that label files store to class numbers: one look-up per pixel for any number of classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from hmsa_ext.data.files import read_colours, read_label
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import IGNORE_LABEL, DataError
 
-NO_CLASS = 254  # what the table holds for values that are no class
+NO_CLASS = 254  # the entry of values that are no class
+# More colours than this in label maps are no classes, of which there are at most 254: they come from a photograph, from
+# lossy compression or from smoothed borders.
+MANY_COLOURS = 256
 SHOWN = 10
 
 
@@ -20,7 +23,7 @@ class LabelTable:
 
     classes: class number, or 255 for ignored, of each stored value; for colours the value is
         red * 65536 + green * 256 + blue. Values that are not in it are errors.
-    expected: what the values should be, in words, for the text of errors.
+    expected: the values that fit, in words, for error messages.
     colours: the files are colour pictures whose colours stand for classes.
 
     Raises ValueError for class numbers other than 0..253 and 255, and for values that no file can store.

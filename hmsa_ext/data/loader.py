@@ -1,20 +1,22 @@
 """Loaders for training and evaluation: worker processes decode, the device crops.
 
-All randomness is counted, not carried on: item ``n`` of an epoch, its box and its looks, follow from (seed, epoch, n).
-So a run gives the same batches with any number of workers, two ranks see what one rank with twice the batch sees, and a
-run that was stopped in the middle of an epoch goes on with the very next batch.
+Every random number is a function of (seed, epoch, position); there is no generator state to save. A run therefore gives
+the same batches with any number of workers, two ranks take the crops of one rank with twice the batch, and a run that
+was stopped within an epoch continues with the next batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from hmsa_ext.data.augment import Looks, resized_size
-from hmsa_ext.data.crops import Piece, collate, piece_of
+from hmsa_ext.data.crops import DecodedBatch, Piece, collate, piece_of
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.training_set import TrainingSet
 from hmsa_ext.data.types import DataError, Dataset, Sample
@@ -41,12 +43,12 @@ def training_loader(
     training: from :func:`hmsa_ext.data.prepare`.
     batch_size: crops per rank. Items that do not fill the last batch of all ranks are left out of an epoch.
     epoch: counts from 0; gives the items, with the seed of the sampler.
-    epochs: so many, one behind the other: workers go on without a pause from one into the next.
-    rank, world_size: this process among those that train together.
+    epochs: number of epochs; workers continue from one into the next without a pause.
+    rank, world_size: number of this process, and of all processes that train together.
     workers: worker processes, which decode; 0 decodes in this process.
-    start_batch: begin with this batch of the first epoch, exactly as if the ones before had been taken.
-    damaged: "stop" raises DataError, which names the file, when a file cannot be decoded; "skip" takes another item for
-        the same place (the next of the same class) and says so in the batch's ``warnings``.
+    start_batch: the first batch of the first epoch, exactly as if the batches before it had been taken.
+    damaged: when a file cannot be decoded, "stop" raises DataError with the name of the file, and "skip" takes another
+        item for the same place (the next of the same class) and adds a sentence to the batch's ``warnings``.
 
     Returns an iterable of :class:`DecodedBatch`, with a length, in page-locked memory where there is a GPU;
     :func:`hmsa_ext.data.cut` makes the crops.
@@ -70,9 +72,12 @@ def batches_per_epoch(training: TrainingSet, batch_size: int, world_size: int = 
     """How many batches each rank takes in an epoch. Raises DataError when the items do not fill one."""
     together = batch_size * world_size
     if len(training.sampler) < together:
+        images = len(training.sampler)
+        largest = images // world_size
+        remedy = f"a batch_size of at most {largest}" if largest else f"at most {images} ranks"
         raise DataError(
-            f"an epoch has {len(training.sampler)} items, fewer than one batch: batch_size {batch_size} on each of "
-            f"{world_size} ranks takes {together}"
+            f"an epoch has {images} items, fewer than one batch: batch_size {batch_size} on each of {world_size} "
+            f"rank{'s' * (world_size > 1)} takes {together}. Set {remedy}, or add images"
         )
     return len(training.sampler) // together
 
@@ -82,9 +87,9 @@ def evaluation_loader(
 ) -> DataLoader:
     """Every image once, whole and alone, in the order of the data set.
 
-    Of several ranks each takes every ``world_size``-th image: all of them are seen exactly once, and the number per
-    rank may differ by one. ``long_edge``: images and label maps are resized to this many pixels along their longer
-    side; 0: as they are. A damaged file always stops: a score of the others would be a score of something else.
+    Each rank takes every ``world_size``-th image: every image is seen exactly once, and the number per rank may differ
+    by one. ``long_edge``: images and label maps are resized to this many pixels along their longer side; 0: as they
+    are. A damaged file always raises DataError: a score without it would be the score of another data set.
     Returns an iterable of :class:`DecodedBatch` of one image, with a length.
     """
     _check_ranks(rank, world_size, workers)
@@ -127,7 +132,7 @@ class _Crops:
     def __init__(self, training: TrainingSet, skip: bool) -> None:
         self.dataset, self.sampler, self.augment = training.dataset, training.sampler, training.augment
         self.skip = skip
-        self.epoch, self.boxes, self.classes = -1, None, None  # that was drawn last
+        self.epoch, self.boxes, self.classes = -1, np.empty((0, 5), np.int64), np.empty(0, np.int64)  # drawn last
 
     def __getitem__(self, key: tuple[int, int]) -> Piece:
         epoch, place = key
@@ -148,7 +153,7 @@ class _Crops:
             boxes, _ = self.sampler.draw(epoch, place, 1, attempt=attempt)
             image, *box = boxes[0].tolist()
         looks = self.augment.draw_looks(looks_rng(self.sampler.seed, epoch, place))
-        piece = piece_of(sample, box, looks, self.augment.crop)
+        piece = piece_of(sample, (box[0], box[1], box[2], box[3]), looks, self.augment.crop_size)
         piece.chosen_for, piece.warnings = chosen_for, warnings
         return piece
 
@@ -171,15 +176,51 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _loader(items: _Crops | _Whole, places: Collection, workers: int) -> DataLoader:
-    return DataLoader(
-        items,
+@dataclass(frozen=True)
+class _Failure:
+    """The text of a DataError. PyTorch would turn the error of a worker into one whose text is a traceback."""
+
+    text: str
+
+
+class _Caught:
+    """Items of which those that raise DataError are :class:`_Failure`."""
+
+    def __init__(self, items: _Crops | _Whole) -> None:
+        self.items = items
+
+    def __getitem__(self, key: Any) -> Piece | _Failure:
+        try:
+            return self.items[key]
+        except DataError as error:
+            return _Failure(str(error))
+
+
+def _collate(pieces: list[Piece | _Failure]) -> DecodedBatch | _Failure:
+    good = [piece for piece in pieces if isinstance(piece, Piece)]
+    failures = [piece for piece in pieces if isinstance(piece, _Failure)]
+    return failures[0] if failures else collate(good)
+
+
+class _Loader(DataLoader):
+    """Raises the DataError of a worker in this process."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, _Failure):
+                raise DataError(batch.text)
+            yield batch
+
+
+def _loader(items: _Crops | _Whole, places: _Places | list[list[int]], workers: int) -> DataLoader:
+    return _Loader(
+        cast("torch.utils.data.Dataset", _Caught(items)),  # it asks for no more than __getitem__
         batch_sampler=places,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
-        # Else making an iterator would draw from the global generator, and with it change what the model draws.
+        # Without it each iterator would draw from the global generator, and so change the dropout of the model.
         generator=torch.Generator(),
     )
 

@@ -1,4 +1,4 @@
-"""What networks see, back as pictures; label maps in colour. (The way there is :func:`hmsa_ext.data.cut`.)"""
+"""Normalised input of networks back to pictures; label maps in colour. :func:`hmsa_ext.data.cut` normalises."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def installed_wheels() -> list[str]:
 
 
 def explain_import_failure(wheels: list[str], reason: str) -> str:
-    """What is wrong and which commands mend it, given the wheels found and the text of the failure."""
+    """The fault and the commands that mend it, given the wheels found and the text of the failure."""
     start = f"OpenCV (cv2) does not work here: {reason}."
     if len(wheels) > 1:
         return (
@@ -45,7 +45,7 @@ try:
     import cv2
 except (ImportError, AttributeError) as error:
     raise ImportError(explain_import_failure(installed_wheels(), f"{type(error).__name__}: {error}")) from error
-# What is left of cv2 after one of two wheels was uninstalled may still import, as an empty namespace package.
+# After one of two wheels was uninstalled, the rest of cv2 may still import as an empty namespace package.
 if not hasattr(cv2, "imdecode"):
     raise ImportError(explain_import_failure(installed_wheels(), "the module imports but is empty"))
 

@@ -1,8 +1,9 @@
-"""Which image belongs to which label file: by the parts of their names that are the same."""
+"""Pairs of images and label files, by the parts of their names that are the same."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ def list_files(
 ) -> dict[str, Path]:
     """The files of a folder by their names without suffix.
 
-    suffixes: what the names may end with (".png", "_gtFine_labelIds.png"), in capitals or small letters.
+    suffixes: endings of the names (".png", "_gtFine_labelIds.png"), in capitals or small letters.
     problems: what is wrong is added here: no such folder, two files of one name.
     recursive: also those in folders within; their names then contain the folders ("aachen/aachen_000000_000019").
     """
@@ -38,10 +39,19 @@ def list_files(
     return found
 
 
-def pair(listing: Listing, where: Path | str, images: Mapping[str, Path], **labels: Mapping[str, Path]) -> None:
-    """Put the pairs into the listing, in the order of their names, and what has no partner into its problems.
+def other_files(folder: Path, suffixes: Sequence[str]) -> str:
+    """The problem of a folder that holds other files than those with the suffixes, in words; empty for an empty one."""
+    kinds = Counter(path.suffix for path in _walk(folder) if not path.name.startswith("."))
+    if not kinds:
+        return ""
+    shown = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in kinds.most_common())
+    return f"{folder}: expected files that end with {', '.join(suffixes)}, got others alone: {shown}"
 
-    where: what the problems are about, a folder.
+
+def pair(listing: Listing, where: Path | str, images: Mapping[str, Path], **labels: Mapping[str, Path]) -> None:
+    """Puts the pairs into the listing, in the order of their names, and files without a partner into its problems.
+
+    where: the folder that the problems name.
     images, labels: files by name, as ``list_files`` gives them. An item takes one file of each of the labels; the first
         are the label maps, the others accompany them and may be there for more images.
     """

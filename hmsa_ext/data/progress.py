@@ -1,4 +1,4 @@
-"""How far a long look at files is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work on files: a bar on a terminal, a line every ten seconds elsewhere. How many threads read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 
 
 def report(results: Iterable[Result], count: int, *, what: str, quiet: bool = False) -> Iterator[Result]:
-    """Pass the results on, showing on standard error how far they are.
+    """Yields the results, and shows on standard error how many there are so far.
 
-    count: how many results there will be.
-    what: what is being done ("checking the data").
+    count: number of results.
+    what: name of the work ("checking the data").
     quiet: show nothing.
     """
     if quiet:
@@ -38,3 +38,8 @@ def report(results: Iterable[Result], count: int, *, what: str, quiet: bool = Fa
 def usable_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reader_threads(threads: int | None = None) -> int:
+    """How many threads read files at a time: ``threads``, or one per usable core, at most 16."""
+    return threads or min(usable_cores(), 16)

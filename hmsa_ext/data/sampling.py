@@ -1,8 +1,8 @@
-"""Which crop of which image comes when: class-uniform, rare-class and uniform epochs.
+"""The crops of an epoch and their order: class-uniform, rare-class and uniform epochs.
 
-An epoch is a plan, so many items from images at random and so many from each class, and an order of it. Both follow
-from the index, the seed and the number of the epoch alone; :func:`hmsa_ext.ops.draw_class_uniform_boxes` draws any item
-of it by itself. So every rank, every worker and a resumed run agree without a word between them.
+An epoch is a plan (a number of items from images at random, and from each class) and an order. Both follow from the
+index, the seed and the number of the epoch alone; :func:`hmsa_ext.ops.draw_class_uniform_boxes` draws each item by
+itself. Every rank, every worker and a resumed run therefore agree without communication.
 
 Class-uniform sampling is that of the paper: a share of the epoch is divided evenly among the classes, whose items are
 crops around a tile centroid of the class; the rest are images at random. Rare-class sampling divides that share by
@@ -11,9 +11,8 @@ crops around a tile centroid of the class; the rest are images at random. Rare-c
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,41 +20,37 @@ import torch
 from hmsa_ext import ops
 from hmsa_ext.data.index import ClassIndex
 from hmsa_ext.data.types import DataError
-
-KINDS = ("class_uniform", "rare_class", "uniform")
+from hmsa_ext.settings import NOT_NEGATIVE, POSITIVE, SHARE, Flag, Names, Weights, validate
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the items of an epoch are chosen.
+    """Which crops make an epoch, which has as many as there are images."""
 
-    kind: "class_uniform", "rare_class" or "uniform" (every image once).
-    share: part of the epoch that is drawn by class, 0 to 1; the rest are images at random.
-    weights: factor of a class's part, by its name; 1 for those that are not named, 0 leaves a class out.
-    temperature: of "rare_class": the smaller, the more the rarest classes get.
-    epochs: from this epoch on sampling is uniform; None: never.
-    extra_classes: the classes, by name, whose crops also come from the extra images (coarse or automatic labels).
-    """
-
-    kind: str = "class_uniform"
-    share: float = 0.5
-    weights: Mapping[str, float] = field(default_factory=dict)
-    temperature: float = 0.01
-    epochs: int | None = None
-    extra_classes: Sequence[str] = ()
+    kind: Annotated[Literal["class_uniform", "rare_class", "uniform"], Flag("sampling")] = "class_uniform"
+    """How the crops of an epoch are chosen: evenly among the classes, by the rarity of the classes, or every image
+    once."""
+    share: Annotated[float, SHARE, Flag("sampling-share")] = 0.5
+    """Part of an epoch that is drawn by class; the rest are images at random."""
+    weights: Annotated[Weights, Flag("sampling-weights")] = field(default_factory=dict)
+    """Factors of single classes, such as Bicyclist:2,Sky:0; 1 for all others, 0 leaves a class out."""
+    temperature: Annotated[float, POSITIVE, Flag("sampling-temperature")] = 0.01
+    """Temperature of "rare_class": the smaller, the more crops the rarest classes get."""
+    epochs: Annotated[int | None, NOT_NEGATIVE, Flag("sampling-epochs")] = None
+    """Sample by class (and from the extra images) in the first so many epochs only; default: in all."""
+    extra_classes: Names = ()
+    """Classes whose crops also come from the extra images (coarse or automatic labels)."""
+    tile: Annotated[int, NOT_NEGATIVE, Flag("sampling-tile")] = 0
+    """Side in pixels of the tiles whose class centroids crops are drawn around (published for Cityscapes: 1024); 0: a
+    quarter of the crop's smaller side, so that the centroid lies near the class and the class comes into the crop."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share: expected a number from 0 to 1, got {self.share}")
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"weights: expected numbers from 0 up, got {weight} for {name}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {self.temperature}")
-        if self.epochs is not None and self.epochs < 0:
-            raise ValueError(f"epochs: expected a number from 0 up, got {self.epochs}")
+        object.__setattr__(self, "extra_classes", tuple(self.extra_classes))
+        validate(self)
+
+    def tile_of(self, crop: tuple[int, int]) -> int:
+        """Side of the tiles in pixels for crops of (height, width)."""
+        return self.tile or max(1, min(crop) // 4)
 
 
 class EpochSampler:
@@ -64,9 +59,9 @@ class EpochSampler:
     index: of the training images. One epoch has as many items as there are usable images.
     crop: (height, width) of the crops in pixels.
     scale: smallest and largest enlargement, drawn evenly; a box is the crop divided by it.
-    seed: of everything that is drawn.
-    long_edge: images are taken as if resized to this many pixels along their longer side first; 0: as they are.
-    extra: index of more images, whose crops come for ``sampling.extra_classes`` only.
+    seed: seed of all random numbers.
+    long_edge: images count as if resized to this many pixels along their longer side first; 0: as they are.
+    extra: index of more images; their crops are for ``sampling.extra_classes`` only.
 
     Images are numbered as in the data set; those of ``extra`` follow behind.
 
@@ -130,7 +125,7 @@ class EpochSampler:
             present = torch.bincount(self._centroids[True][:, 0], minlength=classes.num_classes).numpy() > 0
             parts = present * self._class_parts()
             if parts.sum() > 0:
-                # Rounded down, as in the published code; what is left over goes to the images at random. (The small
+                # Rounded down, as in the published code; the remainder goes to the images at random. (The small
                 # number keeps a part that is a whole number from falling below it.)
                 items[1:] = np.floor(self.length * self.sampling.share * parts / parts.sum() + 1e-9)
         items[0] = self.length - items[1:].sum()
@@ -139,7 +134,7 @@ class EpochSampler:
     def draw(self, epoch: int, first: int = 0, count: int | None = None, *, attempt: int = 0) -> tuple:
         """Items ``first`` to ``first + count`` of the epoch (all that follow unless given).
 
-        attempt: draws something else for the same places: the class stays, its next centroid is taken.
+        attempt: draws other items for the same places: the class stays, its next centroid is taken.
 
         Returns (boxes int64 [count, 5] = image, y0, x0, y1, x1; classes int64 [count], -1 for images at random).
         """
@@ -188,17 +183,6 @@ class EpochSampler:
             rarity = (1 - self.index.frequencies) / sampling.temperature
             parts = parts * np.exp(rarity - rarity.max())
         return parts
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """Class weights from ``"Bicyclist:2,Sky:0"``. Raises ValueError for anything else."""
-    weights = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, colon, number = part.rpartition(":")
-        if not colon or not name:
-            raise ValueError(f"expected NAME:NUMBER,NAME:NUMBER, got {text!r}")
-        weights[name.strip()] = float(number)
-    return weights
 
 
 def _renumbered(index: ClassIndex, usable: np.ndarray, first: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from hmsa_ext.data.opencv import cv2
 ROAD, PAVEMENT, GRASS, BUILDING, SKY, TREE, POLE, SIGN, FENCE, CAR, PEDESTRIAN = range(11)
 VOID = 255
 
-# A material is what a surface looks like from close by. Several classes share one on purpose: a small window then does
-# not tell road from pavement from a facade, nor a lawn from a tree, nor a pane of glass from the sky.
+# A material is the look of a surface from close by. Several classes share one on purpose: a small window then does not
+# tell road from pavement from a facade, nor a lawn from a tree, nor a pane of glass from the sky.
 MINERAL, LEAF, MIRROR, PAINT = range(4)
 
 Colour = tuple[float, float, float]
@@ -94,8 +94,8 @@ class Canvas:
     """Picture and label map that are painted together.
 
     ``paint`` is uint8 [H, W, 4]: red, green, blue, material. ``label`` is uint8 [H, W], ``shadow`` uint8
-    [H, W], 1 where the ground lies in the shadow. Every method takes ``label=None``
-    for a mark that changes the picture but not what the surface is (a window, a lane marking, a puddle).
+    [H, W], 1 where the ground lies in the shadow. Every method takes ``label=None`` for a mark that changes the picture
+    but not the class (a window, a lane marking, a puddle).
     """
 
     def __init__(self, height: int, width: int) -> None:

@@ -1,10 +1,10 @@
-"""One street scene: sky, ground, facades and the things that stand before them, painted from far to near.
+"""One street scene: sky, ground, facades and objects before them, painted from far to near.
 
-What the scene asks of a network:
+A network has to tell apart:
 
 - Wide regions that only context tells apart. Road, pavement and facades share one mineral texture and one range of
-  colours, drawn anew for each surface of each scene; what names them is where they lie, the kerb, the joints of the
-  slabs, the rows of windows. Lawns and crowns share a leaf texture, panes and puddles mirror the sky.
+  colours, drawn for each surface of each scene. Their place, the kerb, the joints of the slabs and the rows of windows
+  tell the class. Lawns and crowns share a leaf texture, panes and puddles mirror the sky.
 - Thin structures that only detail shows: poles, wires, bars of fences, sign posts and distant people, one to three
   pixels wide.
 - The same thing at many sizes: cars and people from a few metres to sixty.
@@ -290,8 +290,8 @@ def draw_things(
     """Wires, then trees, lamps, signs, fences, cars and people in the order in which they hide each other."""
     if dice.chance(0.55):
         draw_wires(dice, canvas, camera, left.edge, right.edge)
-    # (zone, depth, function, x). Seen from the road, what stands further out never hides what stands further in, so
-    # zones go from outside to inside and only things of one zone are sorted by depth.
+    # (zone, depth, function, x). Seen from the road, objects further out never hide objects further in: zones go from
+    # outside to inside, and only objects of one zone are sorted by depth.
     outer, walk, kerb, road = range(4)
     things: list[tuple] = []
 

@@ -1,22 +1,25 @@
-"""A data set made ready for training: looked through, indexed, with its sampler."""
+"""A data set ready for training: with its index, sampler and crops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hmsa_ext.data.augment import Augment
+from hmsa_ext.data.fit import fit_augment
 from hmsa_ext.data.index import ClassIndex, build_index
+from hmsa_ext.data.learnable import require_two_classes
 from hmsa_ext.data.sampling import EpochSampler, Sampling
+from hmsa_ext.data.settings import DataSettings
 from hmsa_ext.data.types import DataError, Dataset, Sample
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What :func:`hmsa_ext.data.training_loader` takes its crops from.
+    """The source of crops of :func:`hmsa_ext.data.training_loader`.
 
     dataset: the training images, followed by the extra ones.
     index: of the training images alone.
@@ -35,38 +38,40 @@ def prepare(
     *,
     seed: int = 0,
     extra: Dataset | None = None,
-    tile: int = 0,
+    tile: int | None = None,
     cache: str | Path | None = None,
     skip_damaged: bool = False,
     quiet: bool = False,
 ) -> TrainingSet:
-    """Looks every label map through, or takes the index of an earlier look from the cache, and plans the epochs.
+    """Reads every label map, or takes the index from the cache, and plans the epochs.
 
+    augment: without a crop, the one of :func:`hmsa_ext.data.fit_crop`.
     sampling: class-uniform for half of an epoch unless given.
     seed: of boxes, order and looks.
     extra: coarsely or automatically labelled images of the same classes, for ``sampling.extra_classes``.
-    tile: side in pixels of the tiles whose centroids crops are drawn around; 0: a quarter of the smaller side of the
-        crop, so that the centroid lies on or near the class and the class comes into the crop with it. (Published for
-        Cityscapes: 1024.)
+    tile: instead of ``sampling.tile``.
     cache, skip_damaged, quiet: as for :func:`hmsa_ext.data.build_index`.
 
-    Raises DataError for problems of the data; they are listed.
+    Raises DataError that lists the problems of the data, also when there is nothing to learn: one class alone, no
+    labelled pixel.
     """
     sampling = sampling or Sampling()
-    if tile < 0:
-        raise ValueError(f"tile: expected pixels from 0 up, got {tile}")
-    tile = tile or max(1, min(augment.crop) // 4)
+    if tile is not None:
+        sampling = replace(sampling, tile=tile)
+    augment, _ = fit_augment(augment, dataset)
+    tile = sampling.tile_of(augment.crop_size)
     if sampling.extra_classes and extra is None:
         raise DataError(f"extra_classes: got {', '.join(sampling.extra_classes)}, but there are no extra images")
     if extra is not None and not sampling.extra_classes:
         raise DataError("extra_classes: expected the classes that the extra images are for, got none")
     options = {"tile": tile, "cache": cache, "skip_damaged": skip_damaged, "quiet": quiet}
     index = build_index(dataset, **options)
+    require_two_classes(index, "train")
     extra_index = None if extra is None else build_index(extra, **options)
     sampler = EpochSampler(
         index,
         sampling,
-        crop=augment.crop,
+        crop=augment.crop_size,
         scale=augment.scale,
         seed=seed,
         long_edge=augment.long_edge,
@@ -75,8 +80,36 @@ def prepare(
     return TrainingSet(dataset if extra is None else Chain([dataset, extra]), index, sampler, augment)
 
 
+def open_training(
+    settings: DataSettings,
+    sampling: Sampling,
+    crops: Augment,
+    *,
+    seed: int,
+    split: str = "train",
+    quiet: bool = False,
+) -> tuple[TrainingSet, str]:
+    """The training set of these settings, and the reason for the size of its crops in words.
+
+    ``train`` and ``data stats`` begin with this. ``seed`` and ``quiet``: see :func:`prepare`. Raises DataError.
+    """
+    dataset = settings.open(split)
+    crops, reason = fit_augment(crops, dataset)
+    training = prepare(
+        dataset,
+        crops,
+        sampling,
+        seed=seed,
+        extra=settings.open_extra() if split == "train" else None,
+        cache=settings.cache_path,
+        skip_damaged=settings.damaged == "skip",
+        quiet=quiet,
+    )
+    return training, reason
+
+
 class Chain:
-    """Data sets of the same classes one behind the other, as one. Raises DataError where their classes differ."""
+    """Data sets of the same classes, joined to one. Raises DataError where their classes differ."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts, self.classes = tuple(parts), parts[0].classes

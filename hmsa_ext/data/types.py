@@ -1,19 +1,21 @@
-"""What data sets, augmentation and loaders hand to each other."""
+"""The types that data sets, augmentation and loaders exchange."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from hmsa_ext.errors import HmsaError
+
 IGNORE_LABEL = 255
 
 
-class DataError(ValueError):
-    """The data on disk is not what training needs. The text names the file, what was found and what was expected."""
+class DataError(HmsaError, ValueError):
+    """Data that training cannot use. The text names the file, the value found and the value expected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,21 @@ class ClassTable:
         """How many classes there are, without the ignored value."""
         return len(self.names)
 
+    def to_dict(self) -> dict[str, object]:
+        """Names and colours as plain lists, for JSON, YAML and checkpoints; :meth:`from_dict` reads them."""
+        return {"names": list(self.names), "colours": self.colours.tolist()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, object]) -> ClassTable:
+        """The table that :meth:`to_dict` wrote. Raises ValueError where names or colours are missing or do not fit."""
+        missing = {"names", "colours"} - content.keys()
+        if missing:
+            raise ValueError(f"classes: expected names and colours, got no {' and no '.join(sorted(missing))}")
+        names, colours = content["names"], content["colours"]
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"names: expected a list of texts, got {names!r}")
+        return cls(tuple(names), np.array(colours))
+
     def numbers(self, what: str, names: Sequence[str]) -> list[int]:
         """Class numbers of the names; ``what`` names the option that they came with. Raises DataError."""
         unknown = [name for name in names if name not in self.names]
@@ -74,7 +91,7 @@ class Sample:
 
     image: uint8 [H, W, 3], red, green, blue.
     label: uint8 [H, W], class numbers; 255 = ignored.
-    name: what the user knows the picture by (a file name without its ending).
+    name: a file name without its ending.
     """
 
     image: np.ndarray
@@ -109,7 +126,7 @@ class Dataset(Protocol):
 
 @dataclass
 class Batch:
-    """Crops on the device, as :func:`hmsa_ext.data.cut` makes them of what a loader yields.
+    """Crops on the device, made by :func:`hmsa_ext.data.cut` from the batches of a loader.
 
     images: float32 [B, 3, h, w], normalised (see :mod:`hmsa_ext.data.normalise`).
     labels: uint8 [B, h, w]; 255 = ignored.
@@ -122,3 +139,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The batch on another device. From pinned memory the copy runs beside the host."""
+        images = self.images.to(device, non_blocking=non_blocking)
+        return Batch(images, self.labels.to(device, non_blocking=non_blocking), self.names)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; called by ``torch.utils.data.DataLoader``."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.names)

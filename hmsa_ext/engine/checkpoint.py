@@ -1,12 +1,14 @@
 """Checkpoints: written so that a crash never leaves half a file, read without running code from the file.
 
-A checkpoint is one dict. ``state_dict`` holds the weights under the published names; the rest is what a run needs to
+A checkpoint is one dict. ``state_dict`` holds the weights under the published names. The rest is what a run needs to
 continue exactly: ``average`` (moving average or None), ``optimizer``, ``progress`` (step, epoch, batches done in that
-epoch, best result, seconds), ``rng`` (PyTorch's generators, per process; all other randomness is a function of seed,
-epoch and index), ``config``, ``class_names``, ``versions``.
+epoch, best result, seconds), ``log`` (what was counted since the last record), ``rng`` (PyTorch's generators, per
+process; every other random number is a function of seed, epoch and index), ``config`` (the settings by flat name),
+``class_names``, ``classes`` (names and colours) and ``versions``.
 """
 
-import pickle
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmsa_ext.engine.config import FREE_ON_RESUME, TrainConfig
+from hmsa_ext import settings
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.settings import TrainSettings, differences
+from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
+from hmsa_ext.models import WeightError, read_checkpoint
 
 LAST, BEST = "last.pt", "best.pt"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(HmsaError, ValueError):
     """A checkpoint that cannot be used; the message names the file, what it holds and what was expected."""
 
 
@@ -39,7 +44,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def find(run_or_file: str | Path) -> Path:
     """The checkpoint file that a run folder (its last one) or a file name means."""
-    path = Path(run_or_file)
+    path = Path(run_or_file).expanduser()
     if path.is_dir():
         path = path / LAST
     if not path.is_file():
@@ -47,14 +52,19 @@ def find(run_or_file: str | Path) -> Path:
     return path
 
 
+def run_folder(run_or_file: str | Path) -> Path:
+    """The folder of a run, given itself or a checkpoint in it."""
+    path = Path(run_or_file).expanduser()
+    return path.parent if path.is_file() else path
+
+
 def load(run_or_file: str | Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU. Only tensors and plain values are read (``weights_only``), never code."""
     path = find(run_or_file)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"checkpoint: cannot read {path}: {reason}") from error
+        content = read_checkpoint(path)
+    except WeightError as error:
+        raise CheckpointError(f"checkpoint: cannot read {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint: {path} holds a {type(content).__name__}, expected a dict of weights")
     return content
@@ -71,31 +81,30 @@ def require_classes(content: dict[str, Any], class_names: Sequence[str], path: P
 
 
 def require_resumable(
-    content: dict[str, Any], config: TrainConfig, class_names: Sequence[str], process: Process, path: Path
+    content: dict[str, Any], train: TrainSettings, class_names: Sequence[str], process: Process, path: Path
 ) -> None:
-    """Raises unless the run in the checkpoint can continue exactly under this configuration."""
+    """Raises unless the run in the checkpoint can continue exactly under these settings."""
     missing = {"state_dict", "optimizer", "progress", "rng", "config", "class_names"} - content.keys()
     if missing:
         raise CheckpointError(
-            f"checkpoint: {path} has no {', '.join(sorted(missing))}: it is not a run's checkpoint, so that nothing "
-            f"can be resumed from it; use it as initial weights with --weights {path}"
+            f"checkpoint: {path} has no {', '.join(sorted(missing))}, so it is not the checkpoint of a run, and no run "
+            f"can be resumed from it; begin a new run with its weights (setting weights: {path})"
         )
     require_classes(content, class_names, path)
-    now = config.to_dict()
-    unknown = [k for k in now if k not in content["config"] and k not in FREE_ON_RESUME]
+    unknown = [o.name for o in settings.options(train) if o.name not in content["config"] and not o.free]
     if unknown:
         raise CheckpointError(
-            f"checkpoint: {path} was written by a version without the settings {', '.join(unknown)}: it would not go "
-            f"on as it began; begin a new run with --weights {path}"
+            f"checkpoint: {path} was written by a version without the settings {', '.join(unknown)}, so it would not "
+            f"go on as it began; begin a new run with its weights (setting weights: {path})"
         )
-    stored = {k: v for k, v in content["config"].items() if k in now and k not in FREE_ON_RESUME}
-    differing = [f"  {k}: the checkpoint has {v!r}, now {now[k]!r}" for k, v in stored.items() if v != now[k]]
+    differing = differences(content["config"], train)
     if differing:
-        raise CheckpointError(f"checkpoint: {path} was written under other settings:\n" + "\n".join(differing))
+        lines = "\n".join(f"  {name}: the checkpoint has {a!r}, now {b!r}" for name, (a, b) in differing.items())
+        raise CheckpointError(f"checkpoint: {path} was written under other settings:\n{lines}")
     if len(content["rng"]) != process.world_size:
         raise CheckpointError(
             f"checkpoint: {path} was written by {len(content['rng'])} processes, now there are {process.world_size}; "
-            f"resume with as many, or begin a new run with --weights {path}"
+            f"resume with as many, or begin a new run with its weights (setting weights: {path})"
         )
 
 

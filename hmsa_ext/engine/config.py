@@ -439,7 +439,10 @@ def _convert_weights(name: str, value: Any) -> dict[str, float]:
     expected = "NAME:X,NAME:X"
     if isinstance(value, str):
         try:
-            value = data.parse_weights(value)
+            pairs = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
+            if not all(part and colon for part, colon, _ in pairs):
+                raise ValueError
+            value = {part.strip(): float(number) for part, _, number in pairs}
         except ValueError:
             raise ConfigError(f"{name}: got {value!r}, expected {expected}") from None
     _require(name, value, isinstance(value, Mapping), expected)

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from hmsa_ext.engine.config import ConfigError
+from hmsa_ext.settings import SettingError
+
+NO_CUDA, NO_GPU = "this PyTorch is built without CUDA", "no GPU is visible"
 
 
 def choose_device(wanted: str = "auto", local_rank: int = 0) -> tuple[torch.device, str]:
@@ -16,20 +18,22 @@ def choose_device(wanted: str = "auto", local_rank: int = 0) -> tuple[torch.devi
     gpus = torch.cuda.device_count()
     if wanted == "auto":
         if gpus == 0:
-            built = torch.version.cuda is not None
-            return torch.device("cpu"), f"cpu: {'no GPU is visible' if built else 'this PyTorch is built without CUDA'}"
+            return torch.device("cpu"), f"cpu: {NO_CUDA if torch.version.cuda is None else NO_GPU}"
         wanted = "cuda"
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ConfigError(f"device: got {wanted!r}, expected auto, cpu, cuda or cuda:N") from None
+        raise SettingError("device", wanted, "auto, cpu, cuda or cuda:N") from None
     if device.type == "cpu":
         return device, "cpu: asked for"
     if device.type != "cuda":
-        raise ConfigError(f"device: got {wanted!r}, expected auto, cpu, cuda or cuda:N")
+        raise SettingError("device", wanted, "auto, cpu, cuda or cuda:N")
     index = local_rank if device.index is None else device.index
     if index >= gpus:
-        raise ConfigError(f"device: got {wanted!r} for GPU number {index}, expected one of the {gpus} visible GPUs")
+        visible = f"GPU 0 to {gpus - 1}, which are visible" if gpus > 1 else "cuda:0, the one visible GPU"
+        if gpus == 0:
+            visible = f"cpu or auto: {NO_CUDA if torch.version.cuda is None else NO_GPU}"
+        raise SettingError("device", wanted, visible)
     return torch.device("cuda", index), f"cuda:{index}: {torch.cuda.get_device_name(index)}"
 
 
@@ -38,7 +42,7 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     if wanted != "auto":
         return getattr(torch, wanted), f"{wanted}: asked for"
     if device.type != "cuda":
-        return torch.float32, "float32: the rule on the CPU"
+        return torch.float32, "float32 (default on the CPU)"
     major, minor = torch.cuda.get_device_capability(device)
     if major >= 8:
         return torch.bfloat16, f"bfloat16 (autocast): compute capability {major}.{minor}"

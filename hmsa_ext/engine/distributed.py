@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hmsa_ext.engine.config import ConfigError
 from hmsa_ext.engine.device import choose_device
+from hmsa_ext.settings import SettingError
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class Process:
 def start(device: str = "auto") -> Iterator[Process]:
     """Joins the processes that torchrun started, if it did, and leaves them at the end.
 
-    NCCL carries what lies on GPUs, Gloo what lies on the CPU. Raises :class:`ConfigError` for more processes on a
-    machine than it has GPUs.
+    NCCL carries what lies on GPUs, Gloo what lies on the CPU.
+
+    Raises :class:`hmsa_ext.settings.SettingError` for more processes on a machine than it has GPUs.
     """
     world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if world_size > 1 and device.startswith("cuda:"):
-        raise ConfigError(f"device: got {device!r} for {world_size} processes, expected auto, cpu or cuda")
+        raise SettingError("device", device, f"auto, cpu or cuda, as there are {world_size} processes")
     chosen, reason = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -1,9 +1,13 @@
 """Evaluates a model at several scales: the attention, the mean of the logits and each scale alone, from one pass."""
 
+from __future__ import annotations
+
+import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +16,52 @@ from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.device import arithmetic, evaluation_mode
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.metrics import Scores
+from hmsa_ext.engine.metrics import (
+    ATTENTION,
+    MEAN,
+    METRIC_NAMES,
+    METRICS,
+    ConfusionMatrices,
+    Metric,
+    Predictions,
+    Scores,
+    ways_of,
+)
+from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs
-from hmsa_ext.ops import confusion_matrix
+from hmsa_ext.settings import FREE, NOT_NEGATIVE, Flag, Names, Scales, require, validate
+from hmsa_ext.tables import text_table
 
-ATTENTION, MEAN = "attention", "mean"
 
-
-class EvaluationError(ValueError):
+class EvaluationError(HmsaError, ValueError):
     """Data or predictions that cannot be scored."""
 
 
 @dataclass(frozen=True)
+class EvaluationSettings:
+    """How a trained model is evaluated."""
+
+    scales: Annotated[Scales, Flag("eval-scales", was=("scales",)), FREE] = (0.5, 1.0, 2.0)
+    """Scales that the attention combines."""
+    flip: Annotated[bool, FREE] = False
+    """Average with the logits of the mirrored image."""
+    pictures: Annotated[int, NOT_NEGATIVE, FREE] = 4
+    """How many images to draw; 0 draws none."""
+    metrics: Annotated[Names, FREE] = ()
+    """Metrics beside those of the confusion matrix: calibration, or package.module:factory."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+        for name in self.metrics:
+            require("metrics", name, name in METRICS or ":" in name, METRIC_NAMES)
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of every way to read one pass of a model: ``"0.5"``, ``"1.0"``, ..., ``"mean"``, ``"attention"``."""
+    """Scores of every way to read one pass of a model: ``"0.5"``, ``"1.0"``, ..., ``"mean"``, ``"attention"``.
+
+    more: results of further metrics, by name: a number, or ``{way: number}``, or ``{way: {class: number}}``.
+    """
 
     scores: dict[str, Scores]
     class_names: tuple[str, ...]
@@ -33,31 +69,63 @@ class EvaluationResult:
     flip: bool
     images: int
     seconds: float
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def miou(self) -> dict[str, float]:
         """Mean IoU of each way."""
         return {way: scores.miou for way, scores in self.scores.items()}
 
+    @property
+    def iou(self) -> dict[str, float]:
+        """IoU of each class by its name, of the attention; NaN where a class is absent."""
+        return dict(zip(self.class_names, self.scores[ATTENTION].iou, strict=True))
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers of the attention in one flat dictionary, for logs: ``iou/<class>``, ``pixel_accuracy``, ``loss``.
+
+        A metric by class has a name like ``iou/<class>``. mIoU is not among them: see ``miou``.
+        """
+        scores = self.scores[ATTENTION]
+        found = {f"iou/{name}": x for name, x in self.iou.items()}
+        found |= {name: getattr(scores, name) for name in _MEANS if name != "miou"}
+        for name, value in self.more.items():
+            of_attention = value.get(ATTENTION) if isinstance(value, Mapping) else value
+            if isinstance(of_attention, Mapping):
+                found |= {f"{name}/{key}": x for key, x in of_attention.items() if _is_number(x)}
+            elif _is_number(of_attention):
+                found[name] = of_attention
+        return found
+
+    def headline(self) -> str:
+        """One line: mIoU of the attention, and the IoU of the classes behind it, of the lowest ones where many."""
+        present = sorted((x, name) for name, x in self.iou.items() if x == x)
+        if len(self.class_names) == 2:
+            shown = ", ".join(f"{name} {_percent(x)}" for name, x in self.iou.items())
+            detail = f"IoU {shown}"
+        else:
+            detail = "lowest IoU " + (", ".join(f"{name} {_percent(x)}" for x, name in present[:3]) or "none")
+        return f"attention: mIoU {_percent(self.scores[ATTENTION].miou)} ({detail})"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None where a class is absent."""
+        """Plain values for JSON; None for what is not finite, such as the IoU of an absent class."""
+        scores = self.scores
 
-        def plain(x: float) -> float | None:
-            return x if x == x else None
+        def by_class(name: str) -> dict[str, dict[str, float]]:
+            return {way: dict(zip(self.class_names, getattr(s, name), strict=True)) for way, s in scores.items()}
 
-        return {
-            "miou": {way: plain(x) for way, x in self.miou.items()},
-            "iou": {
-                way: {name: plain(x) for name, x in zip(self.class_names, scores.iou, strict=True)}
-                for way, scores in self.scores.items()
-            },
-            "pixel_accuracy": {way: plain(scores.pixel_accuracy) for way, scores in self.scores.items()},
+        content = {
+            **{name: {way: getattr(s, name) for way, s in scores.items()} for name in _MEANS},
+            **{name: by_class(name) for name in _BY_CLASS},
+            **self.more,
+            "confusion_matrix": {way: s.counts.tolist() for way, s in scores.items()},
             "classes": list(self.class_names),
             "scales": list(self.scales),
             "flip": self.flip,
             "images": self.images,
             "evaluation_seconds": round(self.seconds, 3),
         }
+        return {name: _plain(value) for name, value in content.items()}
 
 
 def evaluate(
@@ -69,40 +137,50 @@ def evaluate(
     *,
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
+    metrics: Sequence[Metric] = (),
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> EvaluationResult:
     """Scores ``model`` at ``scales`` on ``batches``, which together, over all processes, are every image once.
 
     The confusion matrices are summed over the processes in int64: every process returns the same result. With
-    ``flip`` the logits of the mirrored image, mirrored back, are averaged in. Raises :class:`EvaluationError` at
-    the end when there were labels that are neither a class nor ignored.
+    ``flip`` the logits of the mirrored image, mirrored back, are averaged in.
+
+    metrics: what to measure besides, new objects (see :mod:`hmsa_ext.engine.metrics`); their results are the result's
+        ``more``. The confusion matrices are always there.
+
+    Raises :class:`EvaluationError` at the end when there were labels that are neither a class nor ignored, or when the
+    results of two metrics have one name.
     """
     begin, images = time.perf_counter(), 0
-    scales = tuple(sorted(scales))
-    ways = [*(f"{s}" for s in scales), MEAN, ATTENTION]
-    k = classes.num_classes
-    counts = torch.zeros(len(ways), k, k, dtype=torch.int64, device=process.device)
-    invalid = torch.zeros((), dtype=torch.int64, device=process.device)
+    scales = tuple(sorted(float(s) for s in scales))
+    confusion = ConfusionMatrices(classes, ways_of(scales))
     with evaluation_mode(model):
         for batch in progress(batches):
             target = batch.labels.to(process.device, non_blocking=True)
             outputs = run(model, batch.images, scales, process.device, dtype=dtype, flip=flip)
-            for i, labels in enumerate(readings(outputs, flip=flip)):
-                c, v = confusion_matrix(labels, target, k, ignore_index=classes.ignore_label)
-                counts[i] += c
-                invalid += v
+            predictions = Predictions(outputs, target, batch.names, flip=flip)
+            for metric in (confusion, *metrics):
+                metric.update(predictions)
             images += len(batch.names)
-    *counts_list, invalid, images = (
-        *distributed.total(process, counts).cpu(),
-        *distributed.total(process, torch.stack([invalid.cpu(), torch.tensor(images)])).tolist(),
-    )
-    if invalid:
+    images = int(distributed.total(process, torch.tensor(images)))
+    for metric in (confusion, *metrics):
+        metric.reduce(process)
+    if confusion.invalid:
         raise EvaluationError(
-            f"labels: {invalid // len(ways)} pixels of {images} images are neither one of {k} classes nor the ignored "
-            f"{classes.ignore_label}; python -m hmsa_ext.data scan names the files"
+            f"labels: {confusion.invalid} pixels of {images} images are neither one of {classes.num_classes} classes "
+            f"nor the ignored {classes.ignore_label}; python -m hmsa_ext.data scan names the files"
         )
-    scores = {way: Scores(c) for way, c in zip(ways, counts_list, strict=True)}
-    return EvaluationResult(scores, tuple(classes.names), scales, flip, images, time.perf_counter() - begin)
+    names, seconds = tuple(classes.names), time.perf_counter() - begin
+    result = EvaluationResult(confusion.result(), names, scales, flip, images, seconds)
+    more: dict[str, Any] = {}
+    taken = set(result.to_dict())
+    for metric in metrics:
+        found = metric.result()
+        if twice := taken & set(found):
+            raise EvaluationError(f"metrics: the result already has {', '.join(sorted(twice))}; expected other names")
+        taken |= set(found)
+        more |= found
+    return dataclasses.replace(result, more=more)
 
 
 def run(
@@ -122,19 +200,6 @@ def run(
         return model(images, scales=scales)
 
 
-def readings(outputs: ScaleOutputs, *, flip: bool = False) -> Iterator[Tensor]:
-    """Labels [B, H, W] of each scale alone (ascending), of the mean of their logits and of the attention.
-
-    One after the other; logits at full resolution do not come about (but see :meth:`ScaleOutputs.mean_argmax`).
-    With ``flip``, as in :func:`run`, the logits of an image and of its mirror image are averaged.
-    """
-    views = 2 if flip else 1
-    for index in reversed(range(len(outputs.scales))):
-        yield outputs.single_scale_argmax(index, views=views)[0]
-    yield outputs.mean_argmax(views=views)[0]
-    yield outputs.argmax(views=views)[0]
-
-
 def unmirrored(maps: Tensor, *, flip: bool = True) -> Tensor:
     """Mean of the maps of images and of their mirror images: [2B, C, H, W] -> [B, C, H, W]."""
     if not flip:
@@ -144,22 +209,74 @@ def unmirrored(maps: Tensor, *, flip: bool = True) -> Tensor:
 
 
 def table(result: EvaluationResult) -> str:
-    """IoU per class in percent, one column per scale, then the mean of the logits and the attention."""
+    """The result as text, in two parts.
+
+    The first has a column for each way: IoU of each class in percent, then the means, then further metrics as they are.
+    The second has the scores of the attention by class. There "-" stands for a share of nothing: the precision of a
+    class that is never predicted, the recall of a class that is not in the truth.
+    """
     ways = list(result.scores)
-    heads = [f"scale {w}" if w not in (MEAN, ATTENTION) else w for w in ways]
-    columns = [result.scores[w] for w in ways]
-    rows = [
-        *((name, [s.iou[c] for s in columns]) for c, name in enumerate(result.class_names)),
-        ("mIoU", [s.miou for s in columns]),
-        ("pixel accuracy", [s.pixel_accuracy for s in columns]),
+    heads = [f"scale {way}" if way not in (MEAN, ATTENTION) else way for way in ways]
+    columns = list(result.scores.values())
+    rows: list[Sequence[str]] = [
+        (name, *(_percent(s.iou[c]) for s in columns)) for c, name in enumerate(result.class_names)
     ]
-    width = max(len("IoU in %"), *(len(name) for name, _ in rows))
-    lines = ["  ".join([f"{'IoU in %':<{width}}", *(f"{head:>10}" for head in heads)])]
-    rule = "-" * len(lines[0])
-    lines.append(rule)
-    for name, values in rows:
-        if name == "mIoU":
-            lines.append(rule)
-        shown = (f"{100 * x:10.2f}" if x == x else f"{'absent':>10}" for x in values)
-        lines.append("  ".join([f"{name:<{width}}", *shown]))
-    return "\n".join(lines)
+    rules = [len(rows)]
+    rows += [(title, *(_percent(getattr(s, name)) for s in columns)) for name, title in _MEANS.items()]
+    more = [(name, value) for name, value in result.more.items() if _is_number(value) or _has_ways(value, ways)]
+    if more:
+        rules.append(len(rows))
+    for name, value in more:
+        # One number is that of the combination by attention.
+        cells = [value[way] for way in ways] if isinstance(value, Mapping) else [None] * (len(ways) - 1) + [value]
+        rows.append((name.replace("_", " "), *("" if x is None else f"{x:.4f}" for x in cells)))
+    first = text_table(["IoU in %", *heads], rows, rules=rules)
+    scores = result.scores[ATTENTION]
+    names = ["IoU", "Dice", "precision", "recall"]
+    by_class = [getattr(scores, name) for name in _BY_CLASS]
+    pixels, total = scores.pixels, sum(scores.pixels)
+    second = text_table(
+        ["attention, in %", *names, "of pixels"],
+        [
+            (
+                name,
+                *(_percent(values[c], "-") for values in by_class),
+                _percent(pixels[c] / total if total else float("nan"), "-"),
+            )
+            for c, name in enumerate(result.class_names)
+        ],
+    )
+    # The IoU of a class that is not predicted either is NaN, not 0.
+    invented = [name for c, name in enumerate(result.class_names) if not pixels[c] and scores.iou[c] == 0]
+    note = f"\n\nnot in the truth, but predicted, hence IoU 0: {', '.join(invented)}" if invented else ""
+    return f"{first}\n\n{second}{note}"
+
+
+_MEANS = {
+    "miou": "mIoU",
+    "mean_dice": "mean Dice",
+    "mean_accuracy": "mean accuracy",
+    "pixel_accuracy": "pixel accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+}
+_BY_CLASS = ("iou", "dice", "precision", "recall")
+
+
+def _percent(share: float, absent: str = "absent") -> str:
+    return f"{100 * share:.2f}" if share == share else absent
+
+
+def _has_ways(value: Any, ways: Sequence[str]) -> bool:
+    return isinstance(value, Mapping) and all(_is_number(value.get(way)) for way in ways)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

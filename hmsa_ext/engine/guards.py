@@ -13,10 +13,14 @@ from torch import Tensor
 from hmsa_ext.data import Batch
 from hmsa_ext.engine import checkpoint
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.errors import HmsaError
 
 
-class TrainingError(RuntimeError):
+class TrainingError(HmsaError, RuntimeError):
     """A run that cannot go on; the message says why, and what was kept."""
+
+    local = True
+    """Only the process that raises it knows of it, and so has to say it."""
 
 
 class LossWatch:
@@ -50,25 +54,30 @@ class LossWatch:
         checkpoint.save(file, content)
         raise TrainingError(
             f"the loss is {value} for the batch of {', '.join(batch.names)}. The batch is in {file}, weights of before "
-            f"in {self._folder / checkpoint.LAST}. A lower --lr or a longer --warmup may help"
+            f"in {self._folder / checkpoint.LAST}. A lower lr or a longer warmup may help"
         )
 
 
 @dataclass
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Whether a signal asked the run to stop, and which."""
 
-    asked: bool = False
+    number: int = 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether one did."""
+        return self.number != 0
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second one acts as ever."""
+    """Turns the first Ctrl-C or SIGTERM into a request. A second signal has its default effect."""
     request = StopRequest()
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: object) -> None:
-        request.asked = True
+        request.number = number
         restore()
 
     def restore() -> None:

@@ -1,20 +1,30 @@
-"""What a run says while it works: ``metrics.jsonl``, TensorBoard files, and progress on the console."""
+"""What a run says while it works: ``metrics.jsonl``, TensorBoard files, and progress on the console.
+
+``metrics.jsonl`` has one JSON object a line. ``kind`` is ``train`` or ``validation``; null stands for a value that is
+not finite. A ``train`` record holds means over the ``steps`` steps that end with ``step``. A ``validation`` record
+holds ``miou_<way>``, ``iou/<class>`` of the attention, and the other numbers of :meth:`EvaluationResult.scalars`, such
+as ``loss``. TensorBoard has the same names behind ``train/`` and ``validation/``, and the pictures.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.files import write_text
+from hmsa_ext.files import replacing
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
@@ -24,7 +34,8 @@ class RunLog:
     """Records of a run. Every process has one, since means are taken over all; only the main one writes and prints.
 
     ``step`` is the number of steps done before (0, or what a resumed run starts from): later records, which a
-    killed run wrote after its last checkpoint, are dropped.
+    killed run wrote after its last checkpoint, are dropped. A checkpoint between two records holds :meth:`state`, and
+    :meth:`load_state` continues from it: the next mean is then over the same steps as without the interruption.
     """
 
     def __init__(self, folder: Path, process: Process, *, steps: int, step: int = 0, every: int = 10) -> None:
@@ -33,6 +44,7 @@ class RunLog:
         self._count = self._images = 0
         self._data_seconds = 0.0
         self._since = self._printed = time.perf_counter()
+        self._paused_at: float | None = None
         self._first = True
         self._file = self._board = self._bar = None
         if process.is_main:
@@ -52,13 +64,69 @@ class RunLog:
         if step % self._every == 0 or step == self._steps:
             self._record(step, epoch, lr)
 
-    def validation(self, step: int, epoch: int, miou: dict[str, float], *, best: float, seconds: float) -> None:
-        """Writes the result of a validation; its time does not count as step time."""
-        values = {f"miou_{way}": x for way, x in miou.items()}
+    def validation(
+        self,
+        step: int,
+        epoch: int,
+        miou: Mapping[str, float],
+        *,
+        best: float,
+        seconds: float,
+        more: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes the result of a validation; its time does not count as step time.
+
+        more: further numbers by name, such as :meth:`EvaluationResult.scalars`. The console shows ``loss``, and each
+            ``iou/<class>`` where there are two classes: their mean alone hides a class that is never found.
+        """
+        more = dict(more or {})
+        values = {f"miou_{way}": x for way, x in miou.items()} | more
         self._write({"kind": "validation", "step": step, "epoch": epoch, **values, "seconds": round(seconds, 3)})
         self._scalars("validation", values, step)
         shown = "  ".join(f"{way} {100 * x:.2f}" for way, x in miou.items())
-        self.say(f"validation after epoch {epoch}: mIoU {shown}  (best attention {100 * best:.2f}, {seconds:.1f} s)")
+        by_class = {name.removeprefix("iou/"): x for name, x in more.items() if name.startswith("iou/")}
+        if len(by_class) == 2:
+            shown += "  IoU " + "  ".join(f"{name} {100 * x:.2f}" for name, x in by_class.items())
+        if "loss" in more:
+            shown += f"  loss {more['loss']:.4f}"
+        best_shown = f"best attention {100 * best:.2f}" if math.isfinite(best) else "no mIoU so far"
+        self.say(f"validation after epoch {epoch}: mIoU {shown}  ({best_shown}, {seconds:.1f} s)")
+
+    def pictures(self, step: int, pages: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Gives pages, uint8 RGB [H, W, 3] with their names, to TensorBoard; takes none of them where there is none.
+
+        For :func:`hmsa_ext.engine.pictures.pages`, which draws a page when it is taken. Only the main process draws.
+        """
+        if self._board is not None:
+            for name, page in pages:
+                self._board.add_image(f"pictures/{name}", page, step, dataformats="HWC")
+
+    def state(self) -> dict[str, Any]:
+        """What was counted since the last record, summed over the processes: plain numbers, for a checkpoint.
+
+        Every process calls this. What the main process gets is for all: its ``seconds`` are those of its own steps.
+        """
+        now = time.perf_counter() if self._paused_at is None else self._paused_at
+        sums = torch.tensor([float(self._loss), float(self._images), self._data_seconds], dtype=torch.float64)
+        loss, images, data_seconds = distributed.total(self._process, sums).tolist()
+        seconds = now - self._since
+        return {
+            "loss": loss, "steps": self._count, "images": int(images), "data_seconds": data_seconds, "seconds": seconds,
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from what :meth:`state` gave, before the first step; an empty state (of an older checkpoint)
+        changes nothing. Every process calls this."""
+        if not state:
+            return
+        processes = self._process.world_size
+        self._count = int(state["steps"])
+        self._data_seconds = state["data_seconds"] / processes
+        self._since -= state["seconds"]
+        # The loss and the images are sums over the processes: one of them takes all, the next sum has them once.
+        if self._process.is_main:
+            self._loss.fill_(state["loss"])
+        self._images = state["images"] / processes
 
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
@@ -79,9 +147,12 @@ class RunLog:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """What happens inside does not count as step time."""
-        begin = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - begin
+        self._paused_at = begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused_at = None
+            self._since += time.perf_counter() - begin
 
     def close(self) -> None:
         """Closes the files."""
@@ -101,7 +172,7 @@ class RunLog:
             "memory_gib": memory_gib(self._process.device),
         }
         eta = (self._steps - step) * values["step_seconds"]
-        self._write({"kind": "train", "step": step, "epoch": epoch, **values})
+        self._write({"kind": "train", "step": step, "epoch": epoch, "steps": self._count, **values})
         self._scalars("train", values, step)
         line = (
             f"loss {loss:.4f}  lr {lr:.2e}  data {1e3 * values['data_seconds']:.0f} ms  "
@@ -120,10 +191,10 @@ class RunLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({k: None if v != v else v for k, v in record.items()}) + "\n")
+            self._file.write(json.dumps({name: _plain(value) for name, value in record.items()}) + "\n")
             self._file.flush()
 
-    def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
+    def _scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
@@ -173,17 +244,35 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``. Lines that are none are left out: a killed run, or a disk, left them.
+
+    Every record has a whole number ``step`` and a text ``kind``. Raises OSError for a file that cannot be read.
+    """
+    return [record for _, record in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+            step = record.get("step")
+            if type(step) is int and 0 <= step < 2**63:
+                yield line, record
+
+
 def _open_metrics(path: Path, step: int) -> Any:
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                pass  # the line that was being written when the run was killed
-    write_text(path, "".join(kept))
-    return path.open("a")
+    kept = [line for line, record in _lines(path) if record["step"] <= step] if path.exists() else []
+    with replacing(path) as file:
+        file.write(b"".join(line + b"\n" for line in kept))
+    return path.open("a", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tensorboard(folder: Path, step: int, process: Process) -> Any:

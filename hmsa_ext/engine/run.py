@@ -1,5 +1,7 @@
 """A run: its folder, data, network and optimizer, and where it stands; begun anew or taken from a checkpoint."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
@@ -15,15 +17,20 @@ import torch
 from torch import Tensor, nn
 
 import hmsa_ext
-from hmsa_ext import data, models
+from hmsa_ext import data, models, settings
 from hmsa_ext.data import Dataset, TrainingSet
 from hmsa_ext.engine import checkpoint, distributed, schedule
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.config import ConfigError, TrainConfig
 from hmsa_ext.engine.device import choose_dtype, memory_format
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.metrics import build_metrics
+from hmsa_ext.engine.settings import TrainSettings, with_fitted
+from hmsa_ext.files import writable_folder
+from hmsa_ext.settings import SettingError
 
 CONFIG, RESULTS, PICTURES = "config.yaml", "results.json", "pictures"
+MOST_VALIDATIONS = 20
+"""In a run that does not say how often to validate."""
 
 
 @dataclass
@@ -41,7 +48,7 @@ class Progress:
 class Run:
     """What the loop works on. ``average``: moving average of the weights, or None; ``steps``: length of the run."""
 
-    config: TrainConfig
+    settings: TrainSettings
     process: Process
     dtype: torch.dtype
     folder: Path
@@ -52,26 +59,36 @@ class Run:
     average: dict[str, Tensor] | None
     steps: int
     progress: Progress = field(default_factory=Progress)
+    log: dict[str, Any] = field(default_factory=dict)
+    """What the log had counted since its last record, for a resumed run."""
 
     def training_batches(self, *, epoch: int, first: int = 0, epochs: int = 1) -> Any:
         """This process's training batches, decoded, from batch number ``first`` of an epoch on, through ``epochs``."""
-        config, process = self.config, self.process
+        process = self.process
         return data.training_loader(
-            self.training, batch_size=config.batch_size, epoch=epoch, epochs=epochs, rank=process.rank,
-            world_size=process.world_size, workers=config.workers, start_batch=first, damaged=config.damaged,
+            self.training, batch_size=self.settings.optimisation.batch_size, epoch=epoch, epochs=epochs,
+            rank=process.rank, world_size=process.world_size, workers=self.settings.machine.workers, start_batch=first,
+            damaged=self.settings.data.damaged,
         )  # fmt: skip
 
     @property
     def batches_per_epoch(self) -> int:
         """How many training batches this process takes in an epoch."""
-        return data.batches_per_epoch(self.training, self.config.batch_size, self.process.world_size)
+        return data.batches_per_epoch(self.training, self.settings.optimisation.batch_size, self.process.world_size)
+
+    @property
+    def eval_every(self) -> int:
+        """Epochs from one validation to the next; 0: only the last one is validated."""
+        wanted = self.settings.records.eval_every
+        epochs = math.ceil(self.steps / self.batches_per_epoch)
+        return math.ceil(epochs / MOST_VALIDATIONS) if wanted is None else wanted
 
     def validation_batches(self) -> Any:
         """This process's share of the validation images."""
         process = self.process
         loader = data.evaluation_loader(
-            self.val_set, rank=process.rank, world_size=process.world_size, workers=self.config.workers,
-            long_edge=self.config.long_edge,
+            self.val_set, rank=process.rank, world_size=process.world_size, workers=self.settings.machine.workers,
+            long_edge=self.settings.crops.long_edge,
         )  # fmt: skip
         return data.Cropped(loader, process.device)
 
@@ -105,61 +122,71 @@ class Run:
         distributed.wait_for_all(self.process)
 
     def _write(self, rng: list[dict[str, Tensor]], best: bool) -> None:
+        classes = self.val_set.classes
         content = {
             "state_dict": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
+            "log": self.log,
             "rng": rng,
-            "config": self.config.to_dict(),
-            "class_names": list(self.val_set.classes.names),
+            "config": settings.to_dict(self.settings),
+            "class_names": list(classes.names),
+            "classes": classes.to_dict(),
             "versions": versions(),
         }
-        checkpoint.save(self.folder / checkpoint.LAST, content)
+        # The best one first: a run that is killed between the two then writes it again.
         if best:
             checkpoint.save(self.folder / checkpoint.BEST, content)
+        checkpoint.save(self.folder / checkpoint.LAST, content)
 
 
-def open_run(config: TrainConfig, process: Process) -> Run:
-    """Everything a run needs, checked before training begins; with ``config.resume`` as its last checkpoint left it.
+def open_run(train: TrainSettings, process: Process, *, resume: str | Path | None = None) -> Run:
+    """Everything a run needs, checked before training begins.
 
-    Raises :class:`ConfigError`, :class:`CheckpointError`, :class:`hmsa_ext.data.DataError` or
-    :class:`hmsa_ext.models.WeightError` for whatever does not fit.
+    ``resume``: the folder of a run, or a checkpoint in it, which goes on exactly as its last checkpoint left it.
+
+    Raises :class:`hmsa_ext.HmsaError` for whatever does not fit.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.deterministic:
+    machine = train.machine
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    if machine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Warn only: a kernel without a deterministic form is named, and the run goes on.
         torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = not config.deterministic
-    dtype, reason = choose_dtype(config.dtype, process.device)
+    torch.backends.cudnn.benchmark = not machine.deterministic
+    dtype, reason = choose_dtype(machine.dtype, process.device)
     process.print(f"device {process.reason}")
     process.print(f"dtype  {reason}")
+    old = None if resume is None else checkpoint.run_folder(resume)
+    if process.is_main:
+        _check_output(train, old)
 
-    training, val_set = _build_data(config, process)
-    classes = val_set.classes
+    train, training, val_set = _build_data(train, process)
+    classes, optimisation = val_set.classes, train.optimisation
+    build_metrics(train.evaluation.metrics, classes)  # what cannot be built is said now, not after the training
     stored = None
-    if config.resume:
-        path = checkpoint.find(config.resume)
+    if old is not None:
+        path = checkpoint.find(old)
         stored = checkpoint.load(path)
-        checkpoint.require_resumable(stored, config, classes.names, process, path)
+        checkpoint.require_resumable(stored, train, classes.names, process, path)
 
-    torch.manual_seed(config.seed)
-    model = models.build(config.model, classes.num_classes)
-    if config.weights and stored is None:
+    torch.manual_seed(machine.seed)
+    model = models.build(train.model, classes.num_classes)
+    if train.model.weights and stored is None:
         # Whatever fits: a file with another head, or a trunk alone, is a good beginning. The rest is listed.
-        process.print(models.load_weights(model, config.weights))
+        process.print(models.load_weights(model, train.model.weights))
     model = distributed.with_shared_statistics(model, process)
-    model = model.to(process.device, memory_format=memory_format(config.channels_last))
-    optimizer = schedule.build_optimizer(model, config)
-    average = {n: v.clone() for n, v in model.state_dict().items()} if config.ema else None
-    torch.manual_seed(config.seed + 1 + process.rank)  # dropout: another stream in every process
+    model = model.to(process.device, memory_format=memory_format(train.model.channels_last))
+    optimizer = schedule.build_optimizer(model, optimisation)
+    average = {n: v.clone() for n, v in model.state_dict().items()} if optimisation.ema else None
+    torch.manual_seed(machine.seed + 1 + process.rank)  # dropout: another stream in every process
 
-    per_epoch = data.batches_per_epoch(training, config.batch_size, process.world_size)
-    steps = config.iterations or config.epochs * per_epoch
-    folder = distributed.from_main(process, _make_folder(config) if process.is_main else None)
-    run = Run(config, process, dtype, folder, training, val_set, model, optimizer, average, steps)
+    per_epoch = data.batches_per_epoch(training, optimisation.batch_size, process.world_size)
+    steps = optimisation.iterations or (optimisation.epochs or 1) * per_epoch
+    folder = distributed.from_main(process, _make_folder(train, old) if process.is_main else None)
+    run = Run(train, process, dtype, folder, training, val_set, model, optimizer, average, steps)
     if stored is not None:
         _restore(run, stored)
         process.print(f"resumed {folder} after step {run.progress.step} of {steps}")
@@ -167,12 +194,13 @@ def open_run(config: TrainConfig, process: Process) -> Run:
         run.save()  # a run that is killed at once can be resumed like any other
         process.print(f"run    {folder}")
     parameters = sum(p.numel() for p in model.parameters())
+    height, width = training.augment.crop
     process.print(
-        f"model  {config.model}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
-        f"data   {config.data}, {len(training.index)} training and {len(val_set)} validation images\n"
+        f"model  {_name(train.model.name)}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
+        f"data   {_name(train.data.name)}, {len(training.index)} training and {len(val_set)} validation images\n"
         f"crops  {training.sampler.describe()}\n"
-        f"steps  {steps}, {per_epoch} per epoch, {config.batch_size * process.world_size} crops of "
-        f"{config.crop[0]}x{config.crop[1]} each"
+        f"steps  {steps}, {per_epoch} per epoch, {optimisation.batch_size * process.world_size} crops of "
+        f"{height}x{width} each"
     )
     return run
 
@@ -191,59 +219,61 @@ def versions() -> dict[str, str]:
     return {name: str(version) for name, version in found.items()}
 
 
-def dataset_options(config: TrainConfig) -> dict[str, Any]:
-    """What :func:`hmsa_ext.data.build` needs to know of the data set of a run, whatever the split."""
-    names = ("root", "size", "fold", "version", "description")
-    return {name: getattr(config, name) for name in names}
+def _name(chosen: object) -> str:
+    return str(settings.to_plain(chosen))
 
 
-def _build_data(config: TrainConfig, process: Process) -> tuple[TrainingSet, Dataset]:
-    """Both data sets, looked through. Every process does this, and finds the same; one per machine makes the index."""
-    options = dataset_options(config)
-    train_set = data.build(config.data, "train", length=config.length, **options)
-    val_set = data.build(config.data, "val", length=config.val_length, **options)
-    extra = None
-    if config.extra != "none":
-        own = {"labels": config.extra}
-        if config.extra == "autolabelled":
-            own |= {
-                "min_probability": config.min_probability,
-                "coarse_classes": train_set.classes.numbers("coarse_classes", config.coarse_classes),
-                "region_of_interest": config.region_of_interest,
-            }
-        extra = data.build(config.data, "train_extra", **(options | own))
-    augment = data.Augment(
-        config.crop, config.scale_range, config.mirror, config.colour, config.blur, long_edge=config.long_edge
-    )
-    sampling = data.Sampling(
-        config.sampling, config.sampling_share, config.sampling_weights, config.sampling_temperature,
-        config.sampling_epochs, config.extra_classes,
-    )  # fmt: skip
-    cache = None if config.cache == "none" else Path(config.cache) if config.cache else data.cache_folder()
+def _build_data(train: TrainSettings, process: Process) -> tuple[TrainSettings, TrainingSet, Dataset]:
+    """Both data sets, looked through, and the settings with what follows from them.
+
+    Every process does this, and finds the same; one per machine makes the index.
+    """
     quiet = not process.is_main
+    val_set = train.data.open("val")
     with distributed.first_on_machine(process):
-        training = data.prepare(
-            train_set, augment, sampling, seed=config.seed, extra=extra, tile=config.sampling_tile, cache=cache,
-            skip_damaged=config.damaged == "skip", quiet=quiet,
-        )  # fmt: skip
-        data.build_index(val_set, tile=training.index.tile, cache=cache, quiet=quiet)
-    return training, val_set
+        training, reason = data.open_training(
+            train.data, train.sampling, train.crops, seed=train.machine.seed, quiet=quiet
+        )
+        index = data.build_index(val_set, tile=training.index.tile, cache=train.data.cache_path, quiet=quiet)
+        data.require_labels(index, "val")
+    if train.crops.crop is None:
+        height, width = training.augment.crop
+        process.print(f"crop   {height}x{width}: {reason}")
+    epochs = train.optimisation.epochs
+    if epochs is None and train.optimisation.iterations is None:
+        epochs, reason = data.fit_epochs(len(training.index))
+        process.print(f"epochs {epochs}: {reason}")
+    return with_fitted(train, crops=training.augment, epochs=epochs), training, val_set
 
 
-def _make_folder(config: TrainConfig) -> Path:
+def _check_output(train: TrainSettings, old: Path | None) -> None:
+    """That the run can write, before hours are spent; nothing is left behind of a folder that is new."""
+    if old is not None:
+        writable_folder(old, "resume")
+        return
+    folder = Path(train.records.output or "runs").expanduser()
+    if train.records.output and any((folder / name).exists() for name in (CONFIG, checkpoint.LAST)):
+        raise SettingError("output", str(folder), "a new folder: this one already holds a run, which can be resumed")
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        writable_folder(folder, "output")
+    finally:
+        for part in made:
+            with contextlib.suppress(OSError):
+                part.rmdir()
+
+
+def _make_folder(train: TrainSettings, old: Path | None) -> Path:
     """A new folder for the run, or that of the run to resume; with the configuration in it."""
-    if config.resume:
-        folder = Path(config.resume)
-        checkpoint.remove_leftovers(folder)
-        return folder
-    if config.output:
-        folder = Path(config.output)
-        if any((folder / name).exists() for name in (CONFIG, checkpoint.LAST)):
-            raise ConfigError(f"output: {folder} already holds a run; expected a new folder, or --resume {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
+    if old is not None:
+        checkpoint.remove_leftovers(old)
+        return old
+    if train.records.output:
+        folder = writable_folder(train.records.output, "output")
     else:
-        folder = _new_folder(Path("runs"), f"{config.data}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-    config.save(folder / CONFIG)
+        names = [_name(part).rpartition(":")[2] for part in (train.data.name, train.model.name)]
+        folder = _new_folder(Path("runs"), f"{names[0]}-{names[1]}-{time.strftime('%Y%m%d-%H%M%S')}")
+    train.save(folder / CONFIG)
     return folder
 
 
@@ -267,4 +297,5 @@ def _restore(run: Run, stored: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {run.folder / checkpoint.LAST} does not fit the model: {error}") from error
     run.progress = Progress(**stored["progress"])
+    run.log = stored.get("log") or {}
     checkpoint.set_rng_state(stored["rng"][run.process.rank], run.process.device)

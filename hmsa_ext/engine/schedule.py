@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hmsa_ext.engine.config import TrainConfig
+from hmsa_ext.engine.settings import Optimisation
 
 
 def learning_rate(step: int, *, steps: int, base: float, exponent: float = 1.0, warmup: int = 0) -> float:
@@ -16,13 +16,15 @@ def learning_rate(step: int, *, steps: int, base: float, exponent: float = 1.0, 
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
     """SGD or AdamW over all parameters in one group, weight decay on all, as in the published recipes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "adamw":
-        betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    if optimisation.optimizer == "adamw":
+        betas = (optimisation.momentum, 0.999)
+        return torch.optim.AdamW(parameters, lr=optimisation.lr, betas=betas, weight_decay=optimisation.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=optimisation.lr, momentum=optimisation.momentum, weight_decay=optimisation.weight_decay
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

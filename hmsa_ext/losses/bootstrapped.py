@@ -1,26 +1,26 @@
 """Cross-entropy over the hardest pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from hmsa_ext.ops import fuse_scales_cross_entropy
+from hmsa_ext.ops import arguments, fuse_scales_cross_entropy
+from hmsa_ext.ops.arguments import CROSS_ENTROPY_DEFAULTS, CrossEntropyOptions
 
 
+@arguments.documented(CROSS_ENTROPY_DEFAULTS)
 def bootstrapped_cross_entropy(
-    logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
     *,
     share: float = 0.25,
     threshold: float | None = None,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    align_corners: bool = False,
+    **options: Unpack[CrossEntropyOptions],
 ) -> Tensor:
     """Mean cross-entropy of the fused logits over the hardest of the valid pixels of the batch.
 
@@ -35,10 +35,16 @@ def bootstrapped_cross_entropy(
     pixels instead of a share.
 
     Args:
-        logits, attention, scales, target, weight, ignore_index, label_smoothing, align_corners: as for
-            :func:`hmsa_ext.fuse_scales_cross_entropy`; one map of logits is ``[logits], [], [1.0]``.
+        {chain}
+        {target}
         share: of the valid pixels, in (0, 1].
         threshold: a probability in (0, 1), or None.
+        {weight}
+        {ignore_index}
+        {label_smoothing}
+        {align_corners}
+
+    One map of logits is ``[logits], [], [1.0]``.
 
     Returns:
         A float32 scalar (float64 for float64 logits); 0, with gradients of 0, where no pixel is valid.
@@ -55,20 +61,10 @@ def bootstrapped_cross_entropy(
         raise ValueError(f"share: expected a number above 0 and up to 1, got {share!r}")
     if threshold is not None and not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold: expected a probability between 0 and 1, or None, got {threshold!r}")
-    losses = fuse_scales_cross_entropy(
-        logits,
-        attention,
-        scales,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction="none",
-        align_corners=align_corners,
-    )
+    losses = fuse_scales_cross_entropy(logits, attention, scales, target, reduction="none", **options)
     if losses.numel() == 0:
         return losses.sum()
-    valid = target != ignore_index
+    valid = arguments.is_valid(target, arguments.chosen(options.get("ignore_index")))
     with torch.no_grad():
         bar = _loss_of_rank(losses, valid, share)
         if threshold is not None:

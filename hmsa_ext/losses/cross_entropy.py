@@ -1,22 +1,21 @@
 """Cross-entropy over the valid pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
+from typing_extensions import Unpack
 
-from hmsa_ext.ops import cross_entropy_sum
+from hmsa_ext.ops import arguments, cross_entropy_sum
+from hmsa_ext.ops.arguments import CROSS_ENTROPY_DEFAULTS, CrossEntropyOptions
 
 
+@arguments.documented(CROSS_ENTROPY_DEFAULTS)
 def cross_entropy(
-    logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    align_corners: bool = False,
+    **options: Unpack[CrossEntropyOptions],
 ) -> Tensor:
     """Mean cross-entropy of the fused logits over the pixels of ``target`` that are not ``ignore_index``.
 
@@ -39,14 +38,5 @@ def cross_entropy(
     >>> cross_entropy([logits], [], [1.0], torch.full((1, 32, 32), 255)).item()
     0.0
     """
-    total, total_weight = cross_entropy_sum(
-        logits,
-        attention,
-        scales,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        align_corners=align_corners,
-    )
+    total, total_weight = cross_entropy_sum(logits, attention, scales, target, **options)
     return total / total_weight.masked_fill(total_weight == 0, 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from hmsa_ext.ops import chain
+from hmsa_ext.ops import arguments, chain
+from hmsa_ext.ops.arguments import LOSS_DEFAULTS, LossOptions
 from hmsa_ext.ops.fuse_scales_rmi import POOL, RADIUS, fuse_scales_rmi
 
 RIDGE = 5e-4
@@ -19,14 +21,13 @@ SMALLEST_SIDE = (RADIUS - 1) * POOL
 """Pixels that an image must have in height and width for one neighbourhood."""
 
 
+@arguments.documented(LOSS_DEFAULTS)
 def rmi_loss(
     logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
-    *,
-    ignore_index: int = 255,
-    align_corners: bool = False,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Half the binary cross-entropy plus half the region mutual information loss of the fused logits.
 
@@ -56,10 +57,10 @@ def rmi_loss(
       the label says otherwise, nothing special where it agrees.
 
     Args:
-        logits, attention, scales, align_corners: as for :func:`hmsa_ext.fuse_scales`: lists in the order of ``scales``;
-            float32, float16, bfloat16 or float64.
+        {chain}
         target: [B, H, W] labels, uint8, int16, int32 or int64; H and W, at least 8, are the size that is fused to.
-        ignore_index: label of the pixels that do not count.
+        {ignore_index}
+        {align_corners}
 
     Returns:
         A float32 scalar (float64 for float64 logits). It may be negative. Saved for backward are the inputs and some
@@ -73,25 +74,22 @@ def rmi_loss(
     >>> logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
     >>> rmi_loss([logits], [], [1.0], torch.ones(1, 16, 16, dtype=torch.uint8)).backward()
     """
-    if target.dim() == 3 and min(target.shape[-2:]) < SMALLEST_SIDE:
+    if isinstance(target, Tensor) and target.dim() == 3 and min(target.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(
             f"target: the RMI loss needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {list(target.shape)}"
         )
-    bce, valid, _, covariance = fuse_scales_rmi(
-        logits, attention, scales, target, ignore_index=ignore_index, align_corners=align_corners
-    )
+    bce, valid, _, covariance = fuse_scales_rmi(logits, attention, scales, target, **options)
     loss = (1 - RMI_SHARE) * bce / (valid + 1) + RMI_SHARE * _region_mutual_information(covariance)
     return ((valid > 0) * loss).to(chain.arithmetic_dtype(logits[0]))
 
 
+@arguments.documented(LOSS_DEFAULTS)
 def rmi_bce_loss(
     logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
-    *,
-    ignore_index: int = 255,
-    align_corners: bool = False,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """The binary cross-entropy that goes with :func:`rmi_loss`, alone and at full weight.
 
@@ -108,9 +106,7 @@ def rmi_bce_loss(
         ValueError: scales given twice or lists of different lengths.
         RuntimeError: anything else that does not fit, as for :func:`rmi_loss`.
     """
-    bce, valid, _, _ = fuse_scales_rmi(
-        logits, attention, scales, target, ignore_index=ignore_index, moments=False, align_corners=align_corners
-    )
+    bce, valid, _, _ = fuse_scales_rmi(logits, attention, scales, target, moments=False, **options)
     return (bce / (valid + 1)).to(chain.arithmetic_dtype(logits[0]))
 
 

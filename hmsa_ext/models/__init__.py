@@ -19,7 +19,7 @@ from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead,
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.settings import ModelSettings
 from hmsa_ext.models.trunks import TRUNKS, build_trunk
-from hmsa_ext.models.weights import WeightError, WeightReport, load_weights
+from hmsa_ext.models.weights import WeightError, WeightReport, load_weights, read_checkpoint
 
 __all__ = [
     "ATTENTION_HEADS",
@@ -45,6 +45,7 @@ __all__ = [
     "hrnet_w32_ocr",
     "hrnet_w48_ocr",
     "load_weights",
+    "read_checkpoint",
 ]
 
 

@@ -1,9 +1,14 @@
 """What a multi-scale model hands over: to losses, to evaluation, to pictures."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hmsa_ext.ops import fuse_scales, fuse_scales_argmax
 
@@ -12,8 +17,13 @@ from hmsa_ext.ops import fuse_scales, fuse_scales_argmax
 class ScaleOutputs:
     """Outputs of one model at several scales, at the stride of its heads, and the ways to combine them.
 
-    Nothing in here is at full resolution; each method returns maps of ``size``. Who only wants labels takes the
-    ``argmax`` of a combination, which makes no full-resolution logits; so do the losses with the parts themselves.
+    Nothing in here is at full resolution; each method returns maps of ``size``. If you only need labels, call
+    :meth:`argmax` or one of its kind: they never build full-resolution logits. Neither do the losses, which read the
+    parts themselves.
+
+    The class is a registered pytree: ``torch.export``, ``torch.compile``, ``DistributedDataParallel`` and
+    ``torch.utils._pytree.tree_map`` go through its tensors and its size, in the order of the fields. The scales are
+    part of the structure.
     """
 
     logits: list[Tensor]
@@ -25,7 +35,7 @@ class ScaleOutputs:
     scales: tuple[float, ...]
     """Descending; 1.0 among them when more than one."""
     size: tuple[int, int]
-    """(H, W) of the image at scale 1.0, in pixels."""
+    """(H, W) of the image at scale 1.0, in pixels; symbolic in a graph of dynamic sizes."""
 
     def __post_init__(self) -> None:
         count = len(self.scales)
@@ -86,3 +96,37 @@ class ScaleOutputs:
                 "attention maps (the largest scale has none)"
             )
         return fuse_scales([self.attention[index]], [], [self.scales[index + 1]], self.size)
+
+
+# ---- pytree -----------------------------------------------------------------------------------------------------
+
+_CHILDREN = ("logits", "attention", "aux", "size")
+
+
+def _flatten(outputs: ScaleOutputs) -> tuple[list[Any], tuple[float, ...]]:
+    return [getattr(outputs, name) for name in _CHILDREN], tuple(outputs.scales)
+
+
+def _flatten_with_keys(outputs: ScaleOutputs) -> tuple[list[tuple[pytree.KeyEntry, Any]], tuple[float, ...]]:
+    children, scales = _flatten(outputs)
+    return [(pytree.GetAttrKey(name), child) for name, child in zip(_CHILDREN, children, strict=True)], scales
+
+
+def _unflatten(children: Iterable[Any], scales: tuple[float, ...]) -> ScaleOutputs:
+    """Without the checks: children may stand for something else, such as ``in_dims`` or specifications of sharding."""
+    outputs = object.__new__(ScaleOutputs)
+    for name, child in zip(_CHILDREN, children, strict=True):
+        setattr(outputs, name, child)
+    outputs.scales = scales
+    return outputs
+
+
+pytree.register_pytree_node(
+    ScaleOutputs,
+    _flatten,
+    _unflatten,
+    serialized_type_name="hmsa_ext.models.ScaleOutputs",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+    flatten_with_keys_fn=_flatten_with_keys,
+)

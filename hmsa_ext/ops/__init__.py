@@ -1,10 +1,7 @@
-"""The fused ops: ``torch.ops.hmsa.*`` and their forms for people."""
+"""The fused ops: ``torch.ops.hmsa.*`` and the public Python functions over them.
 
-# ruff: noqa: E402  (the library must be loaded before the modules that register something for its ops)
-
-from hmsa_ext.ops import dispatch, library
-
-library.load()
+Each op is declared in the module of its name: see :mod:`hmsa_ext.ops.registration`.
+"""
 
 from hmsa_ext.ops.class_tile_centroids import class_tile_centroids
 from hmsa_ext.ops.confusion_matrix import confusion_matrix
@@ -18,21 +15,6 @@ from hmsa_ext.ops.fuse_scales_cross_entropy import (
 )
 from hmsa_ext.ops.fuse_scales_rmi import fuse_scales_rmi
 from hmsa_ext.ops.sample_crop import sample_crop
-
-for _name in (
-    "fuse_scales",
-    "_fuse_scales_backward",
-    "_fuse_scales_cross_entropy",
-    "_fuse_scales_cross_entropy_backward",
-    "_fuse_scales_rmi",
-    "_fuse_scales_rmi_backward",
-    "fuse_scales_argmax",
-    "confusion_matrix",
-    "class_tile_centroids",
-    "draw_class_uniform_boxes",
-    "_sample_crop",
-):
-    dispatch.explain_missing_cuda(_name)
 
 __all__ = [
     "class_tile_centroids",

@@ -1,13 +1,18 @@
-"""``hmsa::class_tile_centroids``: the form for people and fake tensors."""
+"""``hmsa::class_tile_centroids``: the public Python function and the declaration of the op.
+
+The kernels, the schema and the checks are in ``csrc/ops/class_tile_centroids.cpp``.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hmsa_ext.ops import dispatch, reference_sampling
+from hmsa_ext.ops import arguments, library, reference_sampling, registration
+from hmsa_ext.ops.schema import Arguments
 
-_op = torch.ops.hmsa.class_tile_centroids.default
+_NAME = "class_tile_centroids"
+_LARGEST_SIDE = 1 << 20
 
 
 def class_tile_centroids(labels: Tensor, tile: int, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +34,7 @@ def class_tile_centroids(labels: Tensor, tile: int, num_classes: int) -> tuple[T
         same bits on every device.
 
     Raises:
+        TypeError: for labels that are no tensor.
         RuntimeError: for a dtype, shape, tile or number of classes that does not fit; it names what came and what was
             expected.
 
@@ -38,13 +44,29 @@ def class_tile_centroids(labels: Tensor, tile: int, num_classes: int) -> tuple[T
     >>> centres[0, 0, 1, 1].tolist()
     [0.5, 2.0]
     """
-    if not dispatch.has_kernels("class_tile_centroids", labels.device):
+    arguments.tensor(_NAME, "labels", labels, (torch.uint8,), "[B, H, W]")
+    if not library.has_kernels(_NAME, labels.device):
         return reference_sampling.class_tile_centroids(labels, tile, num_classes)
     return _op(labels, tile, num_classes)
 
 
-@torch.library.register_fake("hmsa::class_tile_centroids")
-def _fake(labels, tile, num_classes):
-    batch, height, width = labels.shape
-    cells = (batch, (height + tile - 1) // tile, (width + tile - 1) // tile, num_classes)
-    return labels.new_empty(cells, dtype=torch.int64), labels.new_empty((*cells, 2), dtype=torch.float64)
+# ---- declaration ------------------------------------------------------------------------------------------------
+
+
+def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    expect, shape = arguments.expect, arguments.shape_of(a.labels)
+    arguments.tensor(_NAME, "labels", a.labels, (torch.uint8,), "[B, H, W]")
+    expect([a.labels.dim() == 3], lambda: f"{_NAME}: labels has shape {shape}; expected [B, H, W]")
+    expect(
+        [side <= _LARGEST_SIDE for side in a.labels.shape[1:]],
+        lambda: f"{_NAME}: labels has shape {shape}; expected sides of at most {_LARGEST_SIDE}",
+    )
+    expect([a.tile >= 1], lambda: f"{_NAME}: tile is {a.tile}; expected at least 1")
+    expect([1 <= a.num_classes <= 256], lambda: f"{_NAME}: num_classes is {a.num_classes}; expected 1 to 256")
+    batch, height, width = a.labels.shape
+    cells = (batch, (height + a.tile - 1) // a.tile, (width + a.tile - 1) // a.tile, a.num_classes)
+    counts = a.labels.new_empty(cells, dtype=torch.int64)
+    return counts, a.labels.new_empty((*cells, 2), dtype=torch.float64)
+
+
+_op = registration.declare(_NAME, fake=_fake, doc=class_tile_centroids.__doc__)

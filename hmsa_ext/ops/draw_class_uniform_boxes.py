@@ -1,15 +1,23 @@
-"""``hmsa::draw_class_uniform_boxes``: the form for people and fake tensors."""
+"""``hmsa::draw_class_uniform_boxes``: the public Python function and the declaration of the op.
+
+The kernels, the schema and the checks are in ``csrc/ops/draw_class_uniform_boxes.cpp``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hmsa_ext.ops import dispatch, reference_sampling
+from hmsa_ext.ops import arguments, library, reference_sampling, registration
+from hmsa_ext.ops.schema import Arguments
 
-_op = torch.ops.hmsa.draw_class_uniform_boxes.default
+_NAME = "draw_class_uniform_boxes"
+_MOST_ROWS, _MOST_CLASSES, _LARGEST_SIDE = 1 << 32, 1 << 16, 1 << 30
+_TABLES = {"centroids": "[M, 4]: class, image, y, x", "class_items": "[1 + K]", "image_sizes": "[I, 2]: height, width"}
+_COLUMNS = {"centroids": 4, "image_sizes": 2}
 
 
 def draw_class_uniform_boxes(
@@ -57,10 +65,11 @@ def draw_class_uniform_boxes(
         Within that it is anywhere, evenly; those of a class contain the centroid.
 
     Raises:
+        TypeError: for tables that are no tensors, and a crop whose sides are no integers.
         RuntimeError: for shapes, dtypes, devices, numbers or tables that do not fit (rows out of order, a class with
             items but no centroid, a centroid outside its image ...); it names what came and what was expected. On CUDA
-            the tables' values are not looked at, since that would make the GPU wait: an item that they have no place
-            for gets a row of -1 and class -1.
+            the tables' values are not checked, since that would make the GPU wait: an item without a place in the
+            tables gets a row of -1 and class -1.
 
     The tables are checked in every call on the CPU, in time proportional to their length: draw many items at once.
 
@@ -73,27 +82,77 @@ def draw_class_uniform_boxes(
     >>> boxes.shape, sorted(classes.tolist())
     (torch.Size([4, 5]), [-1, -1, 0, 1])
     """
-    arguments = {"scale": scale, "uniform_images": uniform_images, "seed": seed, "epoch": epoch}
-    arguments |= {"first": first, "count": count, "attempt": attempt, "long_edge": long_edge}
-    if not dispatch.has_kernels("draw_class_uniform_boxes", centroids.device):
-        return reference_sampling.draw_class_uniform_boxes(centroids, class_items, image_sizes, crop, **arguments)
-    return _op(centroids, class_items, image_sizes, crop, **arguments)
+    numbers = {"uniform_images": uniform_images, "seed": seed, "epoch": epoch, "first": first, "count": count}
+    numbers |= {"attempt": attempt, "long_edge": long_edge}
+    tables = {"centroids": centroids, "class_items": class_items, "image_sizes": image_sizes}
+    for name, table in tables.items():
+        arguments.tensor(_NAME, name, table, (torch.int64,), _TABLES[name])
+    crop, scale = arguments.sides(_NAME, "crop", crop), arguments.numbers(_NAME, "scale", scale)
+    function = _op
+    if not library.has_kernels(_NAME, centroids.device):
+        function = reference_sampling.draw_class_uniform_boxes
+    return function(centroids, class_items, image_sizes, crop, scale=scale, **numbers)
 
 
-@torch.library.register_fake("hmsa::draw_class_uniform_boxes")
-def _fake(
-    centroids,
-    class_items,
-    image_sizes,
-    crop,
-    *,
-    scale,
-    uniform_images,
-    seed,
-    epoch,
-    first,
-    count,
-    attempt=0,
-    long_edge=0,
-):
-    return centroids.new_empty((count, 5)), centroids.new_empty((count,))
+# ---- declaration ------------------------------------------------------------------------------------------------
+
+
+def _check_table(a: Arguments, name: str) -> None:
+    table, first, columns = getattr(a, name), a.centroids, _COLUMNS.get(name)
+    shape = arguments.shape_of(table)
+    arguments.tensor(_NAME, name, table, (torch.int64,), _TABLES[name])
+    fits = table.dim() == 1 if columns is None else table.dim() == 2 and table.shape[1] == columns
+    arguments.expect([fits], lambda: f"{_NAME}: {name} has shape {shape}; expected {_TABLES[name]}")
+    arguments.expect(
+        [table.shape[0] <= _MOST_ROWS],
+        lambda: f"{_NAME}: {name} has shape {shape}; expected at most {_MOST_ROWS} rows",
+    )
+    arguments.expect(
+        [table.device == first.device],
+        lambda: f"{_NAME}: centroids is on {first.device}, {name} on {table.device}; expected one device",
+    )
+
+
+def _check_numbers(a: Arguments) -> None:
+    expect, number = arguments.expect, arguments.number
+    crop, scale, images = a.crop, a.scale, a.image_sizes.shape[0]
+    expect([len(crop) == 2], lambda: f"{_NAME}: crop has {len(crop)} entries; expected (height, width)")
+    expect(
+        [condition for side in crop for condition in (side >= 1, side <= _LARGEST_SIDE)],
+        lambda: f"{_NAME}: crop is {crop[0]}x{crop[1]}; expected sides of 1 to {_LARGEST_SIDE}",
+    )
+    expect([len(scale) == 2], lambda: f"{_NAME}: scale has {len(scale)} entries; expected (least, largest)")
+    expect(
+        [0.0 < scale[0] <= scale[1], math.isfinite(scale[1])],
+        lambda: (
+            f"{_NAME}: scale is {number(scale[0])} to {number(scale[1])}; expected 0 < least <= largest, both finite"
+        ),
+    )
+    expect(
+        [a.uniform_images >= 0, a.uniform_images <= images],
+        lambda: f"{_NAME}: uniform_images is {a.uniform_images}; expected 0 to {images}, the number of images",
+    )
+    ranges = {"seed": 2**63 - 1, "epoch": 2**32 - 1, "attempt": 2**32 - 1, "long_edge": 2**63 - 1}
+    for name, largest in {**ranges, "first": _MOST_ROWS, "count": _MOST_ROWS}.items():
+        value = getattr(a, name)
+        expect(
+            [0 <= value <= largest],
+            lambda name=name, value=value, largest=largest: f"{_NAME}: {name} is {value}; expected 0 to {largest}",
+        )
+
+
+def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    for name in _TABLES:
+        _check_table(a, name)
+    arguments.expect(
+        [a.class_items.shape[0] >= 1, a.class_items.shape[0] <= 1 + _MOST_CLASSES],
+        lambda: (
+            f"{_NAME}: class_items has shape {arguments.shape_of(a.class_items)}; "
+            f"expected [1 + K] with K of at most {_MOST_CLASSES}"
+        ),
+    )
+    _check_numbers(a)
+    return a.centroids.new_empty((a.count, 5)), a.centroids.new_empty((a.count,))
+
+
+_op = registration.declare(_NAME, fake=_fake, doc=draw_class_uniform_boxes.__doc__)

@@ -1,26 +1,27 @@
-"""``hmsa::fuse_scales_argmax``: everything about the op that is not a kernel.
+"""``hmsa::fuse_scales_argmax``: the public Python functions, and the declaration of the op.
 
-:func:`fuse_scales_argmax` is the form for people, :func:`upsample_argmax` that for one map of logits.
+:func:`fuse_scales_argmax` takes a chain of scales, :func:`upsample_argmax` one map of logits. The kernels, the schema
+and the checks are in ``csrc/ops/fuse_scales_argmax.cpp``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from hmsa_ext.ops import chain, dispatch, reference
+from hmsa_ext.ops import arguments, chain, reference, registration
+from hmsa_ext.ops.schema import Arguments, Signature
 
 _NAME = "fuse_scales_argmax"
-_op = torch.ops.hmsa.fuse_scales_argmax.default
 
 
+@arguments.documented()
 def fuse_scales_argmax(
-    logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     size: Sequence[int],
     *,
     views: int = 1,
@@ -33,13 +34,11 @@ def fuse_scales_argmax(
         label = argmax_c z[c],    confidence = exp z[label] / sum_c exp z[c]
 
     Args:
-        logits: one [B, C, h_s, w_s] per scale, at the head's own resolution; float32, float16, bfloat16 or float64.
-        attention: one [B, 1 or C, h_s, w_s] per scale but the largest, in the order of ``scales``, in [0, 1].
-        scales: up to 8 different positive numbers in any order, 1.0 among them when there is more than one.
-        size: (H, W) of the image at scale 1.0, in pixels.
+        {chain}
+        {size}
         views: 1, or 2: then the batch of every input is 2B, and its second half are outputs for the mirrored images,
             still mirrored. The op mirrors them back and averages the fused logits of both.
-        align_corners: as in ``torch.nn.functional.interpolate``.
+        {align_corners}
 
     Returns:
         Labels [B, H, W], uint8 up to 256 classes and int32 beyond, and confidence [B, H, W], float32 (float64 for
@@ -47,8 +46,7 @@ def fuse_scales_argmax(
         confidence of NaN. Neither has a gradient.
 
     Raises:
-        ValueError: for scales given twice or lists of different lengths.
-        RuntimeError: for anything else that does not fit; it names the argument, what came and what was expected.
+        {errors}
 
     >>> low, high = torch.randn(1, 19, 16, 32), torch.randn(1, 19, 32, 64)
     >>> alpha = torch.sigmoid(torch.randn(1, 1, 16, 32))
@@ -56,12 +54,13 @@ def fuse_scales_argmax(
     >>> labels.shape, labels.dtype
     (torch.Size([1, 128, 256]), torch.uint8)
     """
-    logits, attention, scales = chain.descending(_NAME, logits, attention, scales)
-    size = [int(side) for side in size]
-    if not logits or dispatch.has_kernels(_NAME, logits[0].device):
-        return _op(logits, attention, scales, size, views=views, align_corners=align_corners)
+    inputs = chain.sorted_chain(_NAME, logits, attention, scales, align_corners)
+    size = arguments.sides(_NAME, "size", size)
+    if inputs.has_kernels(_NAME):
+        return inputs.call(_op, size, views=views)
+    _check(inputs, size, views)
     with torch.no_grad():
-        return reference.fuse_scales_argmax(logits, attention, scales, size, views=views, align_corners=align_corners)
+        return inputs.call(reference.fuse_scales_argmax, size, views=views)
 
 
 def upsample_argmax(
@@ -73,62 +72,61 @@ def upsample_argmax(
 
     >>> labels, confidence = upsample_argmax(torch.randn(2, 150, 16, 16), (64, 64))
     """
+    arguments.tensor("upsample_argmax", "logits", logits, arguments.FLOATING, "[B, C, h, w]")
+    size = arguments.sides("upsample_argmax", "size", size)
     return fuse_scales_argmax([logits], [], [1.0], size, views=views, align_corners=align_corners)
 
 
-# ---- fake tensors -----------------------------------------------------------------------------------------------
+# ---- declaration ------------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("hmsa::fuse_scales_argmax")
-def _fake(logits, attention, scales, size, *, views=1, align_corners=False):
-    first = logits[0]
-    shape = (first.shape[0] // views, size[0], size[1])
+def _check(a: Arguments | chain.Chain, size: Sequence[int], views: int) -> None:
+    arguments.expect([len(size) == 2], lambda: f"{_NAME}: size has {len(size)} entries; expected (height, width)")
+    arguments.expect(
+        [views in (1, 2)], lambda: f"{_NAME}: views is {views}; expected 1, or 2 with the mirrored images behind"
+    )
+    chain.check(_NAME, a, size)
+    batch = a.logits[0].shape[0]
+    arguments.expect(
+        [batch % views == 0],
+        lambda: (
+            f"{_NAME}: logits[0] has batch size {batch}; expected an even one with two views, "
+            "the mirrored images behind the others"
+        ),
+    )
+
+
+def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    _check(a, a.size, a.views)
+    first = a.logits[0]
+    shape = (first.shape[0] // a.views, *a.size)
     labels = first.new_empty(shape, dtype=torch.uint8 if first.shape[1] <= 256 else torch.int32)
     return labels, first.new_empty(shape, dtype=chain.arithmetic_dtype(first))
 
 
-# ---- autograd: none, and it says so instead of warning in the backward pass --------------------------------------
+def _vmap(its: Signature, a: Arguments, in_dims: Arguments, n: int) -> tuple[tuple, tuple]:
+    """The mapped dimension becomes part of the batch, behind the views."""
+    registration.fold_arguments(a, in_dims, n, ("logits", "attention"))  # [n * views * B, ...]
+    if a.views == 2:
+        for name in ("logits", "attention"):
+            views_first = [t.unflatten(0, (n, a.views, -1)).movedim(1, 0).flatten(0, 2) for t in getattr(a, name)]
+            setattr(a, name, views_first)
+    return registration.unfold(its.call(a), n)
 
 
-_library = torch.library.Library("hmsa", "IMPL")  # the registration lives as long
-_library.impl("fuse_scales_argmax", torch.library.fallthrough_kernel, "Autograd")
+def _flops(a: Arguments) -> int:
+    """The chain, and then for each class of each pixel a difference, an exponential and a sum."""
+    batch, classes = a.logits[0][:2]
+    pixels = batch // a.views * a.size[0] * a.size[1]
+    mean = 2 * pixels * classes if a.views == 2 else 0
+    return chain.chain_flops(a.logits, a.attention, a.scales, a.size) + mean + 3 * pixels * classes + pixels
 
 
-# ---- autocast ---------------------------------------------------------------------------------------------------
-
-
-def _autocast(logits, attention, scales, size, *, views=1, align_corners=False):
-    logits, attention = dispatch.promote(logits, attention)
-    return _op(logits, attention, scales, size, views=views, align_corners=align_corners)
-
-
-dispatch.register_autocast("fuse_scales_argmax", _autocast)
-
-
-# ---- vmap: the mapped dimension becomes part of the batch, behind the views ---------------------------------------
-
-
-@torch.library.register_vmap("hmsa::fuse_scales_argmax")
-def _vmap(info, in_dims, logits, attention, scales, size, *, views=1, align_corners=False):
-    n = info.batch_size
-
-    def fold(tensors, dims):
-        folded = dispatch.fold(tensors, dims, n)  # [n * views * B, ...]
-        if views == 1:
-            return folded
-        return [t.unflatten(0, (n, views, -1)).movedim(1, 0).flatten(0, 2) for t in folded]
-
-    logits, attention = fold(logits, in_dims[0]), fold(attention, in_dims[1])
-    labels, confidence = _op(logits, attention, scales, size, views=views, align_corners=align_corners)
-    return (labels.unflatten(0, (n, -1)), confidence.unflatten(0, (n, -1))), (0, 0)
-
-
-# ---- FLOPs: the chain, and then for each class of each pixel a difference, an exponential and a sum ---------------
-
-
-@register_flop_formula(torch.ops.hmsa.fuse_scales_argmax)
-def _flops(logits, attention, scales, size, *args, views=1, out_shape=None, **kwargs) -> int:
-    batch, classes = logits[0][:2]
-    pixels = batch // views * size[0] * size[1]
-    mean = 2 * pixels * classes if views == 2 else 0
-    return chain.chain_flops(logits, attention, scales, size) + mean + 3 * pixels * classes + pixels
+_op = registration.declare(
+    _NAME,
+    fake=_fake,
+    autocast=registration.promote,
+    vmap=_vmap,
+    flops=_flops,
+    doc=fuse_scales_argmax.__doc__,
+)

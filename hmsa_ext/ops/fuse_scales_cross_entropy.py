@@ -1,38 +1,37 @@
-"""``hmsa::fuse_scales_cross_entropy``: everything about the op that is not a kernel.
+"""``hmsa::fuse_scales_cross_entropy``: the public Python functions, and the declarations of the ops.
 
-The public op is a composite over ``hmsa::_fuse_scales_cross_entropy``, which csrc/ops defines and which also returns
-what backward reads: the log-sum-exp of each pixel and the total weight. Fake tensors, autograd, autocast, vmap and FLOP
-counts are registered on that one. :func:`fuse_scales_cross_entropy` is the form for people,
-:func:`upsample_cross_entropy` that for one map of logits.
+The public op is a composite over ``hmsa::_fuse_scales_cross_entropy``, which ``csrc/ops/fuse_scales_cross_entropy.cpp``
+defines. The private op also returns what backward reads: the log-sum-exp of each pixel and the total weight. Fake
+tensors, autograd, autocast, vmap and FLOPs belong to the private op. :func:`fuse_scales_cross_entropy` takes a chain of
+scales, :func:`upsample_cross_entropy` one map of logits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from typing_extensions import Unpack
 
-from hmsa_ext.ops import autograd, chain, dispatch, reference
+from hmsa_ext.ops import arguments, chain, reference, registration
+from hmsa_ext.ops.arguments import CROSS_ENTROPY_DEFAULTS, CrossEntropyOptions
+from hmsa_ext.ops.schema import Arguments, Signature, signature
 
 _NAME = "fuse_scales_cross_entropy"
-_op = torch.ops.hmsa._fuse_scales_cross_entropy.default
-_backward_op = torch.ops.hmsa._fuse_scales_cross_entropy_backward.default
 
 
+@arguments.documented(CROSS_ENTROPY_DEFAULTS)
 def fuse_scales_cross_entropy(
-    logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
     *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
-    align_corners: bool = False,
+    **options: Unpack[CrossEntropyOptions],
 ) -> Tensor:
     """Cross-entropy of the fused logits of several scales, which never exist at full resolution.
 
@@ -44,15 +43,13 @@ def fuse_scales_cross_entropy(
     The mean is over the sum of w[y] of the pixels that are not ignored.
 
     Args:
-        logits: one [B, C, h_s, w_s] per scale, at the head's own resolution; float32, float16, bfloat16 or float64.
-        attention: one [B, 1 or C, h_s, w_s] per scale but the largest, in the order of ``scales``, in [0, 1].
-        scales: up to 8 different positive numbers in any order, 1.0 among them when there is more than one.
-        target: [B, H, W] labels at the size of the image; uint8, int16, int32 or int64, read as they are.
-        weight: [C], a factor for each class, of any floating dtype; it gets no gradient.
-        ignore_index: label of the pixels that do not count.
-        label_smoothing: in [0, 1].
+        {chain}
+        {target}
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        align_corners: as in ``torch.nn.functional.interpolate``.
+        {weight}
+        {ignore_index}
+        {label_smoothing}
+        {align_corners}
 
     Returns:
         A scalar, or [B, H, W] for ``"none"`` (0 at ignored pixels); float32, float64 for float64 logits. As in PyTorch
@@ -60,41 +57,21 @@ def fuse_scales_cross_entropy(
         float for each pixel; both directions are deterministic.
 
     Raises:
-        ValueError: for scales given twice or lists of different lengths.
-        RuntimeError: for anything else that does not fit; it names the argument, what came and what was expected. Among
-            them, on the CPU, labels that are neither a class nor ignored; on CUDA such a label makes the loss NaN.
+        {errors}
+
+    A label that is neither a class nor ignored is a RuntimeError on the CPU; on CUDA it makes the loss NaN.
 
     >>> low, high = torch.randn(1, 19, 16, 32), torch.randn(1, 19, 32, 64, requires_grad=True)
     >>> alpha = torch.sigmoid(torch.randn(1, 1, 16, 32))
     >>> target = torch.randint(0, 19, (1, 128, 256), dtype=torch.uint8)
     >>> fuse_scales_cross_entropy([low, high], [alpha], [0.5, 1.0], target).backward()
     """
-    logits, attention, scales = chain.descending(_NAME, logits, attention, scales)
-    function = reference.fuse_scales_cross_entropy
-    if not logits or dispatch.has_kernels(_NAME, logits[0].device):
-        function = _composite  # what the public op does, less a way through the dispatcher
-    return function(
-        logits,
-        attention,
-        scales,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        align_corners=align_corners,
-    )
+    return _terms(logits, attention, scales, target, reduction, options)[0]
 
 
+@arguments.documented(CROSS_ENTROPY_DEFAULTS)
 def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    align_corners: bool = False,
+    logits: Tensor, target: Tensor, *, reduction: str = "mean", **options: Unpack[CrossEntropyOptions]
 ) -> Tensor:
     """``F.cross_entropy(F.interpolate(logits, target.shape[1:], mode="bilinear"), target)`` without the large logits.
 
@@ -104,236 +81,172 @@ def upsample_cross_entropy(
     >>> logits = torch.randn(2, 150, 16, 16, requires_grad=True)
     >>> upsample_cross_entropy(logits, torch.zeros(2, 64, 64, dtype=torch.uint8)).backward()
     """
-    return fuse_scales_cross_entropy(
-        [logits],
-        [],
-        [1.0],
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        align_corners=align_corners,
-    )
+    arguments.tensor("upsample_cross_entropy", "logits", logits, arguments.FLOATING, "[B, C, h, w]")
+    return _terms([logits], [], [1.0], target, reduction, options)[0]
 
 
+@arguments.documented(CROSS_ENTROPY_DEFAULTS)
 def cross_entropy_sum(
-    logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    align_corners: bool = False,
+    **options: Unpack[CrossEntropyOptions],
 ) -> tuple[Tensor, Tensor]:
     """The sum of the cross-entropy and the total weight of its pixels (their number without ``weight``): numerator and
-    denominator of the mean, for who wants to say what a mean over nothing is. Arguments and errors as for
+    denominator of the mean. Use it to choose your own result when no pixel counts. Arguments and errors as for
     :func:`fuse_scales_cross_entropy`; the total weight has no gradient."""
-    logits, attention, scales = chain.descending(_NAME, logits, attention, scales)
-    if not logits or dispatch.has_kernels(_NAME, logits[0].device):
-        weight = _cast_weight(weight, logits)
-        total, _, total_weight = _op(
-            logits, attention, scales, target, weight, ignore_index, label_smoothing, "sum", align_corners
-        )
-        return total, total_weight
-    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    total = reference.fuse_scales_cross_entropy(
-        logits, attention, scales, target, reduction="sum", align_corners=align_corners, **options
-    )
-    return total, _weight_of_items(target[None], weight, ignore_index, total.dtype)[0]
+    return _terms(logits, attention, scales, target, "sum", options)
+
+
+def _terms(
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
+    target: Tensor,
+    reduction: str,
+    options: CrossEntropyOptions,
+) -> tuple[Tensor, Tensor]:
+    """Loss and total weight."""
+    complete = arguments.filled(_NAME, options, CROSS_ENTROPY_DEFAULTS)
+    inputs = chain.sorted_chain(_NAME, logits, attention, scales, complete.pop("align_corners"))
+    arguments.tensor(_NAME, "target", target, arguments.INTEGER, "[B, H, W]")
+    complete["ignore_index"] = arguments.ignored(_NAME, complete["ignore_index"], inputs.classes)
+    complete["reduction"] = reduction
+    if inputs.has_kernels(_NAME):  # what the public op does, less a way through the dispatcher
+        loss, _, total_weight = inputs.call(_with_cast_weight, target, **complete)
+        return loss, total_weight
+    _check(inputs, target, **complete)
+    loss = inputs.call(reference.fuse_scales_cross_entropy, target, **complete)
+    return loss, _weight_of_items(target[None], complete["weight"], complete["ignore_index"], loss.dtype)[0]
 
 
 # ---- the public op ----------------------------------------------------------------------------------------------
 
-# Registrations live as long as the Library object.
-_library = torch.library.Library("hmsa", "FRAGMENT")
-_library.define(
-    "fuse_scales_cross_entropy(Tensor[] logits, Tensor[] attention, float[] scales, Tensor target, *, "
-    'Tensor? weight=None, int ignore_index=255, float label_smoothing=0.0, str reduction="mean", '
-    "bool align_corners=False) -> Tensor"
-)
+
+def _with_cast_weight(logits, attention, scales, target, *, weight=None, **options) -> tuple[Tensor, Tensor, Tensor]:
+    """The private op's results for the options of the public op."""
+    if weight is not None:
+        weight = _cast_weight(weight, logits)
+    return _op(logits, attention, scales, target, weight, **options)
 
 
-def _composite(
-    logits,
-    attention,
-    scales,
-    target,
-    *,
-    weight=None,
-    ignore_index=255,
-    label_smoothing=0.0,
-    reduction="mean",
-    align_corners=False,
-):
-    weight = _cast_weight(weight, logits)
-    results = _op(logits, attention, scales, target, weight, ignore_index, label_smoothing, reduction, align_corners)
-    return results[0]
+def _composite(*args, **kwargs) -> Tensor:
+    return _with_cast_weight(**vars(signature(_NAME).bind(args, kwargs)))[0]
 
 
-# vmap does not take a composite apart unless it is told.
-for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
-    _library.impl("fuse_scales_cross_entropy", _composite, _key)
-
-
-def _cast_weight(weight: Tensor | None, logits: Sequence[Tensor]) -> Tensor | None:
+def _cast_weight(weight: Tensor, logits: Sequence[Tensor]) -> Tensor:
     """The weights in the dtype that the kernels compute in; few numbers, so a copy costs nothing."""
-    if weight is None or not logits:
-        return weight
+    if not isinstance(weight, Tensor):
+        raise arguments.ArgumentTypeError(f"{_NAME}: weight is a {type(weight).__name__}; expected a tensor [C]")
     if not weight.is_floating_point():
-        raise RuntimeError(f"{_NAME}: weight is {str(weight.dtype).removeprefix('torch.')}; expected floating point")
+        raise RuntimeError(f"{_NAME}: weight is {arguments.dtype_name(weight)}; expected floating point")
     if weight.requires_grad:
         raise RuntimeError(f"{_NAME}: weight requires a gradient, but the op has none for it; expected weight.detach()")
-    return weight.to(chain.arithmetic_dtype(logits[0])).contiguous()
+    return weight.to(chain.arithmetic_dtype(logits[0])).contiguous() if logits else weight
 
 
-# ---- fake tensors -----------------------------------------------------------------------------------------------
+# ---- declarations -----------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("hmsa::_fuse_scales_cross_entropy")
-def _fake(logits, attention, scales, target, weight, ignore_index, label_smoothing, reduction, align_corners):
-    if target.dim() != 3:  # the kernels say the same of real tensors; here the size could not even be read
-        raise RuntimeError(f"{_NAME}: target has shape {list(target.shape)}; expected [B, H, W]")
-    dtype = chain.arithmetic_dtype(logits[0])
-    pixels = (logits[0].shape[0], target.shape[1], target.shape[2])
-    loss = logits[0].new_empty(pixels if reduction == "none" else (), dtype=dtype)
-    return loss, logits[0].new_empty(pixels, dtype=dtype), logits[0].new_empty((), dtype=dtype)
-
-
-@torch.library.register_fake("hmsa::_fuse_scales_cross_entropy_backward")
-def _fake_backward(
-    grad,
-    logits,
-    attention,
-    scales,
-    target,
-    weight,
-    log_sum_exp,
-    total_weight,
-    ignore_index,
-    label_smoothing,
-    reduction,
-    align_corners,
-    wanted_logits,
-    wanted_attention,
-):
-    return chain.fake_gradients(logits, attention, wanted_logits, wanted_attention)
-
-
-# ---- autograd ---------------------------------------------------------------------------------------------------
-
-
-def _setup_context(ctx, output, logits, attention, scales, target, weight, *options):
-    _, log_sum_exp, total_weight = output
-    ctx.mark_non_differentiable(log_sum_exp, total_weight)
-    ctx.save_for_backward(*logits, *attention, target, weight, log_sum_exp, total_weight)
-    ctx.scales, ctx.options = scales, options
-
-
-def _backward(ctx, saved, wanted, grad, *_):
-    inputs, rest = saved[:-4], saved[-4:]
-    logits, attention = inputs[: ctx.count], inputs[ctx.count :]
-    return _backward_op(grad, logits, attention, ctx.scales, *rest, *ctx.options, *wanted)
-
-
-autograd.register("_fuse_scales_cross_entropy", _setup_context, _backward)
-autograd.forbid_double_backward("_fuse_scales_cross_entropy_backward", _NAME)
-
-
-# ---- autocast ---------------------------------------------------------------------------------------------------
-
-
-def _autocast(logits, attention, scales, target, weight, *options):
-    logits, attention = dispatch.promote(logits, attention)
-    return _op(logits, attention, scales, target, _cast_weight(weight, logits), *options)
-
-
-dispatch.register_autocast("_fuse_scales_cross_entropy", _autocast)
-
-
-# ---- vmap: the mapped dimension becomes part of the batch, and each item gets its own sum or mean ----------------
-
-
-@torch.library.register_vmap("hmsa::_fuse_scales_cross_entropy")
-def _vmap(
-    info,
-    in_dims,
-    logits,
-    attention,
-    scales,
-    target,
-    weight,
-    ignore_index,
-    label_smoothing,
-    reduction,
-    align_corners,
-):
-    n = info.batch_size
-    _refuse_mapped_weight(in_dims[4])
-    logits, attention = dispatch.fold(logits, in_dims[0], n), dispatch.fold(attention, in_dims[1], n)
-    (target,) = dispatch.fold([target], [in_dims[3]], n)
-    losses, log_sum_exp, _ = _op(
-        logits, attention, scales, target, weight, ignore_index, label_smoothing, "none", align_corners
+def _check(
+    a: Arguments | chain.Chain,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> None:
+    expect, dtype_name, number = arguments.expect, arguments.dtype_name, arguments.number
+    chain.check_target(_NAME, a, target)
+    expect(
+        [0 <= label_smoothing <= 1],
+        lambda: f"{_NAME}: label_smoothing is {number(label_smoothing)}; expected a number from 0 to 1",
     )
+    if weight is not None:
+        first = a.logits[0]
+        expect([weight.dim() == 1], lambda: _weight_shape(weight, first))
+        expect([weight.shape[0] == first.shape[1]], lambda: _weight_shape(weight, first))
+        expect(
+            [weight.device == first.device],
+            lambda: (
+                f"{_NAME}: weight is {dtype_name(weight)} on {weight.device} with stride {weight.stride(0)}; "
+                f"expected contiguous {arguments.listed([chain.arithmetic_dtype(first)])} on {first.device}"
+            ),
+        )
+    expect(
+        [reduction in ("none", "sum", "mean")],
+        lambda: f"{_NAME}: reduction is '{reduction}'; expected 'mean', 'sum' or 'none'",
+    )
+    chain.check(_NAME, a, target.shape[1:])
+
+
+def _weight_shape(weight: Tensor, first: Tensor) -> str:
+    shape, classes = arguments.shape_of(weight), first.shape[1]
+    return f"{_NAME}: weight has shape {shape}; expected [{classes}], one factor for each class"
+
+
+def _check_arguments(a: Arguments) -> None:
+    _check(a, a.target, a.weight, a.ignore_index, a.label_smoothing, a.reduction)
+
+
+def _fake(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    _check_arguments(a)
+    first, dtype = a.logits[0], chain.arithmetic_dtype(a.logits[0])
+    pixels = (first.shape[0], *a.target.shape[1:])
+    loss = first.new_empty(pixels if a.reduction == "none" else (), dtype=dtype)
+    return loss, first.new_empty(pixels, dtype=dtype), first.new_empty((), dtype=dtype)
+
+
+def _fake_backward(a: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+    _check_arguments(a)
+    return chain.fake_gradients(a)
+
+
+def _autocast(a: Arguments) -> None:
+    registration.promote(a)
+    if a.weight is not None:
+        a.weight = _cast_weight(a.weight, a.logits)
+
+
+def _vmap(its: Signature, a: Arguments, in_dims: Arguments, n: int) -> tuple[Any, Any]:
+    """The mapped dimension becomes part of the batch, and each item gets its own sum or mean."""
+    _refuse_mapped_weight(in_dims)
+    reduction, a.reduction = a.reduction, "none"
+    registration.fold_arguments(a, in_dims, n, ("logits", "attention", "target"))
+    losses, log_sum_exp, _ = its.call(a)
     losses, log_sum_exp = losses.unflatten(0, (n, -1)), log_sum_exp.unflatten(0, (n, -1))
-    total_weight = _weight_of_items(target.unflatten(0, (n, -1)), weight, ignore_index, losses.dtype)
+    total_weight = _weight_of_items(a.target.unflatten(0, (n, -1)), a.weight, a.ignore_index, losses.dtype)
     if reduction != "none":
         losses = losses.flatten(1).sum(1, dtype=torch.float64)
         losses = (losses / total_weight if reduction == "mean" else losses).to(log_sum_exp.dtype)
     return (losses, log_sum_exp, total_weight), (0, 0, 0)
 
 
-@torch.library.register_vmap("hmsa::_fuse_scales_cross_entropy_backward")
-def _vmap_backward(
-    info,
-    in_dims,
-    grad,
-    logits,
-    attention,
-    scales,
-    target,
-    weight,
-    log_sum_exp,
-    total_weight,
-    ignore_index,
-    label_smoothing,
-    reduction,
-    align_corners,
-    wanted_logits,
-    wanted_attention,
-):
-    n = info.batch_size
-    _refuse_mapped_weight(in_dims[5])
-    logits, attention = dispatch.fold(logits, in_dims[1], n), dispatch.fold(attention, in_dims[2], n)
-    target, log_sum_exp = dispatch.fold([target, log_sum_exp], [in_dims[4], in_dims[6]], n)
-    if reduction == "none":
-        (grad,) = dispatch.fold([grad], [in_dims[0]], n)
+def _vmap_backward(its: Signature, a: Arguments, in_dims: Arguments, n: int) -> tuple[Any, Any]:
+    _refuse_mapped_weight(in_dims)
+    registration.fold_arguments(a, in_dims, n, ("logits", "attention", "target", "log_sum_exp"))
+    if a.reduction == "none":
+        registration.fold_arguments(a, in_dims, n, ("grad",))
     else:  # one number for each item: the same for all of its pixels
-        grad = _first(grad, in_dims[0], n)
-        if reduction == "mean":
-            grad = grad / _first(total_weight, in_dims[7], n)
-        grad = grad.repeat_interleave(target.shape[0] // n).view(-1, 1, 1).expand(target.shape)
-    total_weight = log_sum_exp.new_ones(())  # of no use to "none"
-    options = (ignore_index, label_smoothing, "none", align_corners, wanted_logits, wanted_attention)
-    log_sum_exp = log_sum_exp.contiguous()
-    results = _backward_op(grad, logits, attention, scales, target, weight, log_sum_exp, total_weight, *options)
-    return chain.unfold_gradients(results, n)
+        grad = registration.first(a.grad, in_dims.grad, n)
+        if a.reduction == "mean":
+            grad = grad / registration.first(a.total_weight, in_dims.total_weight, n)
+        a.grad = grad.repeat_interleave(a.target.shape[0] // n).view(-1, 1, 1).expand(a.target.shape)
+        a.reduction = "none"
+    a.log_sum_exp = a.log_sum_exp.contiguous()
+    a.total_weight = a.log_sum_exp.new_ones(())  # "none" does not read it
+    return registration.unfold(its.call(a), n)
 
 
-def _refuse_mapped_weight(in_dim: int | None) -> None:
-    if in_dim is not None:
+def _refuse_mapped_weight(in_dims: Arguments) -> None:
+    if in_dims.weight is not None:
         raise RuntimeError(f"{_NAME}: vmap maps over weight; expected the same weights for every item")
-
-
-def _first(tensor: Tensor, in_dim: int | None, batch_size: int) -> Tensor:
-    return tensor.movedim(in_dim, 0) if in_dim is not None else tensor.expand(batch_size, *tensor.shape)
 
 
 def _weight_of_items(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
     """Total weight of each [n, B, H, W] -> [n]; NaN where there is a label that is neither a class nor ignored."""
-    valid = target != ignore_index
+    valid = arguments.is_valid(target, ignore_index)
     if weight is None:
         return valid.flatten(1).sum(1).to(dtype)
     target = target.long()
@@ -342,28 +255,46 @@ def _weight_of_items(target: Tensor, weight: Tensor | None, ignore_index: int, d
     return weights.flatten(1).sum(1, dtype=torch.float64).to(dtype)
 
 
-# ---- FLOPs: the chain, and then for each class of each pixel a difference, an exponential and a sum ---------------
-
-
-def _fused_shape(logits, target) -> tuple[int, int]:
+def _fused_shape(a: Arguments) -> tuple[int, int]:
     """Pixels, and elements of the logits that are never stored."""
-    pixels = logits[0][0] * target[1] * target[2]
-    return pixels, pixels * logits[0][1]
+    pixels = a.logits[0][0] * a.target[1] * a.target[2]
+    return pixels, pixels * a.logits[0][1]
 
 
-@register_flop_formula(torch.ops.hmsa._fuse_scales_cross_entropy)
-def _flops(logits, attention, scales, target, weight, ignore_index, label_smoothing, *args, out_shape=None, **kwargs):
-    pixels, elements = _fused_shape(logits, target)
-    smoothing = 2 * elements if label_smoothing > 0 else 0  # sum_c w[c] z[c]
-    return chain.chain_flops(logits, attention, scales, target[1:]) + 3 * elements + 3 * pixels + smoothing
+def _flops(a: Arguments) -> int:
+    """The chain, and then for each class of each pixel a difference, an exponential and a sum."""
+    pixels, elements = _fused_shape(a)
+    smoothing = 2 * elements if a.label_smoothing > 0 else 0  # sum_c w[c] z[c]
+    return chain.chain_flops(a.logits, a.attention, a.scales, a.target[1:]) + 3 * elements + 3 * pixels + smoothing
 
 
-@register_flop_formula(torch.ops.hmsa._fuse_scales_cross_entropy_backward)
-def _backward_flops(
-    grad, logits, attention, scales, target, weight, lse, total, ignore_index, label_smoothing, *args, **kwargs
-):
+def _backward_flops(a: Arguments) -> int:
     """The chain again, the gradient of each logit (a difference, an exponential, a product), and the adjoint."""
-    pixels, elements = _fused_shape(logits, target)
-    smoothing = elements if label_smoothing > 0 else 0
-    again = chain.chain_flops(logits, attention, scales, target[1:])
-    return again + 3 * elements + pixels + smoothing + chain.adjoint_flops(logits, attention, scales, target[1:])
+    pixels, elements = _fused_shape(a)
+    smoothing = elements if a.label_smoothing > 0 else 0
+    shapes = a.logits, a.attention, a.scales, a.target[1:]
+    return chain.chain_flops(*shapes) + 3 * elements + pixels + smoothing + chain.adjoint_flops(*shapes)
+
+
+registration.declare(
+    "_fuse_scales_cross_entropy_backward",
+    fake=_fake_backward,
+    derivative=registration.NoSecond(of=_NAME),
+    vmap=_vmap_backward,
+    flops=_backward_flops,
+)
+_op = registration.declare(
+    "_fuse_scales_cross_entropy",
+    fake=_fake,
+    derivative=registration.Reverse("_fuse_scales_cross_entropy_backward"),
+    autocast=_autocast,
+    vmap=_vmap,
+    flops=_flops,
+)
+registration.define(
+    "fuse_scales_cross_entropy(Tensor[] logits, Tensor[] attention, float[] scales, Tensor target, *, "
+    'Tensor? weight=None, int ignore_index=255, float label_smoothing=0.0, str reduction="mean", '
+    "bool align_corners=False) -> Tensor",
+    _composite,
+    doc=fuse_scales_cross_entropy.__doc__,
+)

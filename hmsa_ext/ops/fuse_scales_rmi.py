@@ -1,20 +1,24 @@
 """``hmsa::_fuse_scales_rmi``: what the region mutual information loss reads of the fused logits.
 
-Fake tensors, autograd, autocast and FLOP counts are registered here, on the op that csrc/ops/fuse_scales_rmi.cpp
-defines; :mod:`hmsa_ext.losses.rmi` makes losses of it.
+The kernels, the schema and the checks are in ``csrc/ops/fuse_scales_rmi.cpp``; :mod:`hmsa_ext.losses.rmi` makes losses
+of the op's results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from typing_extensions import Unpack
 
-from hmsa_ext.ops import autograd, chain, dispatch, reference
+from hmsa_ext.ops import arguments, chain, reference, registration
+from hmsa_ext.ops.arguments import LOSS_DEFAULTS, LossOptions
+from hmsa_ext.ops.schema import Arguments
 
+_NAME = "fuse_scales_rmi"
 POOL = 4
 """Side and stride of the average pooling before neighbourhoods are taken; its padding is half of it."""
 RADIUS = 3
@@ -24,19 +28,16 @@ VECTOR = 2 * RADIUS**2
 PROBABILITY_FLOOR = 1e-6
 """Added to the probability of every pixel of the image."""
 
-_op = torch.ops.hmsa._fuse_scales_rmi.default
-_backward_op = torch.ops.hmsa._fuse_scales_rmi_backward.default
 
-
+@arguments.documented(LOSS_DEFAULTS)
 def fuse_scales_rmi(
-    logits: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    scales: Sequence[float],
+    logits: Iterable[Tensor],
+    attention: Iterable[Tensor],
+    scales: Iterable[float],
     target: Tensor,
     *,
-    ignore_index: int = 255,
     moments: bool = True,
-    align_corners: bool = False,
+    **options: Unpack[LossOptions],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Binary cross-entropy of the fused logits, and moments of the neighbourhoods of pooled pixels.
 
@@ -46,10 +47,11 @@ def fuse_scales_rmi(
     time only; nothing is one-hot, unfolded or full-resolution.
 
     Args:
-        logits, attention, scales, align_corners: as for :func:`hmsa_ext.fuse_scales`.
-        target: [B, H, W] labels, uint8, int16, int32 or int64.
-        ignore_index: label of the pixels that do not count, whatever their logits are.
+        {chain}
+        {target}
         moments: False leaves ``mean`` and ``covariance`` out (empty tensors), and most of the work.
+        {ignore_index}
+        {align_corners}
 
     Returns:
         float64, on the device of the logits: ``bce``, the sum over pixels and classes; ``valid``, the number of pixels
@@ -58,23 +60,36 @@ def fuse_scales_rmi(
         ``mean`` and ``valid`` have none. Only the inputs, ``target`` and ``mean`` are saved.
 
     Raises:
-        ValueError: for scales given twice or lists of different lengths.
-        RuntimeError: for anything else that does not fit, for images of less than 8 x 8 pixels with ``moments``, and on
-            the CPU for labels that are neither a class nor ignored. On CUDA such a label makes the results NaN.
+        {errors}
+
+    Images of less than 8 x 8 pixels with ``moments`` are a RuntimeError. So are labels that are neither a class nor
+    ignored on the CPU; on CUDA such a label makes the results NaN.
     """
-    logits, attention, scales = chain.descending("fuse_scales_rmi", logits, attention, scales)
-    if not logits or dispatch.has_kernels("fuse_scales_rmi", logits[0].device):
-        return _op(logits, attention, scales, target, ignore_index, moments, align_corners)
-    return _plain(logits, attention, scales, target, ignore_index, moments, align_corners)
+    complete = arguments.filled(_NAME, options, LOSS_DEFAULTS)
+    inputs = chain.sorted_chain(_NAME, logits, attention, scales, complete["align_corners"])
+    arguments.tensor(_NAME, "target", target, arguments.INTEGER, "[B, H, W]")
+    ignore_index = arguments.ignored(_NAME, complete["ignore_index"], inputs.classes)
+    if inputs.has_kernels(_NAME):
+        return inputs.call(_op, target, ignore_index, moments)
+    _check(_NAME, inputs, target, moments)
+    return inputs.call(_plain, target, ignore_index, moments)
 
 
-def _plain(logits, attention, scales, target, ignore_index, moments, align_corners):
+def _plain(
+    logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    scales: Sequence[float],
+    target: Tensor,
+    ignore_index: int,
+    moments: bool,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same in plain PyTorch, for devices that have no kernel."""
     size = target.shape[1:]
     logits, attention = ([t if t.dtype.itemsize >= 4 else t.float() for t in ts] for ts in (logits, attention))
     fused = reference.fuse_scales(logits, attention, scales, size, align_corners=align_corners)
     classes = torch.arange(fused.shape[1], device=target.device).view(1, -1, 1, 1)
-    valid = (target != ignore_index).unsqueeze(1)
+    valid = arguments.is_valid(target, ignore_index).unsqueeze(1)
     one_hot = (target.unsqueeze(1) == classes) & valid
     wrong = valid & ((target.unsqueeze(1) < 0) | (target.unsqueeze(1) >= fused.shape[1]))
     bce = F.binary_cross_entropy_with_logits(fused, one_hot.to(fused.dtype), reduction="none").double()
@@ -96,75 +111,46 @@ def _neighbourhoods(x: Tensor) -> Tensor:
     return torch.stack(shifted, dim=2).flatten(3)
 
 
-# ---- fake tensors -----------------------------------------------------------------------------------------------
+# ---- declarations -----------------------------------------------------------------------------------------------
+
+_SMALLEST = (RADIUS - 1) * POOL
 
 
-@torch.library.register_fake("hmsa::_fuse_scales_rmi")
-def _fake(logits, attention, scales, target, ignore_index, moments, align_corners):
-    first = logits[0]
+def _check(op: str, a: Arguments | chain.Chain, target: Tensor, moments: bool) -> None:
+    chain.check_target(op, a, target)
+    arguments.expect(
+        [side >= _SMALLEST for side in target.shape[1:]] if moments else [],
+        lambda: (
+            f"{op}: target has shape {arguments.shape_of(target)}; expected at least {_SMALLEST} x {_SMALLEST} pixels"
+        ),
+    )
+    chain.check(op, a, target.shape[1:])
+
+
+def _fake(a: Arguments) -> tuple[Tensor, ...]:
+    _check(_NAME, a, a.target, a.moments)
+    first = a.logits[0]
     batch, classes = first.shape[:2]
-    mean, covariance = ((batch, classes, VECTOR), (batch, classes, VECTOR, VECTOR)) if moments else ((0,), (0,))
+    mean, covariance = ((batch, classes, VECTOR), (batch, classes, VECTOR, VECTOR)) if a.moments else ((0,), (0,))
     return tuple(first.new_empty(shape, dtype=torch.float64) for shape in ((), (), mean, covariance))
 
 
-@torch.library.register_fake("hmsa::_fuse_scales_rmi_backward")
-def _fake_backward(
-    grad_bce,
-    grad_covariance,
-    logits,
-    attention,
-    scales,
-    target,
-    mean,
-    ignore_index,
-    align_corners,
-    wanted_logits,
-    wanted_attention,
-):
-    return chain.fake_gradients(logits, attention, wanted_logits, wanted_attention)
+def _fake_backward(a: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+    _check("_fuse_scales_rmi_backward", a, a.target, a.grad_covariance is not None)
+    return chain.fake_gradients(a)
 
 
-# ---- autograd ---------------------------------------------------------------------------------------------------
-
-
-def _setup_context(ctx, output, logits, attention, scales, target, ignore_index, moments, align_corners):
-    _, valid, mean, _ = output
-    ctx.mark_non_differentiable(valid, mean)
-    ctx.save_for_backward(*logits, *attention, target, mean)
-    ctx.scales, ctx.ignore_index, ctx.moments, ctx.align_corners = scales, ignore_index, moments, align_corners
-
-
-def _backward(ctx, saved, wanted, grad_bce, grad_valid, grad_mean, grad_covariance):
-    *inputs, target, mean = saved
-    logits, attention = inputs[: ctx.count], inputs[ctx.count :]
-    if grad_bce is None:
-        grad_bce = mean.new_zeros(())
-    if not ctx.moments:
-        grad_covariance, mean = None, None
-    elif grad_covariance is None:
-        grad_covariance = mean.new_zeros((*mean.shape, VECTOR))
+def _prepare_gradients(given: dict[str, Any]) -> None:
+    mean: Tensor = given["mean"]
+    if given["grad_bce"] is None:
+        given["grad_bce"] = mean.new_zeros(())
+    if mean.dim() == 1:  # the forward pass left the moments out
+        given["grad_covariance"], given["mean"] = None, None
+    elif given["grad_covariance"] is None:
+        given["grad_covariance"] = mean.new_zeros((*mean.shape, VECTOR))
     else:
-        grad_covariance = grad_covariance.contiguous()
-    options = ctx.ignore_index, ctx.align_corners
-    return _backward_op(grad_bce, grad_covariance, logits, attention, ctx.scales, target, mean, *options, *wanted)
+        given["grad_covariance"] = given["grad_covariance"].contiguous()
 
-
-autograd.register("_fuse_scales_rmi", _setup_context, _backward)
-autograd.forbid_double_backward("_fuse_scales_rmi_backward", "fuse_scales_rmi")
-
-
-# ---- autocast ---------------------------------------------------------------------------------------------------
-
-
-def _autocast(logits, attention, scales, target, ignore_index, moments, align_corners):
-    logits, attention = dispatch.promote(logits, attention)
-    return _op(logits, attention, scales, target, ignore_index, moments, align_corners)
-
-
-dispatch.register_autocast("_fuse_scales_rmi", _autocast)
-
-
-# ---- FLOPs ------------------------------------------------------------------------------------------------------
 
 # Of a pixel and class: sigmoid (exponential, sum, quotient), binary cross-entropy (product, two sums, maximum,
 # logarithm), its gradient (difference, two products), pooling of probabilities and labels (a sum each).
@@ -174,29 +160,41 @@ _SIGMOID, _BCE, _GRADIENT, _POOLING = 3, 5, 3, 2
 _PRODUCTS, _CORRELATION = 2 * 51, 2 * 50
 
 
-def _elements(logits, target) -> tuple[int, int]:
+def _elements(a: Arguments) -> tuple[int, int]:
     """Pixels and pooled pixels, times images and classes."""
-    batch, classes = logits[0][:2]
-    height, width = target[1:]
+    batch, classes = a.logits[0][:2]
+    height, width = a.target[1:]
     return batch * classes * height * width, batch * classes * (height // POOL + 1) * (width // POOL + 1)
 
 
-@register_flop_formula(torch.ops.hmsa._fuse_scales_rmi)
-def _flops(logits, attention, scales, target, ignore_index, moments, *args, out_shape=None, **kwargs) -> int:
-    pixels, pooled = _elements(logits, target)
-    flops = chain.chain_flops(logits, attention, scales, target[1:]) + pixels * (_SIGMOID + _BCE)
-    return flops + (pixels * _POOLING + pooled * _PRODUCTS if moments else 0)
+def _flops(a: Arguments) -> int:
+    pixels, pooled = _elements(a)
+    flops = chain.chain_flops(a.logits, a.attention, a.scales, a.target[1:]) + pixels * (_SIGMOID + _BCE)
+    return flops + (pixels * _POOLING + pooled * _PRODUCTS if a.moments else 0)
 
 
-@register_flop_formula(torch.ops.hmsa._fuse_scales_rmi_backward)
-def _backward_flops(
-    grad_bce, grad_covariance, logits, attention, scales, target, *args, out_shape=None, **kwargs
-) -> int:
+def _backward_flops(a: Arguments) -> int:
     """Logits are fused once more, and twice where their pooled probabilities are needed first."""
-    pixels, pooled = _elements(logits, target)
-    size = target[1:]
-    fused = chain.chain_flops(logits, attention, scales, size)
-    flops = fused + pixels * (_SIGMOID + _GRADIENT) + chain.adjoint_flops(logits, attention, scales, size)
-    if grad_covariance is None:
+    pixels, pooled = _elements(a)
+    shapes = a.logits, a.attention, a.scales, a.target[1:]
+    fused = chain.chain_flops(*shapes)
+    flops = fused + pixels * (_SIGMOID + _GRADIENT) + chain.adjoint_flops(*shapes)
+    if a.grad_covariance is None:
         return flops
     return flops + fused + pixels * (_SIGMOID + _POOLING + 3) + pooled * _CORRELATION
+
+
+registration.declare(
+    "_fuse_scales_rmi_backward",
+    fake=_fake_backward,
+    derivative=registration.NoSecond(of=_NAME),
+    flops=_backward_flops,
+)
+_op = registration.declare(
+    "_fuse_scales_rmi",
+    fake=_fake,
+    derivative=registration.Reverse("_fuse_scales_rmi_backward", _prepare_gradients),
+    autocast=registration.promote,
+    flops=_flops,
+    doc=fuse_scales_rmi.__doc__,
+)

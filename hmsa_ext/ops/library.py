@@ -10,6 +10,8 @@ import functools
 import importlib.metadata
 import json
 import platform
+import sys
+import warnings
 from pathlib import Path
 from typing import TypedDict
 
@@ -75,7 +77,7 @@ def library_path() -> Path:
     beside = _PACKAGE / "_C.so"
     if not beside.exists() and (_PACKAGE.parent / "csrc").is_dir():
         for distribution in importlib.metadata.distributions(name="hmsa_ext"):
-            installed = Path(distribution.locate_file("hmsa_ext/_C.so"))
+            installed = Path(str(distribution.locate_file("hmsa_ext/_C.so")))
             if installed.exists():
                 return installed
     return beside
@@ -119,6 +121,27 @@ def require_kernels(device: torch.device) -> None:
             f"{', '.join(cuda['archs'])} (PTX: {', '.join(cuda['ptx']) or 'none'}). Build them for it, in the source "
             f"folder of hmsa_ext: HMSA_CUDA=1 HMSA_CUDA_ARCHS={major}{minor} {_REBUILD}"
         )
+
+
+def has_kernels(op: str, device: torch.device) -> bool:
+    """Whether the library computes ``op`` on ``device``. On CUDA it must (else NotImplementedError says how to build
+    it). Devices that it has no kernels for get False and one warning."""
+    if device.type in ("cpu", "meta"):
+        return True
+    if device.type == "cuda":
+        require_kernels(device)
+        return True
+    _say_once(op, device.type)
+    return False
+
+
+@functools.cache
+def _say_once(op: str, device_type: str) -> None:
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("hmsa_ext"):
+        level, frame = level + 1, frame.f_back  # the warning names the line of the caller outside of the package
+    text = f"hmsa_ext has no {op} kernel for {device_type}: running it in plain PyTorch"
+    warnings.warn(text, stacklevel=level)
 
 
 def runs_on(capability: tuple[int, int], archs: list[str], ptx: list[str]) -> bool:

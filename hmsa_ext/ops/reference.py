@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def grid_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """Height and width of the grid of a scale: ``floor(size * scale)``, computed in double precision."""
+    """Height and width of the grid of a scale: ``floor(size * scale)``, computed in double precision; they may be
+    symbolic. Exactly ``size`` at 1.0."""
+    if scale == 1.0:
+        return size[0], size[1]
     return math.floor(size[0] * scale), math.floor(size[1] * scale)
 
 

@@ -53,10 +53,10 @@ def sample_crop(
         if blur is not None and blur[n] > 0:
             value = gaussian_blur(value, blur[n].item())
         crops[n], targets[n] = value, target
-    std = torch.tensor(std, dtype=torch.float64, device=device).view(3, 1, 1)
+    deviation = torch.tensor(std, dtype=torch.float64, device=device).view(3, 1, 1)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     normalised = torch.empty(crops.shape, dtype=dtype, device=device, memory_format=memory_format)
-    return normalised.copy_((crops - fill) / (255 * std)), targets
+    return normalised.copy_((crops - fill) / (255 * deviation)), targets
 
 
 def cut(image: Tensor, label: Tensor, box: Sequence[int], ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, what is read of the tools."""
+"""The GPU run without a GPU: every part in its dry form, limits, skipped parts, kills, readers of the tools' output."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_machine, gpu_profile, gpu_report, gpu_run, gpu_times, gpu_tools, json_lines
+from bench import gpu_checks, gpu_machine, gpu_profile, gpu_report, gpu_run, gpu_times, gpu_tools, json_lines
 from bench.gpu_run import Part, Run
 from bench.json_lines import JsonLines
 
@@ -35,6 +36,7 @@ def ends(run: Run) -> dict[str, str]:
     return {e["name"]: e["end"] for e in json_lines.read(run.lines.path) if e["kind"] == "part"}
 
 
+@pytest.mark.compile
 def test_dry_run_goes_through_every_part(tmp_path):
     environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable}
     answer = subprocess.run(
@@ -109,7 +111,7 @@ def test_what_a_part_started_ends_with_it(run, tmp_path):
     code = f"import subprocess as s; open({str(pid)!r}, 'w').write(str(s.Popen(['sleep', '60']).pid)); time.sleep(60)"
     gpu_run.run_parts([sleeps("parent", 0, limit=3, code=code)], run, time.monotonic() + 60)
     child = Path(f"/proc/{pid.read_text()}/stat")
-    # Ended, be it that nobody has collected it yet.
+    # The process has ended; its parent may not have collected it yet.
     assert not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
@@ -263,8 +265,21 @@ def test_failures_are_reported_with_what_failed():
     assert rows[0][2] == "RuntimeError: too much \\| memory"
 
 
+def test_case_that_ended_its_process_is_named(run, monkeypatch):
+    def supervise(command, names, seconds, failed):
+        failed(names[0], "the process died of SIGABRT")
+        return False
+
+    monkeypatch.setattr(gpu_checks.supervise, "supervise", supervise)
+    options = argparse.Namespace(kind="check", device="cpu", small=True)
+    assert not gpu_checks.run_op("argmax", [], run.lines, options)
+    rows = gpu_report.failures(json_lines.read(run.lines.path))[1:]
+    assert rows == [["check", "argmax small, two scales", "the process died of SIGABRT"]]
+
+
 def test_times_have_the_floor_of_the_measured_bandwidth():
-    (item,) = (i for i in gpu_times.times() if i.name == "fuse_scales, two scales, forward")
+    calls = [item for item in gpu_times.times() if isinstance(item, gpu_times.Call)]
+    (item,) = (call for call in calls if call.name == "fuse_scales, two scales, forward")
     facts = {"kind": "time", "case": item.case.to_json(), "direction": item.direction, "bytes": 172_000_000}
     entries = [
         {"kind": "copy", "us": 1.0, "gigabytes_per_second": 4300.0},
@@ -353,7 +368,7 @@ def fake_cuda(monkeypatch):
 
 @pytest.mark.usefixtures("fake_cuda")
 def test_events_and_graphs_give_the_median_of_rounds(run):
-    item = gpu_times.suite("times", "", dry=True)[1]
+    item = gpu_times.suite("times", dry=True)[1]
     assert gpu_times.measure(item, "cpu", gpu_times.Events(), run.lines, "times")
     entries = json_lines.read(run.lines.path)
     assert [(e["by"], e["how"]) for e in entries] == [
@@ -375,7 +390,7 @@ def test_a_capture_that_fails_costs_the_rest_of_its_process(run, monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
-    item = gpu_times.suite("times", "", dry=True)[1]
+    item = gpu_times.suite("times", dry=True)[1]
     assert not gpu_times.measure(item, "cpu", gpu_times.Events(), run.lines, "times")
     entries = json_lines.read(run.lines.path)
     assert ["us" in e for e in entries] == [True, True, False]  # the events are there

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+
+from python_tests.module_loader import load_module
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "ptxas_table.py"
 pytestmark = pytest.mark.skipif(shutil.which("c++filt") is None, reason="names of kernels are read by c++filt")
@@ -28,11 +28,7 @@ DOUBLE = "_ZN4hmsa4cuda12_GLOBAL__N_16kernelIdLi4EEEvT_"
 
 @pytest.fixture(scope="module")
 def ptxas():
-    specification = importlib.util.spec_from_file_location("ptxas_table", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["ptxas_table"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
+    return load_module("ptxas_table", SCRIPT)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is kept of a benchmark run, and the tables that are printed from it."""
+"""The stored part of a benchmark run, and the tables that are printed from it."""
 
 from __future__ import annotations
 

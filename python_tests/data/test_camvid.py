@@ -206,8 +206,12 @@ def test_a_note_on_orientation_does_not_turn_the_image(root):
     ("name", "options", "text"),
     [
         ("camvid", {}, "root: camvid needs the folder"),
-        ("camvid", {"root": "/tmp", "size": (64, 64)}, r"size: camvid images have their own size; got \(64, 64\)"),
-        ("cityscape", {}, r"name: expected one of \['synthetic', 'camvid', .*\], got 'cityscape'"),
+        ("camvid", {"root": "/tmp", "size": (64, 64)}, r"size: camvid has no such option; got \(64, 64\)"),
+        (
+            "cityscape",
+            {},
+            r"data: got 'cityscape', expected one of ade20k, .*synthetic, or package\.module:object",
+        ),
         ("camvid", {"root": "/tmp", "fold": 1}, "fold: camvid has no such option; got 1"),
         ("camvid", {"root": "/tmp", "labels": "coarse"}, "labels: camvid has no such option; got 'coarse'"),
         ("synthetic", {"version": "2.0"}, "version: synthetic has no such option"),

@@ -85,7 +85,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
 def test_every_data_set_on_disk_says_what_it_needs(name, tmp_path):
     with pytest.raises(data.DataError, match=f"root: {name} needs the folder that holds"):
         data.build(name, "train")
-    with pytest.raises(data.DataError, match=f"size: {name} images have their own size"):
+    with pytest.raises(data.DataError, match=f"size: {name} has no such option"):
         data.build(name, "train", root=tmp_path, size=(64, 64))
     with pytest.raises(data.DataError, match=r"no such folder.*Expected images"):
         data.build(name, "train", root=tmp_path)

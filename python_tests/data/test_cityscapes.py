@@ -76,7 +76,7 @@ def test_both_layouts_are_read(tmp_path, layout, split, labels):
 @pytest.mark.parametrize("layout", [FLAT, ARCHIVES])
 def test_coarse_labels_of_the_extra_images(tmp_path, layout):
     root = make(tmp_path, layout, "coarse", splits=("train_extra",))
-    dataset = data.build("cityscapes", "train_extra", root=root, labels="coarse")
+    dataset = data.build("cityscapes", "train_extra", root=root, extra="coarse")
     assert [dataset[k].name for k in range(2)] == ["augsburg_000000_000019", "augsburg_000000_000020"]
     data.check(dataset, quiet=True)
 
@@ -150,7 +150,7 @@ def make_automatic(root: Path, layout: dict[str, str], size: tuple[int, int] = (
 
 
 def automatic(root: Path, **options) -> data.Dataset:
-    return data.build("cityscapes", "train_extra", root=root, labels="autolabelled", **options)
+    return data.build("cityscapes", "train_extra", root=root, extra="autolabelled", **options)
 
 
 @pytest.mark.parametrize("layout", [FLAT, ARCHIVES])
@@ -229,12 +229,24 @@ def test_a_value_that_is_no_id_is_named(tmp_path):
     ("split", "options", "text"),
     [
         ("test", {}, r"split: expected one of \['train', 'val', 'train_extra'\], got 'test'"),
-        ("train", {"labels": "rough"}, r"labels: expected one of \['fine', 'coarse', 'autolabelled'\], got 'rough'"),
-        ("train", {"fold": 4}, r"fold: expected one of \[0, 1, 2, 3\], got 4"),
-        ("train_extra", {}, "labels: train_extra has no fine labels"),
-        ("train", {"min_probability": 0.3}, "of labels 'autolabelled' only, got labels 'fine'"),
-        ("train_extra", {"labels": "autolabelled", "min_probability": 2}, r"min_probability: expected 0\.\.1, got 2"),
-        ("train_extra", {"labels": "autolabelled", "coarse_classes": [19]}, r"coarse_classes: .*0\.\.18, got \[19\]"),
+        ("train", {"labels": "rough"}, "labels: got 'rough', expected one of fine, coarse, autolabelled"),
+        ("train", {"fold": 4}, "fold: got 4, expected 0, 1, 2 or 3"),
+        ("train_extra", {}, "extra: train_extra has no fine labels"),
+        (
+            "train",
+            {"min_probability": 0.3},
+            "min_probability: got 0.3, expected no value without autolabelled labels or extra",
+        ),
+        (
+            "train_extra",
+            {"extra": "autolabelled", "min_probability": 2},
+            "min_probability: got 2, expected a number from 0 to 1",
+        ),
+        (
+            "train_extra",
+            {"extra": "autolabelled", "coarse_classes": [19]},
+            r"coarse_classes: got '19', expected .*0\.\.18",
+        ),
         ("train", {"version": "2.0"}, "version: cityscapes has no such option; got '2.0'"),
         ("train", {"root": None}, "root: cityscapes needs the folder that holds leftImg8bit and gtFine"),
     ],

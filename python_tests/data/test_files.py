@@ -12,9 +12,9 @@ from PIL import Image
 
 from hmsa_ext.data import DataError
 from hmsa_ext.data.files import read_colours, read_image, read_label
-from hmsa_ext.data.headers import read_header
+from hmsa_ext.data.headers import FormatError, read_header
 
-from .pictures import chunk, png, write, write_image
+from .pictures import chunk, exif, png, tiff, turned_jpeg, write, write_image
 
 RNG = np.random.default_rng(0)
 
@@ -132,7 +132,7 @@ def test_colours_are_refused_with_advice(tmp_path, channels):
 def test_files_that_change_values_are_refused_as_label_maps(tmp_path, suffix):
     path = write(tmp_path / f"label{suffix}", values(8))
     for read in (read_label, read_colours):
-        with pytest.raises(DataError, match=rf"label\{suffix}: a (JPEG|WebP) file changes the values .* PNG"):
+        with pytest.raises(DataError, match=rf"label\{suffix}: (JPEG|WebP) is lossy: it alters labels .* PNG"):
             read(path)
 
 
@@ -306,3 +306,91 @@ def test_paths_need_not_be_ascii(tmp_path: Path):
     path = tmp_path / "maßstab 1.png"
     path.write_bytes(png(np.eye(5, dtype=np.uint8)))
     assert np.array_equal(read_label(path), np.eye(5))
+
+
+BYTES = np.arange(24, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tiff(BYTES.reshape(4, 6)), "8-bit greyscale TIFF"),
+        (tiff(BYTES.reshape(4, 3, 2), extra=(2,)), "8-bit greyscale and alpha TIFF"),
+        (tiff(BYTES.reshape(4, 2, 3), photometric=2), "8-bit RGB TIFF"),
+        (tiff(BYTES.reshape(3, 2, 4), photometric=2, extra=(2,)), "8-bit RGB and alpha TIFF"),
+        (tiff(BYTES.reshape(3, 2, 4), photometric=2, extra=(0,)), "8-bit RGB and a fourth band TIFF"),
+        (tiff(BYTES.reshape(3, 2, 4), photometric=5), "8-bit CMYK TIFF"),
+    ],
+)
+def test_tiffs_that_opencv_reads_as_they_are_meant_are_read(tmp_path, content, expected):
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    header = read_header(path)
+    assert str(header) == expected
+    assert header.refusal == ""
+    assert read_image(path).shape == (*header.size, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff(BYTES.reshape(4, 3, 2)), "a TIFF with 2 bands that are not said to be red, green and blue is not read"),
+        (tiff(BYTES.reshape(4, 2, 3), extra=(0, 0)), "3 bands that are not said to be"),
+        (tiff(BYTES.reshape(3, 2, 4), extra=(0, 0, 0)), "4 bands that are not said to be"),
+        (tiff(np.zeros((2, 2, 5), np.uint8), photometric=2, extra=(0, 0)), "5 bands that are not said to be"),
+        (tiff(BYTES.reshape(4, 6).astype(np.float32)), "a TIFF with float 32-bit samples is not read"),
+        (tiff(BYTES.reshape(4, 6).astype(np.int32)), "a TIFF with signed 32-bit samples is not read"),
+        (tiff(BYTES.reshape(4, 6).astype(np.uint32)), "a TIFF with 32-bit samples is not read"),
+        (tiff(BYTES.reshape(4, 6).astype(np.int16)), "a TIFF with signed 16-bit samples is not read"),
+        (b"II+\0\x08\0\0\0" + bytes(40), "BigTIFF is not read; save the picture as TIFF or PNG"),
+        (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", 40000, 40000, 8, 0, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""),
+            "40000x40000 pixels are more than OpenCV decodes",
+        ),
+    ],
+)  # fmt: skip
+def test_pictures_of_a_kind_that_is_not_read_are_refused_from_the_header_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    for read in (read_image, read_label, read_colours):
+        with pytest.raises(FormatError, match=f"a.tif: .*{reason}"):
+            read(path)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_headers_tell_the_orientation_of_every_format_and_pixels_stay_as_stored(tmp_path, orientation):
+    turned = (7, 5) if orientation > 4 else (5, 7)
+    array = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    made = {".jpg": turned_jpeg(tmp_path / "a.jpg", (5, 7), orientation)}
+    for suffix in (".png", ".webp"):
+        made[suffix] = tmp_path / f"a{suffix}"
+        Image.fromarray(array).save(made[suffix], exif=b"Exif\0\0" + exif(orientation), lossless=True)
+    made[".tif"] = tmp_path / "a.tif"
+    made[".tif"].write_bytes(tiff(array, photometric=2, orientation=orientation))
+    for suffix, path in made.items():
+        header = read_header(path)
+        assert (header.size, header.orientation, header.turned) == ((5, 7), orientation, turned), suffix
+        assert read_image(path).shape == (5, 7, 3)
+        if suffix != ".jpg":
+            assert np.array_equal(read_image(path), array), suffix
+    made[".tif"].write_bytes(tiff(array[..., 0], orientation=orientation))
+    assert np.array_equal(read_label(made[".tif"]), array[..., 0])
+
+
+def test_exif_that_cannot_be_read_is_upright(tmp_path):
+    path = write_image(tmp_path / "a.jpg", (5, 7))
+    content, body = path.read_bytes(), b"Exif\0\0II*\0\xff\xff\xff\xff"
+    path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + content[2:])
+    assert read_header(path).orientation == 1
+
+
+def test_a_cmyk_jpeg_is_called_so(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("CMYK", (7, 5), (10, 20, 30, 40)).save(path)
+    header = read_header(path)
+    assert str(header) == "8-bit CMYK JPEG"
+    assert header.cmyk
+    assert not header.alpha
+    assert read_image(path).shape == (5, 7, 3)

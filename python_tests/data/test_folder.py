@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hmsa_ext import data
-from hmsa_ext.data.sets.palette import distinct_colours
+from hmsa_ext.data.palette import distinct_colours
 
 from .pictures import png, write, write_image
 
@@ -96,6 +96,12 @@ def test_list_files(tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/one.txt").write_text("images/y.jpg labels/y.png\n")
     (tmp_path / "dataset.yaml").write_text(NAMES + "train: lists/one.txt\n")
+    assert len(build(tmp_path)) == 1
+
+
+def test_a_list_file_may_begin_with_a_byte_order_mark(tmp_path):
+    make(tmp_path, "i", "m")
+    (tmp_path / "train.txt").write_text("\ufeffi/train/a.jpg m/train/a.png\n", encoding="utf-8")
     assert len(build(tmp_path)) == 1
 
 
@@ -199,7 +205,14 @@ def test_masks_in_the_colours_of_the_classes(tmp_path):
         ("names: [a]\ncolors: [[0, 0, 0]]", "unknown key 'colors'; did you mean colours?"),
         ("names: [a]\nzebra: 1", "unknown key 'zebra'; expected names, ignore, ids"),
         ("ignore: 3", "names: expected a list of class names, or a map from stored value to name, got None"),
-        ("names: [a, yes]", 'names: expected texts (write "True" in quotes), got True'),
+        (
+            "names: [a, yes]",
+            'names: expected texts, got True; YAML reads yes, no, on and off as true and false: write "yes"',
+        ),
+        ("names: [a, no]", 'write "no", "off" or "false" in quotes'),
+        ("names: [a, 3]", 'names: expected texts, got 3; write "3" in quotes'),
+        ("names: [a]\nids: {0: no}", 'ids: 0 is False; YAML reads yes, no, on and off as true and false: write "no"'),
+        ("names: [a]\nwhite: 0", "white: expected a value from 1 to 65535, got 0"),
         ("names: [a, b, a]", "names: expected each class once, got a more often"),
         ("names: {-1: a}", "names: expected numbers from 0 up before the names, got -1"),
         ("names: {x: a}", "names: expected numbers from 0 up before the names, got 'x'"),
@@ -303,7 +316,7 @@ def test_jpeg_masks_are_refused_when_read(tmp_path):
     root = make(tmp_path)
     (root / "masks/train/a.png").unlink()
     write(root / "masks/train/a.jpg", LABEL)
-    with pytest.raises(data.DataError, match=r"a\.jpg: a JPEG file changes the values of a label map"):
+    with pytest.raises(data.DataError, match=r"a\.jpg: JPEG is lossy: it alters labels at class borders"):
         data.check(build(root), quiet=True)
 
 

@@ -257,3 +257,48 @@ def test_the_example_of_the_package_runs():
     result = doctest.testmod(data)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_error_of_a_worker_stays_one_line(workers):
+    training = data.prepare(Blocks(6, broken=(3,)), AUGMENT, data.Sampling("uniform"), tile=16, quiet=True)
+    for run in (
+        lambda: list(loader(training, batch_size=2, workers=workers)),
+        lambda: list(data.evaluation_loader(Blocks(6, broken=(3,)), workers=workers)),
+    ):
+        with pytest.raises(data.DataError) as caught:
+            run()
+        assert str(caught.value) == "/somewhere/frame_3.jpg: cannot be decoded; the file is damaged"
+
+
+def test_too_few_images_for_a_batch_name_the_remedy():
+    with pytest.raises(data.DataError, match="Set a batch_size of at most 13, or add images"):
+        data.batches_per_epoch(prepared(), 20, 2)
+    with pytest.raises(data.DataError, match="Set at most 26 ranks, or add images"):
+        data.batches_per_epoch(prepared(), 1, 30)
+
+
+class OneClass(Blocks):
+    """Every pixel is of one class, or ignored."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(4)
+        self.value = value
+
+    def label(self, index):
+        return np.full_like(super().label(index), self.value)
+
+
+def test_training_that_can_learn_nothing_stops_with_the_words_of_the_scan():
+    with pytest.raises(data.DataError, match=r"train: only one class occurs at all, common\. `hmsa data scan` shows"):
+        data.prepare(OneClass(1), AUGMENT, quiet=True)
+    with pytest.raises(data.DataError, match="train: every pixel of every image is ignored"):
+        data.prepare(OneClass(255), AUGMENT, quiet=True)
+    only = OneClass(0)
+    only.classes = data.ClassTable(("fg",), np.zeros((1, 3)))
+    with pytest.raises(data.DataError, match=r"train: only one class is named, fg: .* Name the background"):
+        data.prepare(only, AUGMENT, quiet=True)
+    index = data.build_index(OneClass(255), tile=8, quiet=True)
+    with pytest.raises(data.DataError, match="val: every pixel of every image is ignored"):
+        data.require_labels(index, "val")
+    data.require_labels(data.build_index(OneClass(1), tile=8, quiet=True), "val")

@@ -97,7 +97,7 @@ def test_mapillary_has_65_classes_where_its_file_has_66_labels(tmp_path):
 def test_mapillary_errors(tmp_path):
     assert f"{tmp_path}/config_v1.2.json: cannot be read" in error("mapillary", tmp_path)
     root = make_mapillary(tmp_path, flat=True)
-    assert "version: expected one of ['1.2', '2.0'], got '3'" in error("mapillary", root, version="3")
+    assert "version: got '3', expected one of 1.2, 2.0" in error("mapillary", root, version="3")
     content = config("1.2")
     (root / "config.json").write_text(json.dumps({"labels": content["labels"][:-1]}))
     assert "expected the last label to be Unlabeled, as in version 1.2, got 'Ego Vehicle'" in error("mapillary", root)
@@ -149,7 +149,7 @@ def test_kitti_other_folds_take_every_tenth_image(kitti, fold):
 
 
 def test_kitti_errors(tmp_path, kitti):
-    assert "fold: expected one of [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], got 10" in error("kitti", kitti, fold=10)
+    assert "fold: got 10, expected a whole number from 0 to 9" in error("kitti", kitti, fold=10)
     assert "training/image_2: no such folder" in error("kitti", tmp_path)
     for folder in ("image_2", "semantic"):
         write_image(tmp_path / f"training/{folder}/000000_10.png", SIZE)

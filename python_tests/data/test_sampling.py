@@ -157,11 +157,11 @@ def test_another_attempt_keeps_the_class():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"kind": "balanced"}, "kind: expected one of class_uniform, rare_class, uniform, got 'balanced'"),
-        ({"share": 1.5}, "share: expected a number from 0 to 1, got 1.5"),
-        ({"weights": {"a": -1.0}}, "weights: expected numbers from 0 up, got -1.0 for a"),
-        ({"temperature": 0.0}, r"temperature: expected a number above 0, got 0\.0"),
-        ({"epochs": -1}, "epochs: expected a number from 0 up, got -1"),
+        ({"kind": "balanced"}, "kind: got 'balanced', expected one of class_uniform, rare_class, uniform"),
+        ({"share": 1.5}, "share: got 1.5, expected a number from 0 to 1"),
+        ({"weights": {"a": -1.0}}, "weights: got {'a': -1.0}, expected NAME:X,NAME:X with numbers not below 0"),
+        ({"temperature": 0.0}, r"temperature: got 0\.0, expected a number above 0"),
+        ({"epochs": -1}, "epochs: got -1, expected a number not below 0"),
     ],
 )
 def test_bad_samplings_are_named(options, text):

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from hmsa_ext import data
 from hmsa_ext.data import __main__ as command
+from hmsa_ext.data.files import read_colours
+from hmsa_ext.data.suggestion import suggest_for_colours
 
-from .pictures import png, write, write_image
+from .pictures import png, tiff, turned_jpeg, write, write_image
 
 LABEL = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)
 NAMES = "names: [background, road, car]\n"
@@ -115,7 +119,7 @@ def test_all_problems_are_listed_and_not_the_first_alone(root):
     assert result["splits"]["train"]["lonely_labels"] == [str(root / "masks/train/extra.png")]
     assert f"{root}/images/val/e.png: the file is damaged: it ends early" in text
     assert f"{root}/masks/val/d.png: the label map is 5x2 pixels, its image d.png 4x2" in text
-    assert "Copy the files anew" in finding(result, "image")["advice"]
+    assert "Copy the files again" in finding(result, "image")["advice"]
     assert "nearest neighbour" in finding(result, "sizes")["advice"]
 
 
@@ -205,7 +209,7 @@ def test_equal_channels_alpha_and_sixteen_bits_are_noted(root):
     write(root / "masks/train/a.png", np.dstack([plain] * 3))
     write(root / "masks/train/b.png", plain.astype(np.uint16))
     write(root / "images/val/d.png", np.random.default_rng(0).integers(0, 256, (2, 4, 4), dtype=np.uint8))
-    write(root / "images/val/e.png", np.random.default_rng(0).integers(0, 256, (2, 4, 3), dtype=np.uint16))
+    write(root / "images/val/e.png", np.random.default_rng(0).integers(0, 65536, (2, 4, 3), dtype=np.uint16))
     status, _, result = scan(root)
     assert status == 0
     notes = [found["text"] for found in result["findings"]]
@@ -350,7 +354,7 @@ def test_automatic_labels_are_counted_after_the_threshold(tmp_path):
     stored[0, 3] = 8
     write(folder / f"{name}_leftImg8bit.png", stored)
     write(folder / f"{name}_leftImg8bit_prob.png", np.array([[0, 100, 200, 255]] * 2, np.uint8))
-    status, text, result = scan(tmp_path, "--split", "train_extra", "--labels", "autolabelled", data="cityscapes")
+    status, text, result = scan(tmp_path, "--split", "train_extra", "--extra", "autolabelled", data="cityscapes")
     assert status == 0
     train = result["splits"]["train_extra"]
     assert train["stored"]["7"]["pixels"] == 7
@@ -373,14 +377,23 @@ def test_options_reach_the_data_set(tmp_path):
     [
         ([], "expected one of scan, stats, got none"),
         (["look"], "expected one of scan, stats, got 'look'"),
-        (["scan"], "the following arguments are required: --data, --root"),
-        (["scan", "--data", "synthetic", "--root", "x"], "invalid choice: 'synthetic'"),
-        (["scan", "--data", "camvid", "--root", "x", "--fold", "1"], "fold: camvid has no such option; got 1"),
+        (["scan"], "scan: expected --data NAME, one of ade20k"),
+        (
+            ["scan", "--data", "synthetic", "--root", "x"],
+            "data: got 'synthetic', expected a data set on disk: one",
+        ),
+        (
+            ["scan", "--data", "camvid", "--root", "x", "--fold", "1"],
+            "--fold: camvid has no such option; cityscapes, kitti have it",
+        ),
         (
             ["scan", "--data", "camvid", "--root", "x", "--split", "all"],
             "split: expected one of ['train', 'val', 'test']",
         ),
-        (["scan", "--data", "cityscapes", "--root", "x", "--coarse-classes", "bus"], "expected numbers with commas"),
+        (
+            ["scan", "--data", "cityscapes", "--root", "x", "--coarse-classes", "bus"],
+            "coarse_classes: got bus, expected no value without autolabelled labels or extra",
+        ),
         (
             ["scan", "--data", "camvid", "--root", "x", "--json", "/none/x.json"],
             "json: no folder /none; expected a file in one",
@@ -405,3 +418,170 @@ def test_what_scan_lets_pass_training_can_read(root):
     assert scan(root)[0] == 0
     for split in ("train", "val"):
         data.check(data.build("folder", split, root=root), quiet=True)
+
+
+def turn(root: Path, orientation: int, size: tuple[int, int]) -> None:
+    (root / "images/train/a.png").unlink()
+    turned_jpeg(root / "images/train/a.jpg", size, orientation)
+
+
+def test_images_that_a_tag_turns_are_counted_and_explained(root):
+    turn(root, 3, (2, 4))
+    status, text, result = scan(root)
+    assert status == 0
+    found = finding(result, "orientation")
+    assert found["severity"] == "warning"
+    assert found["text"].startswith("train: images whose EXIF tag turns them in viewers: 1 (orientation 3 in 1)")
+    assert "the tag is not followed, pixels are read as they are stored" in text
+    assert "mogrify -auto-orient" in found["advice"]
+
+
+def test_a_size_that_a_tag_explains_is_named_so_by_scan_and_by_training(root):
+    turn(root, 6, (4, 2))
+    status, _, result = scan(root)
+    assert status == 1
+    (line,) = finding(result, "sizes")["files"]
+    expected = (
+        "a.png: the label map is 4x2 pixels, its image a.jpg 2x4; the EXIF orientation 6 of the image is not followed: "
+        "pixels are read as they are stored (2x4); viewers show 4x2"
+    )
+    assert line.endswith(expected)
+    assert "name an EXIF orientation" in finding(result, "sizes")["advice"]
+    with pytest.raises(data.DataError, match="the EXIF orientation 6 of the image is not followed"):
+        data.check(data.build("folder", "train", root=root), quiet=True)
+
+
+def test_cmyk_and_fourth_bands_are_no_alpha(root):
+    (root / "images/train/a.png").unlink()
+    Image.new("CMYK", (4, 2), (10, 20, 30, 40)).save(root / "images/train/a.jpg")
+    (root / "images/val/d.png").unlink()
+    bands = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    (root / "images/val/d.tif").write_bytes(tiff(bands, photometric=2, extra=(0,)))
+    status, text, result = scan(root)
+    assert status == 0
+    assert "note: train: images in CMYK, which are converted to RGB: 1" in text
+    assert "note: val: images with a fourth band, which is left out: 1" in text
+    assert "alpha" not in kinds(result, "note")
+
+
+def test_files_of_a_kind_that_is_not_read_have_their_own_advice(root):
+    (root / "masks/train/a.png").unlink()
+    (root / "masks/train/a.tif").write_bytes(tiff(LABEL.astype(np.float32)))
+    (root / "images/val/d.png").unlink()
+    (root / "images/val/d.tif").write_bytes(tiff(np.zeros((2, 4, 5), np.uint8), photometric=2, extra=(0, 0)))
+    status, text, result = scan(root)
+    assert status == 1
+    assert kinds(result) == ["format", "format"]
+    assert "a.tif: a TIFF with float 32-bit samples is not read" in text
+    assert "d.tif: a TIFF with 5 bands" in text
+    assert "Copy the files" not in text
+
+
+def test_sixteen_bit_images_of_few_bits_are_almost_black(root):
+    for path in root.glob("images/train/*.png"):
+        write(path, np.random.default_rng(0).integers(0, 4096, (2, 4, 3), dtype=np.uint16))
+    status, _, result = scan(root)
+    assert status == 0
+    found = finding(result, "dark")
+    assert found["severity"] == "warning"
+    assert "read almost black, 0 to 1" in found["text"]
+    assert "write white: 4095 in dataset.yaml" in found["advice"]
+    (root / "dataset.yaml").write_text(NAMES + "white: 4095\n")
+    assert "dark" not in kinds(scan(root)[2], "warning")
+
+
+def smooth(root: Path, *, colours: bool = False) -> None:
+    """Masks of 0 and 255 with borders of 30 values between."""
+    for path in root.glob("masks/*/*.png"):
+        label = np.zeros((40, 60), np.uint8)
+        label[:, 30:] = 255
+        label[0, 10:40] = np.arange(30) * 8 + 4
+        write(path, np.dstack([label, label // 2, label]) if colours else label)
+    for path in root.glob("images/*/*.png"):
+        write_image(path, (40, 60), seed=ord(path.stem))
+
+
+def test_smoothed_masks_are_recognised_and_not_described_as_classes(root):
+    smooth(root)
+    (root / "dataset.yaml").write_text("names: [a, b]\nids: {0: a, 255: b}\n")
+    status, _, result = scan(root)
+    assert status == 1
+    advice = result["findings"][0]["advice"]
+    assert "smoothed borders (antialiasing, or resizing with interpolation)" in advice
+    assert "Add the values" not in advice
+    (root / "dataset.yaml").unlink()
+    status, text, _ = scan(root)
+    assert status == 1
+    assert "smoothed borders" in text
+    assert "class_4" not in text
+    smooth(root, colours=True)
+    (root / "dataset.yaml").write_text('masks: colours\nnames: [a, b]\ncolours: ["#000000", "#ff7fff"]\n')
+    assert "smoothed borders" in scan(root)[2]["findings"][0]["advice"]
+
+
+def test_void_is_recognised_in_colour_masks_and_the_yaml_is_printed_once(root):
+    (root / "dataset.yaml").unlink()
+    mask = np.array([[(0, 0, 0), (10, 20, 30)], [(0, 200, 0), (0, 0, 0)]], np.uint8).repeat(2, 1)
+    for path in root.glob("masks/*/*.png"):
+        write(path, mask)
+    status, text, _ = scan(root, "--write-yaml", str(root / "dataset.yaml"))
+    assert status == 1
+    assert text.count("masks: colours") == 1
+    assert yaml.safe_load((root / "dataset.yaml").read_text()) == {
+        "masks": "colours",
+        "names": ["class_0", "class_1"],
+        "colours": {"class_0": "#00c800", "class_1": "#1e140a"},
+        "ignore": "#000000",
+    }
+    status, _, result = scan(root)
+    assert status == 0
+    assert result["splits"]["train"]["ignored"]["pixels"] == 12
+    void = np.where((mask == 0).all(-1, keepdims=True), np.uint8([192, 224, 224]), mask)
+    assert 'ignore: "#e0e0c0"' in suggest_for_colours([0, *np.unique(read(root, void)).tolist()])
+
+
+def read(root: Path, colours: np.ndarray) -> np.ndarray:
+    return read_colours(write(root / "masks/other.png", colours))
+
+
+def test_a_description_that_is_there_is_not_written_over(root, capsys):
+    arguments = ["scan", "--data", "folder", "--root", str(root), "--write-yaml", str(root / "dataset.yaml")]
+    assert command.main(arguments) == 2
+    assert "write_yaml: got" in capsys.readouterr().err
+    assert (root / "dataset.yaml").read_text() == NAMES
+
+
+def test_one_named_class_is_an_error_and_so_is_one_class_in_train(root):
+    (root / "dataset.yaml").write_text("names: [fg]\nignore: [1, 2, 255]\n")
+    status, text, _ = scan(root)
+    assert status == 1
+    assert "error: only one class is named, fg: a network has nothing to tell apart. Name the background" in text
+    (root / "dataset.yaml").write_text(NAMES)
+    for path in root.glob("masks/train/*.png"):
+        write(path, np.full((2, 4), 1, np.uint8))
+    status, text, _ = scan(root)
+    assert status == 1
+    assert "error: train: only one class occurs at all, road" in text
+
+
+def test_classes_that_never_occur_count_as_zero_once_predicted(root):
+    (root / "dataset.yaml").write_text("names: [background, road, car, bus]\n")
+    assert "until a pixel is predicted as one of them. Then their IoU is 0." in scan(root)[1]
+
+
+def test_masks_of_other_kinds_are_named(root):
+    for path in root.glob("masks/train/*.png"):
+        path.rename(path.with_suffix(".npy"))
+    assert "expected files that end with .png, .jpg" in (text := scan(root)[1])
+    assert "got others alone: 3 .npy" in text
+
+
+def test_json_may_go_to_standard_output(root, capsys):
+    assert command.main(["scan", "--data", "folder", "--root", str(root), "--quiet", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["splits"]["train"]["images"] == 3
+    assert "training can begin" in captured.err
+
+
+def test_a_length_looks_at_the_first_images(root):
+    assert scan(root, "--length", "1")[2]["splits"]["train"]["images"] == 1

@@ -83,14 +83,14 @@ def test_on_camvid_the_classes_that_should_rise_do(tmp_path):
     ("flags", "text"),
     [
         (["--crop", "64"], "--crop: got '64', expected HxW"),
-        (["--crop", "64x64", "--scale-range", "2"], "--scale-range: got '2', expected LOW,HIGH"),
-        (["--crop", "64x64", "--class-weights", "road"], "--class-weights: got 'road', expected NAME:X,NAME:X"),
+        (["--crop", "64x64", "--scale-range", "2,1"], "scale_range: got 2.0,1.0, expected SMALLEST,LARGEST"),
+        (["--crop", "64x64", "--class-weights", "road"], "--sampling-weights: got 'road', expected NAME:X,NAME:X"),
         (["--crop", "64x64", "--class-weights", "rood:2"], "weights: no class 'rood'; expected some of road"),
-        (["--crop", "64x64", "--epochs", "0"], "epochs: expected at least 1, got 0"),
-        (["--crop", "64x64", "--seed", "-1"], "seed: expected a number from 0 up, got -1"),
-        (["--crop", "64x64", "--picture", "/nowhere/x.png"], "picture: no folder /nowhere; expected a file in one"),
+        (["--crop", "64x64", "--epochs", "0"], "count_epochs: got 0, expected a number above 0"),
+        (["--crop", "64x64", "--seed", "-1"], "seed: got -1, expected a number not below 0"),
+        (["--crop", "64x64", "--picture", "/nowhere/x.png"], "plot: no folder /nowhere; expected a file in one"),
         (["--crop", "64x64", "--json", "/nowhere/x.json"], "json: no folder /nowhere; expected a file in one"),
-        (["--crop", "64x64", "--share", "7"], "share: expected a number from 0 to 1, got 7.0"),
+        (["--crop", "64x64", "--share", "7"], "sampling_share: got 7.0, expected a number from 0 to 1"),
     ],
 )
 def test_bad_flags_are_named(flags, text, capsys):

@@ -9,22 +9,21 @@ import sys
 from pathlib import Path
 
 from hmsa_ext import train
-from hmsa_ext.engine import distributed, loop
-from hmsa_ext.engine.config import parse_command_line
+from hmsa_ext.engine import distributed, loop, results
 from hmsa_ext.engine.run import Run, open_run
 
 
 def main(folder: Path, arguments: list[str]) -> None:
-    config = parse_command_line([*arguments, "--max-minutes", "1e-9"], prog="worker", description="")
-    with distributed.start(config.device) as process:
-        run = open_run(config, process)
-        finished = [loop.train(run)]
+    begun = train.parse([*arguments, "--max-minutes", "1e-9"]).training
+    with distributed.start(begun.machine.device) as process:
+        run = open_run(begun, process)
+        finished = [loop.train(run).finished]
         steps = [run.progress.step]
         flags = ["--resume", str(run.folder), "--max-minutes", "0"]
-        run = open_run(parse_command_line(flags, prog="worker", description=""), process)
-        finished.append(loop.train(run))
+        run = open_run(train.parse(flags).training, process, resume=run.folder)
+        finished.append(loop.train(run).finished)
         steps.append(run.progress.step)
-        result = train.finish(run).to_dict() | {"evaluation_seconds": None}
+        result = results.finish(run).to_dict() | {"evaluation_seconds": None}
         content = {
             "world_size": process.world_size,
             "finished": finished,

@@ -5,12 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from hmsa_ext import settings
 from hmsa_ext.engine import checkpoint
 from hmsa_ext.engine.checkpoint import CheckpointError
-from hmsa_ext.engine.config import TrainConfig
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.settings import TrainSettings
 
 PROCESS = Process(torch.device("cpu"))
+TRAIN = TrainSettings.of("synthetic")
+
+
+def config(**changes: object) -> dict[str, object]:
+    return settings.to_dict(settings.replace(TRAIN, changes))
 
 
 class Unwritable:
@@ -27,7 +33,7 @@ def content(**changes: object) -> dict[str, object]:
         "optimizer": {},
         "progress": {},
         "rng": [checkpoint.rng_state(PROCESS.device)],
-        "config": TrainConfig().to_dict(),
+        "config": config(),
         "class_names": ["road", "sky"],
     } | changes
 
@@ -36,7 +42,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", content(weights=torch.arange(3)))
     loaded = checkpoint.load(tmp_path)
     assert loaded["weights"].tolist() == [0, 1, 2]
-    assert loaded["config"] == TrainConfig().to_dict()
+    assert loaded["config"] == config()
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
@@ -77,25 +83,28 @@ def test_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"class_names": ["road", "car"]}, r"trained for 2 classes \(road, car\), but the data has 2 \(road, sky\)"),
-        ({"config": TrainConfig(lr=0.5).to_dict()}, r"lr: the checkpoint has 0\.5, now"),
-        ({"config": TrainConfig(model="hrnet_w18_ocr").to_dict()}, "model: the checkpoint has 'hrnet_w18_ocr'"),
+        ({"config": config(lr=0.5)}, r"lr: the checkpoint has 0\.5, now"),
+        ({"config": config(model="hrnet_w18_ocr")}, "model: the checkpoint has 'hrnet_w18_ocr'"),
         ({"rng": [{}, {}]}, "written by 2 processes, now there are 1"),
-        ({"config": {"lr": TrainConfig().lr}}, "written by a version without the settings .*sampling.*--weights"),
+        (
+            {"config": {"lr": TRAIN.optimisation.lr}},
+            "written by a version without the settings .*sampling.*weights: ",
+        ),
     ],
 )
 def test_a_run_of_other_settings_is_not_resumed(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.require_resumable(content(**changes), TrainConfig(), ["road", "sky"], PROCESS, Path("last.pt"))
+        checkpoint.require_resumable(content(**changes), TRAIN, ["road", "sky"], PROCESS, Path("last.pt"))
 
 
 def test_bare_weights_are_not_resumed() -> None:
-    with pytest.raises(CheckpointError, match=r"has no class_names, config, optimizer, progress, rng: .* --weights"):
-        checkpoint.require_resumable({"state_dict": {}}, TrainConfig(), ["road"], PROCESS, Path("x.pt"))
+    with pytest.raises(CheckpointError, match=r"has no class_names, config, optimizer, progress, rng, .*weights: "):
+        checkpoint.require_resumable({"state_dict": {}}, TRAIN, ["road"], PROCESS, Path("x.pt"))
 
 
 def test_settings_outside_the_computation_may_change() -> None:
-    stored = content(config=TrainConfig(workers=3, log_every=1).to_dict())
-    checkpoint.require_resumable(stored, TrainConfig(), ["road", "sky"], PROCESS, Path("last.pt"))
+    stored = content(config=config(workers=3, log_every=1))
+    checkpoint.require_resumable(stored, TRAIN, ["road", "sky"], PROCESS, Path("last.pt"))
 
 
 def test_generators_continue_where_they_were(device: torch.device) -> None:

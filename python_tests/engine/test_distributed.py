@@ -15,9 +15,9 @@ from torch import nn
 import hmsa_ext
 from hmsa_ext import evaluate
 from hmsa_ext.engine import distributed
-from hmsa_ext.engine.config import ConfigError
 from hmsa_ext.engine.device import choose_device, choose_dtype
 from hmsa_ext.engine.distributed import Process
+from hmsa_ext.settings import SettingError
 
 
 def torchrun(folder: Path, *arguments: str) -> list[dict[str, object]]:
@@ -33,6 +33,7 @@ def torchrun(folder: Path, *arguments: str) -> list[dict[str, object]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.distributed
 def test_two_processes_train_one_model_and_score_every_image_once(tmp_path: Path, miniature: tuple[str, ...]) -> None:
     run = tmp_path / "run"
     flags = ("--epochs", "1", "--val-length", "3", "--batch-size", "1", "--crop", "64x128", "--output", str(run))
@@ -63,6 +64,7 @@ def train_with_two(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.distributed
 def test_of_two_processes_one_reads_the_labels_and_both_hear_of_problems(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in ("a", "b"):
@@ -105,11 +107,11 @@ def test_batch_norm_is_synchronised_only_between_gpus() -> None:
 def test_the_choice_of_device_and_arithmetic_gives_its_reason() -> None:
     device, reason = choose_device("cpu")
     assert (device.type, reason) == ("cpu", "cpu: asked for")
-    assert choose_dtype("auto", device) == (torch.float32, "float32: the rule on the CPU")
+    assert choose_dtype("auto", device) == (torch.float32, "float32 (default on the CPU)")
     assert choose_dtype("bfloat16", device) == (torch.bfloat16, "bfloat16: asked for")
 
 
 @pytest.mark.parametrize("wanted", ["tpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused(wanted: str) -> None:
-    with pytest.raises(ConfigError, match=f"device: got '{wanted}'"):
+    with pytest.raises(SettingError, match=f"device: got '{wanted}'"):
         choose_device(wanted)

@@ -49,5 +49,6 @@ def test_the_first_signal_is_a_request_and_the_second_acts(number: int) -> None:
         assert not stop.asked
         os.kill(os.getpid(), number)
         assert stop.asked
+        assert stop.number == number
         assert signal.getsignal(number) is before
     assert signal.getsignal(number) is before

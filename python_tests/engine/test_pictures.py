@@ -9,6 +9,7 @@ import torch
 
 from hmsa_ext.data import ClassTable, Sample
 from hmsa_ext.engine import pictures
+from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs, build
 
 CLASSES = ClassTable(("road", "sky", "car"), np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]]))
@@ -22,11 +23,21 @@ class Pair:
     def __len__(self) -> int:
         return 2
 
+    def label(self, index: int) -> np.ndarray:
+        return self[index].label
+
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng(index)
         label = rng.integers(0, 3, (64, 96), dtype=np.uint8)
         label[:8] = 255
         return Sample(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8), label, f"folder/scene {index}")
+
+
+def read(file: Path) -> np.ndarray:
+    """A picture, RGB."""
+    picture = cv2.imread(str(file))
+    assert picture is not None
+    return picture[..., ::-1]
 
 
 def outputs(scales: tuple[float, ...], attention: list[float]) -> ScaleOutputs:
@@ -51,7 +62,7 @@ def test_shares_add_up_to_one() -> None:
         (2.0, 1.0, 0.5, 0.25),
         (16, 24),
     )
-    total = sum(pictures.scale_shares(made).values())
+    total = torch.stack(list(pictures.scale_shares(made).values())).sum(0)
     torch.testing.assert_close(total, torch.ones(1, 1, 16, 24))
 
 
@@ -59,17 +70,62 @@ def test_a_single_scale_has_all_of_the_share() -> None:
     assert pictures.scale_shares(outputs((0.5,), []))[0.5].unique().tolist() == [1.0]
 
 
-@pytest.mark.parametrize("scales", [(0.5, 1.0, 2.0), (0.5,)])
+@pytest.mark.parametrize(("scales", "rows", "columns"), [((0.5, 1.0, 2.0), 3, 5), ((0.5, 1.0), 3, 4), ((0.5,), 1, 5)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_files_are_written_and_hold_a_picture(
-    tmp_path: Path, device: torch.device, scales: tuple[float, ...], flip: bool
+    tmp_path: Path, device: torch.device, scales: tuple[float, ...], rows: int, columns: int, flip: bool
 ) -> None:
     model = build("hrnet_small_ocr", 3).to(device)
     files = pictures.draw(model, Pair(), 5, scales, tmp_path / "p", device, flip=flip)
     assert [f.name for f in files] == ["scene 0.png", "scene 1.png"]
-    page = cv2.imread(str(files[0]))
-    assert page.shape[1] >= 4 * pictures.TILE_WIDTH[0]
-    assert page.shape[0] >= 3 * (page.shape[1] // 4) * 64 // 96 * 0.9
+    page = read(files[0])
+    width = 96 * 4  # the tiles are enlarged to at least 320 pixels
+    # With one scale every prediction is the same, and is shown once.
+    assert page.shape[1] == columns * (width + pictures.MARGIN) + pictures.MARGIN
+    assert page.shape[0] >= rows * width * 64 // 96
+    assert page.shape[0] < (rows + 1) * width * 64 // 96
+
+
+def test_images_of_one_name_in_two_folders_keep_their_folders(tmp_path: Path) -> None:
+    names = ["cityA/0000", "cityB/0000", "cityB/0000", "/etc/x", "../../up", "a.b", ".."]
+    folder, taken = tmp_path / "p", []
+    for name in names:
+        taken.append(pictures._place(folder, name, taken))
+    assert [f.relative_to(folder).as_posix() for f in taken] == [
+        *("cityA/0000.png", "cityB/0000.png", "cityB/0000-2.png", "etc/x.png", "up.png", "a.b.png", "image.png")
+    ]
+
+
+def test_the_files_are_as_many_as_the_pictures(tmp_path: Path, device: torch.device) -> None:
+    class Cities(Pair):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return Sample(sample.image, sample.label, ("cityA/0000", "cityB/0000")[index])
+
+    files = pictures.draw(build("hrnet_small_ocr", 3).to(device), Cities(), 2, (1.0,), tmp_path, device)
+    found = sorted(path for path in tmp_path.rglob("*") if path.is_file())  # nothing temporary either
+    assert found == sorted(files) == [tmp_path / "cityA/0000.png", tmp_path / "cityB/0000.png"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, device: torch.device) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(pictures.PictureError, match=r"folder/scene 0\.png: cannot be written"):
+        pictures.draw(build("hrnet_small_ocr", 3).to(device), Pair(), 1, (1.0,), tmp_path, device)
+    assert issubclass(pictures.PictureError, HmsaError)
+
+
+def test_a_page_is_made_when_it_is_asked_for(device: torch.device) -> None:
+    model = build("hrnet_small_ocr", 3).to(device).train()
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    pages = pictures.pages(model, Pair(), 2, (1.0,), device)
+    assert not calls
+    name, page = next(pages)
+    assert name == "folder/scene 0"
+    assert page.dtype == np.uint8
+    assert page.shape[2] == 3
+    assert len(calls) == 1
+    assert model.training  # as it was
 
 
 def test_truth_and_prediction_have_the_colours_of_the_classes() -> None:
@@ -92,3 +148,74 @@ def test_any_image_size_fits_the_page(size: tuple[int, int]) -> None:
         {0.5: share, 1.0: share}, CLASSES, "a name with ümlauts",
     )  # fmt: skip
     assert page.shape[1] <= 4 * (pictures.TILE_WIDTH[1] + pictures.MARGIN) + pictures.MARGIN
+
+
+def page_of(classes: ClassTable, label: np.ndarray, fused: np.ndarray) -> np.ndarray:
+    """A page with one scale; the photo is grey."""
+    photo = np.full((*label.shape, 3), 128, np.uint8)
+    predictions = {"1.0": fused, "mean": fused, "attention": fused}
+    return pictures.compose(photo, label, predictions, {1.0: np.ones(label.shape, np.float32)}, classes, "name")
+
+
+def panel(page: np.ndarray, column: int, size: tuple[int, int]) -> np.ndarray:
+    """A panel of the first row, without its frame."""
+    top, left = pictures.HEAD_HEIGHT + pictures.TITLE_HEIGHT, pictures.MARGIN + column * (size[1] + pictures.MARGIN)
+    return page[top : top + size[0], left : left + size[1]]
+
+
+def test_the_overlay_mixes_photo_and_colours_and_leaves_ignored_pixels() -> None:
+    image = np.full((1, 3, 3), 100, np.uint8)
+    labels = np.array([[0, 2, 255]], np.uint8)
+    mixed = pictures.overlay(image, labels, CLASSES.colours)
+    assert mixed.tolist() == [[[150, 50, 50], [50, 50, 150], [100, 100, 100]]]
+    assert pictures.overlay(image, labels, CLASSES.colours, 1.0).tolist() == [[[200, 0, 0], [0, 0, 200], [100] * 3]]
+    page = page_of(CLASSES, np.zeros((320, 320), np.uint8), np.ones((320, 320), np.uint8))
+    assert (panel(page, 4, (320, 320)) == [64, 164, 64]).all()
+
+
+def test_a_class_as_light_as_the_paper_has_an_outline() -> None:
+    white = ClassTable(("snow", "sky"), np.array([pictures.PAPER, [0, 0, 200]]))
+    label = np.zeros((320, 320), np.uint8)
+    page = page_of(white, label, label)
+    top, left = pictures.HEAD_HEIGHT + pictures.TITLE_HEIGHT, pictures.MARGIN
+    assert (page[top : top + 320, left : left + 320] != pictures.PAPER).any()  # the photo
+    left += 320 + pictures.MARGIN
+    assert (page[top : top + 320, left : left + 320] == pictures.PAPER).all()
+    frame = [page[top - 1, left : left + 320], page[top + 320, left : left + 320]]
+    frame += [page[top : top + 320, left - 1], page[top : top + 320, left + 320]]
+    assert all((side != pictures.PAPER).all() for side in frame)
+
+
+def test_wrong_and_ignored_differ_from_classes_of_their_colours() -> None:
+    alike = ClassTable(("bus", "night"), np.array([pictures.WRONG, pictures.IGNORED]))
+    label = np.zeros((320, 320), np.uint8)
+    label[:160] = 255
+    page = page_of(alike, label, np.ones_like(label))
+    truth, errors = panel(page, 1, (320, 320)), panel(page, 3, (320, 320))
+    lines = (errors[160:] == pictures.WRONG_LINES).all(2)
+    assert 0.1 < lines.mean() < 0.5
+    assert ((errors[160:] == pictures.WRONG).all(2) | lines).all()
+    assert (truth[160:] == pictures.WRONG).all()  # a class has no lines
+    assert 0.1 < (truth[:160] == pictures.IGNORED_LINES).all(2).mean() < 0.5
+    assert 0.1 < (errors[:160] == pictures.IGNORED_LINES).all(2).mean() < 0.5
+
+
+def test_single_wrong_pixels_of_a_reduced_picture_stay_visible() -> None:
+    label = np.zeros((640, 1280), np.uint8)
+    fused = label.copy()
+    fused[100, 100] = 1
+    errors = panel(page_of(CLASSES, label, fused), 3, (320, 640)).astype(int)
+    red = errors[..., 0] - errors[..., 1] > 20
+    assert red.sum() == 1
+
+
+def test_nothing_labelled_is_said_and_drawn() -> None:
+    label = np.full((64, 96), 255, np.uint8)
+    assert page_of(CLASSES, label, np.zeros_like(label)).dtype == np.uint8
+
+
+def test_pages_of_long_names_keep_their_ends() -> None:
+    label = np.zeros((64, 96), np.uint8)
+    long = ClassTable(("x" * 400, "sky"), np.array([[1, 2, 3], [4, 5, 6]]))
+    page = page_of(long, label, label)
+    assert page.shape[1] == 5 * (96 * 4 + pictures.MARGIN) + pictures.MARGIN

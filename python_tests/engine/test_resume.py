@@ -80,13 +80,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, miniature
     assert steps == list(range(1, 9))  # what the killed run wrote after its last checkpoint is there once
 
 
-def test_ctrl_c_saves_and_the_run_can_be_continued(tmp_path: Path, miniature: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_and_the_run_can_be_continued(
+    tmp_path: Path, miniature: tuple[str, ...], number: int
+) -> None:
     command = [sys.executable, "-m", "hmsa_ext.train", *miniature, "--epochs", "500", "--output", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     wait_for_step(tmp_path / "run" / "metrics.jsonl", 1, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 128 + number
     assert "continue with --resume" in output
     assert states(tmp_path / "run")["step"] == records(tmp_path / "run")[-1]["step"]
 
@@ -97,7 +100,7 @@ def test_resume_of_other_settings_is_refused_before_training(
     assert train.main([*miniature, "--output", str(tmp_path / "run"), "--max-minutes", "1e-9"]) == 0
     before = checkpoint.load(tmp_path / "run")
     assert train.main(["--resume", str(tmp_path / "run"), "--batch-size", "4"]) == 2
-    assert "batch_size: got '4', the run has 2" in capsys.readouterr().err
+    assert "batch_size: got 4, the run has 2" in capsys.readouterr().err
     changed = before | {"class_names": ["cat", "dog"]}
     checkpoint.save(tmp_path / "run" / "last.pt", changed)
     assert train.main(["--resume", str(tmp_path / "run")]) == 2

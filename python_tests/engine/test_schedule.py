@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hmsa_ext.engine.config import TrainConfig
 from hmsa_ext.engine.schedule import build_optimizer, learning_rate, set_learning_rate, update_average
+from hmsa_ext.engine.settings import Optimisation
 
 
 def test_learning_rate_decays_as_a_power_per_step() -> None:
@@ -27,7 +27,7 @@ def test_learning_rate_is_never_negative_past_the_end() -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_optimizer_holds_all_parameters_and_takes_the_rate(name: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    optimizer = build_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.03))
+    optimizer = build_optimizer(model, Optimisation(optimizer=name, weight_decay=0.03))
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 4
     assert group["weight_decay"] == 0.03

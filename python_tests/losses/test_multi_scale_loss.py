@@ -85,6 +85,7 @@ def test_the_ignored_label_can_be_chosen(device):
     assert torch.equal(MultiScaleLoss(ignore_index=7)(outputs, changed), expected)
 
 
+@pytest.mark.memory
 def test_no_logits_at_full_resolution_exist(device):
     scales, size = (2.0, 1.0, 0.5), (256, 256)
     heads = [[torch.randn(1, 40, s, s, device=device, requires_grad=True) for s in (128, 64, 32)] for _ in range(2)]

@@ -338,6 +338,7 @@ def test_a_label_outside_the_classes_is_loud(device):
             assert of_one_scale(function, logits, target).isnan()
 
 
+@pytest.mark.compile
 def test_compiles_whole(device):
     problem = make_problem([1.0, 0.5], (24, 36), device=device)
     target = random_target(problem, 6)

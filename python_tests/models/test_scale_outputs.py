@@ -1,9 +1,13 @@
-"""Combining the outputs of several scales."""
+"""Combining the outputs of several scales, and taking them apart as a tree."""
+
+import io
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.utils import _pytree as pytree
 
 from hmsa_ext.models import ScaleOutputs
 from python_tests.ops.agreement import check_prediction
@@ -94,3 +98,89 @@ def test_lists_of_wrong_length_are_named():
         ScaleOutputs(z, z, None, (1.0, 0.5), (16, 16))
     with pytest.raises(ValueError, match="2 scales need 2 aux logits or None, got 1"):
         ScaleOutputs(z, z[:1], z[:1], (1.0, 0.5), (16, 16))
+
+
+# ---- pytree -----------------------------------------------------------------------------------------------------
+
+
+class Head(nn.Module):
+    """A network whose outputs are those of two scales; ``unused`` never gets a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.attention = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(3, 1, 3, 4, 1)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, images: Tensor) -> ScaleOutputs:
+        half = F.avg_pool2d(images, 2)
+        logits, attention = [self.head(images), self.head(half)], [self.attention(half).sigmoid()]
+        return ScaleOutputs(logits, attention, None, (1.0, 0.5), (images.shape[2], images.shape[3]))
+
+
+@pytest.mark.parametrize("aux", [False, True])
+def test_a_tree_of_the_parts_makes_the_same_outputs(aux):
+    outputs = make(aux=aux)
+    leaves, spec = pytree.tree_flatten(outputs)
+    assert sum(isinstance(leaf, Tensor) for leaf in leaves) == (8 if aux else 5)
+    again = pytree.tree_unflatten(leaves, pytree.treespec_loads(pytree.treespec_dumps(spec)))
+    assert (again.scales, again.size) == (outputs.scales, outputs.size)
+    assert torch.equal(again.fuse(), outputs.fuse())
+    doubled = pytree.tree_map_only(Tensor, lambda tensor: 2 * tensor, outputs)
+    assert torch.equal(doubled.logits[2], 2 * outputs.logits[2])
+    assert (doubled.aux is None) == (not aux)
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(outputs)[0]]
+    assert paths[:4] == [".logits[0]", ".logits[1]", ".logits[2]", ".attention[0]"]
+
+
+def test_exported_models_return_outputs_of_other_sizes():
+    model = Head().eval()
+    sides = {2: Dim("height", min=16, max=4096), 3: Dim("width", min=16, max=4096)}
+    program = export(model, (torch.randn(1, 3, 64, 96),), dynamic_shapes=(sides,))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    for exported in (program, torch.export.load(file)):
+        images = torch.randn(1, 3, 40, 56)
+        got, want = exported.module()(images), model(images)
+        assert isinstance(got, ScaleOutputs)
+        assert (got.size, tuple(got.scales), got.aux) == ((40, 56), (1.0, 0.5), None)
+        assert torch.equal(got.fuse(), want.fuse())
+
+
+@pytest.mark.parametrize("end", ["fuse", "argmax", "mean_argmax"])
+def test_combinations_are_exported_for_other_sizes(end):
+    class Combined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = Head()
+
+        def forward(self, images: Tensor):
+            return getattr(self.network(images), end)()
+
+    model = Combined().eval()
+    sides = {2: Dim.AUTO, 3: Dim.AUTO}
+    program = export(model, (torch.randn(1, 3, 64, 96),), dynamic_shapes=(sides,))
+    images = torch.randn(1, 3, 37, 91)
+    for got, want in zip(pytree.tree_leaves(program.module()(images)), pytree.tree_leaves(model(images)), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_distributed_training_finds_unused_parameters(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        alone, model = Head(), Head()
+        wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        for step in range(3):
+            images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(step))
+            for network in (alone, wrapped):
+                outputs = network(images)
+                assert isinstance(outputs, ScaleOutputs)
+                network.zero_grad()
+                outputs.fuse().square().mean().backward()
+            for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+                assert (ours.grad is None) == (theirs.grad is None)
+                if ours.grad is not None:
+                    torch.testing.assert_close(ours.grad, theirs.grad)
+    finally:
+        torch.distributed.destroy_process_group()

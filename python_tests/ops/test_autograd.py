@@ -287,6 +287,7 @@ def test_an_outer_transform_sees_through_an_inner_one(call, inputs):
     assert torch.equal(torch.func.grad(inner)(high), expected)
 
 
+@pytest.mark.compile
 def test_compiled_functorch_gives_the_same_gradients(call, inputs):
     torch._dynamo.reset()
     (expected, *_) = gradients(call, inputs)
@@ -295,6 +296,7 @@ def test_compiled_functorch_gives_the_same_gradients(call, inputs):
     assert torch.equal(torch.compile(gradient, fullgraph=True, backend="aot_eager")(*leaves), expected)
 
 
+@pytest.mark.compile
 def test_compiled_autograd_gives_the_same_gradients(call, inputs):
     torch._dynamo.reset()
     expected = gradients(call, inputs)

@@ -121,6 +121,7 @@ def test_same_bits_for_every_number_of_threads():
         torch.set_num_threads(before)
 
 
+@pytest.mark.memory
 def test_nothing_but_the_results_is_allocated(device):
     labels = random_labels((1, 2048, 2048), 19, device, run=20)
 
@@ -135,6 +136,7 @@ def test_nothing_but_the_results_is_allocated(device):
     assert peak is None or peak <= MEGABYTE
 
 
+@pytest.mark.compile
 def test_opcheck_and_compile(device):
     full = random_labels((2, 21, 29), 2, device)  # every class in every tile: opcheck takes no NaN as another
     opcheck(torch.ops.hmsa.class_tile_centroids, (full, 8, 2))

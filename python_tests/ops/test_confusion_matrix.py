@@ -110,6 +110,7 @@ def test_same_counts_for_every_number_of_threads():
         torch.set_num_threads(before)
 
 
+@pytest.mark.memory
 def test_nothing_but_the_counts_is_allocated(device):
     prediction, target = (t.byte() for t in random_labels((1, 2048, 2048), 19, device))
 
@@ -124,6 +125,7 @@ def test_nothing_but_the_counts_is_allocated(device):
     assert peak is None or peak <= 4 * MEGABYTE
 
 
+@pytest.mark.compile
 def test_opcheck_and_compile(device):
     prediction, target = random_labels((2, 17, 23), 5, device)
     opcheck(torch.ops.hmsa.confusion_matrix, (prediction.byte(), target, 5), {"ignore_index": 3})
@@ -155,7 +157,7 @@ def test_bad_input_is_named(case):
         hmsa_ext.confusion_matrix(*arguments)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 def test_devices_that_differ_are_named():
     labels = torch.zeros(2, 3).long()
     with pytest.raises(RuntimeError, match=r"confusion_matrix: prediction is on cpu, target on cuda:0; expected one"):

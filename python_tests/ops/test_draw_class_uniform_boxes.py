@@ -291,6 +291,7 @@ def test_attempts_go_through_all_images(device):
 # ---- torch ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compile
 def test_opcheck_and_compile(device):
     tables = on(device, make_tables(4, 30, 6))
     keywords = {"scale": [0.5, 2.0], "uniform_images": 6, "seed": 1, "epoch": 2, "first": 3, "count": 9}
@@ -380,7 +381,7 @@ def test_bad_tables_are_named_on_the_cpu(case):
         draw_with(change)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", BAD_TABLES)
 def test_bad_tables_give_rows_of_minus_one_on_a_gpu(case):
     boxes, classes = draw_with(BAD_TABLES[case][0], "cuda")
@@ -390,7 +391,7 @@ def test_bad_tables_give_rows_of_minus_one_on_a_gpu(case):
     assert (boxes[~missing][:, 0] >= 0).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 def test_devices_that_differ_are_named():
     message = "centroids is on cpu, image_sizes on cuda:0; expected one device"
     with pytest.raises(RuntimeError, match=message):

@@ -51,7 +51,7 @@ def test_too_few_logits_are_an_error(device, name):
         CHAIN_OPS[name](logits[:1], attention, scales, target)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", CHAIN_OPS)
 def test_first_logits_elsewhere_are_an_error(name):
     logits, attention, scales, target = arguments(torch.device("cuda"))
@@ -59,7 +59,7 @@ def test_first_logits_elsewhere_are_an_error(name):
         CHAIN_OPS[name]([logits[0].cpu(), *logits[1:]], attention, scales, target)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 def test_labels_on_two_devices_are_an_error():
     labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="prediction is on cuda:0, target on cpu; expected one device"):

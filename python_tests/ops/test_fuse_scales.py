@@ -1,4 +1,4 @@
-"""fuse_scales against plain PyTorch in float64, on every instruction set, and its form for people."""
+"""fuse_scales against plain PyTorch in float64, on every instruction set, and its public function."""
 
 from __future__ import annotations
 

@@ -165,6 +165,7 @@ def test_bad_views_are_named():
 
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.compile
 def test_opcheck(device, dtype, memory_format):
     problem = make_problem([2.0, 1.0, 0.5], (26, 38), dtype=dtype, memory_format=memory_format, device=device)
     opcheck(op, problem.args(), {"views": 2})
@@ -179,6 +180,7 @@ def test_results_have_no_gradient(device):
     assert not confidence.requires_grad
 
 
+@pytest.mark.compile
 def test_compiles_whole_with_changing_sizes(device):
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -248,6 +250,7 @@ def test_layouts_of_the_inputs_change_nothing(device, layout):
 
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
+@pytest.mark.memory
 def test_nothing_of_full_resolution_with_classes_exists(device, memory_format, views):
     problem = make_problem([2.0, 1.0, 0.5], (512, 512), classes=48, memory_format=memory_format, device=device)
     arguments = [t.detach() for t in problem.logits], [t.detach() for t in problem.attention], *problem.args()[2:]

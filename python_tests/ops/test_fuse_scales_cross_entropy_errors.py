@@ -72,6 +72,7 @@ def test_bad_labels_and_options_are_named(case, form, requires_grad):
 
 
 @pytest.mark.parametrize("case", ["float labels", "one plane", "number of weights", "reduction"])
+@pytest.mark.compile
 def test_compiled_functions_say_it_too(case):
     changes, message = BAD_OPTIONS[case]
     wrong = arguments(**changes)
@@ -94,7 +95,7 @@ def test_lists_that_cannot_be_sorted_are_named_by_the_friendly_form():
         hmsa_ext.fuse_scales_cross_entropy(**arguments(scales=[1.0, 1.0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["target", "weight"])
 def test_devices_that_differ_are_named(name):
     sound = arguments(weight=torch.ones(5))

@@ -94,6 +94,7 @@ LARGE = {
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("case", LARGE)
+@pytest.mark.memory
 def test_nothing_of_full_resolution_with_classes_exists(device, case, reduction, memory_format):
     scales, size, classes, stride, batch = LARGE[case]
     problem = make_problem(
@@ -125,6 +126,7 @@ def test_nothing_of_full_resolution_with_classes_exists(device, case, reduction,
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.memory
 def test_saved_for_backward_are_the_inputs_and_one_float_for_each_pixel(device, reduction):
     problem = make_problem([2.0, 1.0, 0.5], (64, 96), device=device)
     target = make_target(problem)
@@ -136,6 +138,7 @@ def test_saved_for_backward_are_the_inputs_and_one_float_for_each_pixel(device, 
     assert saved_bytes(loss, [*problem.inputs(), target, weight]) <= 4 * target.numel() + 16
 
 
+@pytest.mark.memory
 def test_labels_are_not_copied(device):
     problem = make_problem([1.0], (1024, 1024), classes=2, batch=1, stride=64, device=device)
     target = make_target(problem)  # 1 MB; as int64 it would be 8

@@ -24,6 +24,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
+@pytest.mark.compile
 def test_opcheck(device, memory_format, reduction):
     class_wise = reduction == "mean"
     problem = make_problem([2.0, 1.0, 0.5], (26, 38), class_wise=class_wise, memory_format=memory_format, device=device)
@@ -38,11 +39,13 @@ def test_opcheck(device, memory_format, reduction):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.compile
 def test_opcheck_of_a_lone_scale_in_other_dtypes(device, dtype):
     problem = make_problem([0.5], (21, 34), dtype=dtype, device=device)
     opcheck(op, (*problem.args()[:3], make_target(problem, dtype=torch.int32)))
 
 
+@pytest.mark.compile
 def test_opcheck_of_part_of_the_gradients_and_strided_inputs(device):
     problem = make_problem([1.0, 0.5], (26, 38), device=device)
     problem.logits[0] = problem.logits[0].detach().transpose(2, 3).contiguous().transpose(2, 3)
@@ -82,6 +85,7 @@ def test_fake_tensors_are_like_real_ones(device, batch, reduction, dtype):
 # ---- torch.compile ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compile
 def test_compiles_whole_with_changing_sizes(device):
     def function(low, high, attention, target):
         loss = hmsa_ext.fuse_scales_cross_entropy([low, high * 2], [attention.sigmoid()], [0.5, 1.0], target)
@@ -97,6 +101,7 @@ def test_compiles_whole_with_changing_sizes(device):
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.compile
 def test_changing_sizes_are_compiled_at_most_twice(device):
     counter = CompileCounterWithBackend("aot_eager")
 

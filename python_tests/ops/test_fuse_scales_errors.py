@@ -119,7 +119,7 @@ def test_lists_of_other_lengths_are_named_by_the_friendly_form():
         hmsa_ext.fuse_scales(problem.logits[:2], problem.attention, [0.5, 1.0, 2.0], (16, 24))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 def test_devices_that_differ_are_named():
     arguments = bad(set_item("logits", 1, torch.Tensor.cuda))
     with pytest.raises(RuntimeError, match=r"fuse_scales: logits\[1\] is on cuda:0, but logits\[0\] is on cpu"):

@@ -175,6 +175,7 @@ def test_expanded_gradient_is_read(device):
 @pytest.mark.parametrize(
     "layout", ["contiguous", "channels_last", "gaps between columns", "rows first", "some of the channels"]
 )
+@pytest.mark.memory
 def test_nothing_is_allocated_but_results(device, layout):
     """No hidden copy of an input: heads of 48 MB and results that are smaller, or exactly as large."""
     heads = make_problem([1.0, 0.5], (96, 128), batch=1, classes=12, head_sizes=[(1024, 1024), (24, 32)], device=device)
@@ -200,6 +201,7 @@ def test_nothing_is_allocated_but_results(device, layout):
             assert peak <= results + (16 + 2 * len(problem.inputs())) * MEGABYTE
 
 
+@pytest.mark.memory
 def test_nothing_of_full_resolution_exists_beside_the_result(device):
     """Neither a grid of a scale (here 25 MB for scale 2.0) nor resized attention."""
     problem = make_problem([2.0, 1.0, 0.5], (256, 256), batch=1, classes=24, device=device)

@@ -95,6 +95,7 @@ def test_plain_formulation_for_other_devices_agrees(device):
 
 @pytest.mark.parametrize("moments", [True, False])
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
+@pytest.mark.compile
 def test_opcheck(device, memory_format, moments):
     problem = make_problem([2.0, 1.0, 0.5], (26, 38), memory_format=memory_format, device=device)
     target = labels_for(problem)
@@ -107,6 +108,7 @@ def test_opcheck(device, memory_format, moments):
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64])
+@pytest.mark.compile
 def test_opcheck_of_a_lone_scale_in_other_dtypes(device, dtype):
     problem = make_problem([0.5], (21, 34), dtype=dtype, device=device)
     opcheck(op, (*problem.args()[:3], labels_for(problem, torch.int64), 255, True, False))
@@ -218,6 +220,7 @@ def test_errors_name_the_argument(device):
 
 @pytest.mark.parametrize("moments", [True, False])
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
+@pytest.mark.memory
 def test_nothing_is_allocated_but_gradients(device, memory_format, moments):
     """32 MB of fused logits, 25 MB of one-hot labels as float: the workspace is at most 16 MB."""
     problem = make_problem([1.0, 0.5], (512, 768), classes=21, batch=1, memory_format=memory_format, device=device)

@@ -20,6 +20,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
 @pytest.mark.parametrize("class_wise", [False, True])
+@pytest.mark.compile
 def test_opcheck(device, class_wise, memory_format):
     problem = make_problem([2.0, 1.0, 0.5], (26, 38), class_wise=class_wise, memory_format=memory_format, device=device)
     opcheck(op, problem.args(), {"align_corners": True})
@@ -31,6 +32,7 @@ def test_opcheck(device, class_wise, memory_format):
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64])
+@pytest.mark.compile
 def test_opcheck_of_a_lone_scale_in_other_dtypes(device, dtype):
     problem = make_problem([0.5], (21, 34), dtype=dtype, device=device)
     opcheck(op, problem.args())
@@ -38,6 +40,7 @@ def test_opcheck_of_a_lone_scale_in_other_dtypes(device, dtype):
     opcheck(backward_op, (grad, [problem.logits[0].detach()], [], [0.5], False, 0b1, 0b0))
 
 
+@pytest.mark.compile
 def test_opcheck_of_part_of_the_gradients_and_strided_inputs(device):
     problem = make_problem([1.0, 0.5], (26, 38), device=device)
     problem.logits[0] = problem.logits[0].detach().transpose(2, 3).contiguous().transpose(2, 3)
@@ -82,6 +85,7 @@ def test_fake_tensors_have_the_strides_of_real_ones(device, head, batch, classes
 # ---- torch.compile ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compile
 def test_compiles_whole_with_changing_sizes(device):
     def function(low, high, attention, height: int, width: int):
         return op([high * 2, low], [attention.sigmoid()], [1.0, 0.5], (height, width)).relu()
@@ -98,6 +102,7 @@ def test_compiles_whole_with_changing_sizes(device):
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.compile
 def test_changing_sizes_are_compiled_at_most_twice(device):
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -117,6 +122,7 @@ def test_changing_sizes_are_compiled_at_most_twice(device):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.compile
 def test_compiled_result_has_the_memory_format_that_was_promised(device):
     compiled = torch.compile(lambda z, a: op(z, a, [1.0, 0.5], (33, 47)), fullgraph=True, backend="aot_eager")
     problem = make_problem([1.0, 0.5], (33, 47), memory_format=CHANNELS_LAST, device=device)

@@ -1,4 +1,4 @@
-"""The forms for people on devices that there are no kernels for: plain PyTorch, and a warning that says so once."""
+"""The public functions on devices that there are no kernels for: plain PyTorch, and a warning that says so once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 import hmsa_ext
 from hmsa_ext import losses
-from hmsa_ext.ops import cross_entropy_sum, dispatch
+from hmsa_ext.ops import cross_entropy_sum, library
 
 from .problems import make_problem, make_target
 
 
 @pytest.fixture
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(dispatch, "has_kernels", lambda op, device: False)
+    monkeypatch.setattr(library, "has_kernels", lambda op, device: False)
 
 
 def results(problem, target, weight) -> list[torch.Tensor]:
@@ -49,11 +49,11 @@ def test_plain_pytorch_gives_what_the_kernels_give(device, request):
 
 
 def test_it_is_said_once_for_each_op_and_device():
-    dispatch._say_once.cache_clear()
+    library._say_once.cache_clear()
     with pytest.warns(UserWarning, match=r"hmsa_ext has no fuse_scales_argmax kernel for mps: running it in plain"):
-        assert not dispatch.has_kernels("fuse_scales_argmax", torch.device("mps"))
+        assert not library.has_kernels("fuse_scales_argmax", torch.device("mps"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not dispatch.has_kernels("fuse_scales_argmax", torch.device("mps"))
+        assert not library.has_kernels("fuse_scales_argmax", torch.device("mps"))
     with pytest.warns(UserWarning, match="no confusion_matrix kernel for mps"):
-        dispatch.has_kernels("confusion_matrix", torch.device("mps"))
+        library.has_kernels("confusion_matrix", torch.device("mps"))

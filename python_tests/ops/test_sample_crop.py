@@ -11,7 +11,7 @@ from torch.library import opcheck
 import hmsa_ext
 from bench.meters import LiveBytes, peak_memory
 from hmsa_ext.data.opencv import cv2
-from hmsa_ext.ops import dispatch, reference_crop
+from hmsa_ext.ops import library, reference_crop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOTHING = (1.0, 1.0, 1.0, 0.0)
@@ -234,7 +234,7 @@ def test_far_boxes_are_the_mean_colour(device):
 def test_plain_pytorch_where_there_are_no_kernels(device, monkeypatch):
     crops = Crops(3, device)
     wanted = hmsa_ext.sample_crop(*crops.arguments(), blur=torch.ones(4), dtype=torch.bfloat16)
-    monkeypatch.setattr(dispatch, "has_kernels", lambda op, device: False)
+    monkeypatch.setattr(library, "has_kernels", lambda op, device: False)
     got = hmsa_ext.sample_crop(*crops.arguments(), blur=torch.ones(4), dtype=torch.bfloat16)
     torch.testing.assert_close(got[0], wanted[0])
     assert torch.equal(got[1], wanted[1])
@@ -251,6 +251,7 @@ def test_no_boxes_and_no_images(device):
     assert images.shape == (0, 3, 20, 32)
 
 
+@pytest.mark.memory
 def test_nothing_but_the_result_is_allocated(device):
     """Scratch is a few rows, and a dozen more with a blur, whatever the sizes of images and boxes."""
     crops = Crops(0, device, count=2, sizes=((2048, 2048),), size=(1024, 1024)).whole()
@@ -267,6 +268,7 @@ def test_nothing_but_the_result_is_allocated(device):
     assert peak is None or peak <= result + (4 << 20)
 
 
+@pytest.mark.compile
 def test_opcheck_and_compile(device):
     crops = Crops(1, device)
     blur = torch.rand(4)
@@ -377,7 +379,7 @@ def test_bad_input_is_named(device, case):
         hmsa_ext.sample_crop(**arguments)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["boxes", "flip", "jitter", "blur"])
 def test_small_tensors_on_a_gpu_are_refused(name):
     names = ("images", "labels", "boxes", "flip", "jitter", "size", "mean", "std")
@@ -387,7 +389,7 @@ def test_small_tensors_on_a_gpu_are_refused(name):
         hmsa_ext.sample_crop(**arguments)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 def test_devices_that_differ_are_named():
     crops = Crops(0, "cuda")
     crops.labels[1] = crops.labels[1].cpu()

@@ -1,17 +1,19 @@
-// The backward of the chain of scales: gradients of logits and attention from g = dLoss/dP, which a source makes row by row.
+// The backward of the chain of scales (core/chain.h): gradients of logits and attention from g = dLoss/dP. A source
+// makes the rows of g.
 //
-// With T the adjoint of a resize, from the smallest scale up (DESIGN 2):
+// With U^T and R^T the adjoints of U and R, and g the gradient of P behind a scale, from the smallest scale up:
 //
 //     s <  1   dz = U^T(A * R^T g)    da = U^T(sum_c[L * R^T g] - R^T sum_c[g * P_before])    dP_before = (1 - R A) * g
 //     s >= 1   dz = U^T(A * g)        da = U^T(sum_c[g * (L - R P_before)])                   dP_before = R^T((1 - A) * g)
 //
-// (no sum over c where the attention is class-wise). Nothing was saved but the inputs: P_before is streamed again.
+// dP_before is the g of the next scale. There is no sum over c where the attention is class-wise. The forward pass
+// saved only its inputs, so P_before is computed again.
 //
-// The work is divided by the elements of the inputs (`backward_tiles`): a part writes the gradients of the elements it
-// owns, and asks for all rows of g that reach them. It goes through these rows a few at a time, channel by channel: each
-// row is used once, forward and backward, and added to the sums of the head rows (row_adjoint.h) that are not complete.
-// Sums run in a fixed order, so nothing depends on the number of threads, and no partial sums are exchanged. The price
-// is that the rim of a part is computed by its neighbours, too.
+// The elements of the inputs divide the work (`backward_tiles`): a part writes the gradients of the elements that it
+// owns, and asks for all rows of g that reach them. A part takes a few of these rows at a time, channel by channel:
+// each row is used once, forward and backward, and added to the sums of the head rows (row_adjoint.h) that are not
+// complete. Sums run in a fixed order, so the number of threads changes no result, and parts exchange no partial sums.
+// The price: neighbouring parts compute the rim of a part again.
 #pragma once
 
 #include <algorithm>
@@ -26,21 +28,22 @@
 namespace hmsa {
 namespace cpu {
 
-// Rows of g taken at a time for each channel: what a channel keeps between rows is fetched from the L2 cache once for
-// all of them, and the maps that all channels share, one row for each, stay in the L1 cache.
+// Rows of g taken at a time for each channel. The state that a channel keeps between rows is then fetched from the L2
+// cache once for all of them. The maps that all channels share, one row of each for each row of g, stay in the L1
+// cache.
 constexpr int32_t kGroupRows = 8;
 
-// Where g comes from: a source has these members. All tiles and rows are of the output.
+// A source of g has these members. All tiles and rows are of the output.
 //
 //   static constexpr bool kReadsFused;                           whether row() reads P of the row
-//   void begin_part(Scratch<T>&, int64_t b, const Tile& output)  a part comes next; what is taken from the scratch holds
-//                                                                until its end
+//   void begin_part(Scratch<T>&, int64_t b, const Tile& output)  a part begins; memory taken from the scratch holds until
+//                                                                its end
 //   void begin_channels(int64_t first, int64_t last)             all its rows, of channels first .. last - 1
 //   int32_t group_rows() const                                   rows in a group, kGroupRows at most
 //   void begin_group(Range rows)                                 rows of the next group, for each of the channels
 //   const T* row(int64_t c, int32_t y, const T* fused)           row y of g, columns of the part; holds until the group ends
 
-// What one channel keeps between rows: the chain before the row, and incomplete sums on the way up.
+// The state that one channel keeps between rows: the chain before the row, and incomplete sums on the way up.
 template <typename T>
 struct ChannelState {
   StreamState<T> before;               // P before every scale on the output
@@ -86,10 +89,10 @@ class ChainBackward {
   bool wants_attention(int i) const { return i > 0 && gradients_.grad_attention[i].data != nullptr; }
   bool wants_logits(int i) const { return gradients_.grad_logits[i].data != nullptr; }
   bool wanted(int i) const { return wants_logits(i) || wants_attention(i); }
-  // The channel of the attention that goes with channel c.
+  // The channel of the attention that belongs to channel c.
   int64_t attention_channel(int64_t c) const { return chain_.class_wise ? c : 0; }
 
-  // The largest scale that a gradient is wanted of: nothing has to go further up.
+  // The largest scale of which a gradient is wanted: g need not go further up.
   int top() const {
     int i = 0;
     while (i < chain_.unit && !wanted(i)) ++i;
@@ -471,7 +474,7 @@ inline Extent parts_of(const Chain& chain, int64_t batch, int64_t classes, int t
   int32_t columns = limits.columns;
   while (columns > limits.least_columns && columns * classes > limits.many_columns) columns /= 2;
   while (true) {
-    const Extent parts{(chain.size.height + rows - 1) / rows, (chain.size.width + columns - 1) / columns};
+    const Extent parts{divide_up(chain.size.height, rows), divide_up(chain.size.width, columns)};
     const bool least = rows <= limits.least_rows && columns <= limits.least_columns;
     if (least || threads == 1 || batch * parts.height * parts.width >= 2 * threads) return parts;
     (columns > 2 * rows || rows <= limits.least_rows ? columns : rows) /= 2;

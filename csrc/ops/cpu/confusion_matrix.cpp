@@ -1,14 +1,16 @@
 // Confusion matrix on the CPU.
 //
-// Counted without branches: pixels that are skipped or invalid have rows and a column of their own behind the classes.
-// Label maps are made of runs, so neighbouring pixels add to the same cell, each waiting for the sum of the last: eight
-// equal pixels are counted at once, others by turns in four tables.
+// Pixels are counted without branches: pixels that are skipped or invalid have rows and a column of their own behind
+// the classes. Label maps consist of runs, so neighbouring pixels add to the same cell, and each addition waits for the
+// one before. Therefore eight equal pixels are counted at once, and other pixels in four tables by turns.
 #include "ops/cpu/confusion_matrix.h"
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <vector>
+
+#include "core/integers.h"
 
 namespace hmsa {
 namespace cpu {
@@ -19,7 +21,7 @@ constexpr int64_t kRowsAtOnce = 64;
 
 class Histogram {
  public:
-  explicit Histogram(const ConfusionProblem& problem)
+  explicit Histogram(const ConfusionMatrix& problem)
       : classes_(problem.classes),
         ignore_index_(problem.ignore_index),
         columns_(classes_ + 1),
@@ -66,7 +68,7 @@ class Histogram {
   }
   int64_t column_of(int64_t prediction) const { return is_class(prediction) ? prediction : classes_; }
 
-  // In whole eights; the number of pixels counted.
+  // Counts whole groups of eight pixels. Returns how many pixels that are.
   int64_t add_bytes(const uint8_t* prediction, const uint8_t* target, int64_t n) {
     int64_t* tables[8];
     for (int64_t k = 0; k < 8; ++k) tables[k] = counts_.data() + (k & last_table_) * table_;
@@ -98,36 +100,20 @@ class Histogram {
   int32_t column_of_byte_[256];
 };
 
-// body(first, stride) with the element at (b, y, 0) as a pointer to its type.
-template <typename Body>
-void with_row(const LabelView& labels, int64_t b, int64_t y, const Body& body) {
-  const int64_t offset = b * labels.batch + y * labels.row;
-  switch (labels.type) {
-    case LabelType::kUint8:
-      return body(static_cast<const uint8_t*>(labels.data) + offset);
-    case LabelType::kInt16:
-      return body(static_cast<const int16_t*>(labels.data) + offset);
-    case LabelType::kInt32:
-      return body(static_cast<const int32_t*>(labels.data) + offset);
-    default:
-      return body(static_cast<const int64_t*>(labels.data) + offset);
-  }
-}
-
 }  // namespace
 
-void confusion_matrix(const ConfusionProblem& problem, const ParallelFor& parallel_for) {
+void confusion_matrix(const ConfusionMatrix& problem, const ParallelFor& parallel_for) {
   std::fill_n(problem.counts, static_cast<int64_t>(problem.classes) * problem.classes, int64_t(0));
   *problem.invalid = 0;
   std::mutex mutex;
   const int64_t rows = problem.batch * problem.height;
-  parallel_for.run((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t begin, int64_t end) {
+  parallel_for.run(divide_up(rows, kRowsAtOnce), [&](int64_t begin, int64_t end) {
     Histogram histogram(problem);
     for (int64_t row = begin * kRowsAtOnce; row < std::min(end * kRowsAtOnce, rows); ++row) {
       const int64_t b = row / problem.height;
       const int64_t y = row % problem.height;
-      with_row(problem.prediction, b, y, [&](const auto* prediction) {
-        with_row(problem.target, b, y, [&](const auto* target) {
+      visit_labels(problem.prediction, b, y, 0, [&](const auto* prediction) {
+        visit_labels(problem.target, b, y, 0, [&](const auto* target) {
           histogram.add(prediction, problem.prediction.column, target, problem.target.column, problem.width);
         });
       });

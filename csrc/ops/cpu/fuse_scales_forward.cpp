@@ -1,22 +1,22 @@
 // fuse_scales on the CPU, forward.
 //
 // A thread takes a part of the output and streams the rows of one channel after the other through it (chain_stream.h):
-// the part's attention is computed once for all channels, and the full-resolution result is written once; nothing else
-// of that size exists.
+// the attention of the part is computed once for all channels, and the full-resolution result is written once. No other
+// map of that size exists.
 #include <algorithm>
 #include <type_traits>
 
 #include "ops/cpu/fuse_scales.h"
 #include "ops/cpu/fused_rows.h"
+#include "ops/cpu/tile_grid.h"
 
 namespace hmsa {
 namespace cpu {
 namespace {
 
-// A part of the output. As wide as the image may be, since a page of memory should be written while it is at hand; few
-// rows, since its attention, one row for each of them, should stay in the L2 cache. Only the first rows are made twice.
-constexpr int32_t kForwardRows = 32;
-constexpr int32_t kForwardColumns = 2048;
+// A tile is as wide as most images, since a page of memory should be written in one go. It has few rows, since its
+// attention, one row for each of them, should stay in the L2 cache. Only the first rows are computed twice.
+constexpr Extent kPlaneTile{32, 2048};
 
 // Elements of an output that no one will find in the caches when it is complete.
 constexpr int64_t kLargeOutput = int64_t(1) << 23;
@@ -121,21 +121,11 @@ void fuse_scales_forward(const FuseScalesForward<S>& problem, const ParallelFor&
   using T = arithmetic_t<S>;
   const Chain& chain = problem.chain;
   const ChainAxes<T> axes(chain, /*with_adjoint=*/false);
-  const bool pixels = Forward<S, T>::has_pixels(problem);
-  const Extent part = pixels ? FusedRows<S, T>::tile_extent(problem) : Extent{kForwardRows, kForwardColumns};
-  const int32_t part_columns = part.width;
-  const int32_t part_rows = part.height;
-  const int64_t bands = (chain.size.height + part_rows - 1) / part_rows;
-  const int64_t stripes = (chain.size.width + part_columns - 1) / part_columns;
-  parallel_for.run(problem.batch * bands * stripes, [&](int64_t begin, int64_t end) {
+  const TileGrid tiles = Forward<S, T>::has_pixels(problem) ? FusedRows<S, T>::tiles(problem)
+                                                            : TileGrid(problem.batch, chain.size, kPlaneTile);
+  parallel_for.run(tiles.count(), [&](int64_t begin, int64_t end) {
     Forward<S, T> forward(problem, axes);
-    for (int64_t item = begin; item < end; ++item) {
-      const auto stripe = static_cast<int32_t>(item % stripes);
-      const auto band = static_cast<int32_t>(item / stripes % bands);
-      const Range rows{band * part_rows, std::min((band + 1) * part_rows, chain.size.height)};
-      const Range columns{stripe * part_columns, std::min((stripe + 1) * part_columns, chain.size.width)};
-      forward.run(item / stripes / bands, Tile{rows, columns});
-    }
+    for (int64_t i = begin; i < end; ++i) forward.run(tiles.image(i), tiles.tile(i));
   });
 }
 

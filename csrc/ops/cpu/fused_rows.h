@@ -1,4 +1,4 @@
-// Rows of the fused logits of all channels, a few at a time, in scratch memory: what a loss or a prediction reads
+// Rows of the fused logits of all channels, a few at a time, in scratch memory. A loss or a prediction reads them
 // instead of a map of logits.
 #pragma once
 
@@ -7,6 +7,7 @@
 
 #include "core/problem.h"
 #include "ops/cpu/chain_stream.h"
+#include "ops/cpu/tile_grid.h"
 
 namespace hmsa {
 namespace cpu {
@@ -79,15 +80,16 @@ class FusedRows {
  public:
   FusedRows(const ChainInputs<S>& inputs, const ChainAxes<T>& axes) : inputs_(inputs), fused_(inputs, axes) {}
 
-  // Columns of a tile, such that what all channels keep between rows stays in the L2 cache; and rows, so that little is
-  // made twice. With attention for each class all rows of a channel are made together, so all rows of a tile wait.
-  static Extent tile_extent(const ChainInputs<S>& inputs) {
+  // The outputs of a batch, in tiles. A tile has so few columns that the L2 cache holds what all channels keep between
+  // rows, and so many rows that little is computed twice. With attention for each class all rows of a channel are fused
+  // together, so all rows of a tile wait in memory: the tile has fewer.
+  static TileGrid tiles(const ChainInputs<S>& inputs) {
     int32_t columns = 256;
     while (columns > 64 && columns * inputs.classes > 16384) columns /= 2;
-    return Extent{inputs.chain.class_wise ? 16 : 64, columns};
+    return TileGrid(inputs.batch, inputs.chain.size, Extent{inputs.chain.class_wise ? 16 : 64, columns});
   }
 
-  // Rows that are made together: few enough for the L1 and L2 caches.
+  // Rows that are fused together: few enough for the L1 and L2 caches.
   static int32_t group_rows(const ChainInputs<S>& inputs, int32_t columns) {
     constexpr int64_t kBytes = 96 * 1024;
     const int64_t row = inputs.classes * Scratch<T>::pitch(columns) * static_cast<int64_t>(sizeof(T));

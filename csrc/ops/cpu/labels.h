@@ -1,9 +1,10 @@
-// Labels a row at a time, and what is said of wrong ones.
+// Labels a row at a time, and how many of them are wrong.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "core/resize.h"
 #include "core/view.h"
 
 namespace hmsa {
@@ -23,41 +24,35 @@ struct WrongLabels {
   }
 };
 
-// n labels of row y from column x on as T: the class, or -1 where it is ignored or wrong.
-template <typename L, typename T>
-void load_labels_of(T* to, const L* from, int64_t stride, int64_t classes, int64_t ignore_index, int64_t n,
-                    WrongLabels& wrong) {
-  bool regular = true;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t label = from[i * stride];
-    const bool is_class = label >= 0 && label < classes && label != ignore_index;
-    regular &= is_class || label == ignore_index;
-    to[i] = is_class ? static_cast<T>(label) : T(-1);
-  }
-  for (int64_t i = 0; !regular && i < n; ++i) {
-    const int64_t label = from[i * stride];
-    if (label == ignore_index || (label >= 0 && label < classes)) continue;
-    wrong.add(WrongLabels{1, label, label});
-  }
-}
+// Some columns of row y of image b.
+struct LabelRow {
+  const LabelView& labels;  // [B, H, W]
+  int64_t b;
+  int64_t y;
+  Range columns;
+  int64_t classes;
+  int64_t ignore_index;
+};
 
+// Writes the labels of a row as T: the class, or -1 where the label is ignored or wrong. Counts the wrong ones.
 template <typename T>
-void load_labels(T* to, const LabelView& labels, int64_t b, int64_t y, int64_t x, int64_t classes, int64_t ignore_index,
-                 int64_t n, WrongLabels& wrong) {
-  const int64_t offset = b * labels.batch + y * labels.row + x * labels.column;
-  const auto load = [&](auto* from) {
-    load_labels_of(to, from + offset, labels.column, classes, ignore_index, n, wrong);
-  };
-  switch (labels.type) {
-    case LabelType::kUint8:
-      return load(static_cast<const uint8_t*>(labels.data));
-    case LabelType::kInt16:
-      return load(static_cast<const int16_t*>(labels.data));
-    case LabelType::kInt32:
-      return load(static_cast<const int32_t*>(labels.data));
-    default:
-      return load(static_cast<const int64_t*>(labels.data));
-  }
+void load_labels(T* to, const LabelRow& row, WrongLabels& wrong) {
+  const int64_t classes = row.classes, ignore_index = row.ignore_index;
+  const int64_t stride = row.labels.column, n = row.columns.size();
+  visit_labels(row.labels, row.b, row.y, row.columns.lo, [&](const auto* from) {
+    bool regular = true;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t label = from[i * stride];
+      const bool is_class = label >= 0 && label < classes && label != ignore_index;
+      regular &= is_class || label == ignore_index;
+      to[i] = is_class ? static_cast<T>(label) : T(-1);
+    }
+    for (int64_t i = 0; !regular && i < n; ++i) {
+      const int64_t label = from[i * stride];
+      if (label == ignore_index || (label >= 0 && label < classes)) continue;
+      wrong.add(WrongLabels{1, label, label});
+    }
+  });
 }
 
 }  // namespace cpu

@@ -8,8 +8,9 @@
 #include <mutex>
 #include <vector>
 
-#include "ops/cpu/simd/crop_rows.h"
+#include "core/integers.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/sample_crop_rows.h"
 #include "ops/cpu/workspace.h"
 
 namespace hmsa {
@@ -21,7 +22,7 @@ constexpr int64_t kBandRows = 32;
 
 using Sums = std::vector<unsigned long long>;  // [items][3]
 
-int64_t bands_of(int64_t rows) { return (rows + kBandRows - 1) / kBandRows; }
+int64_t bands_of(int64_t rows) { return divide_up(rows, kBandRows); }
 
 // Rows of an image with the channels of their pixels side by side: in place, or copied a row at a time.
 class PackedRows {
@@ -80,7 +81,7 @@ class ColumnTable {
 
   void reset(const CropAxis& axis, int64_t lanes) {
     const int32_t n = axis.out;
-    pitch_ = (n + kRowSlack) / (kRowSlack + 1) * (kRowSlack + 1);
+    pitch_ = round_up<int64_t>(n, kRowSlack + 1);
     std::vector<CropTaps>& taps = columns_;
     taps.clear();
     taps_ = 1;
@@ -144,7 +145,7 @@ class ColumnTable {
 // Makes rows of crops; one for each thread.
 class Cropper {
  public:
-  Cropper(const CropProblem& problem, const Sums& sums) : output_(problem.output), items_(problem.items), sums_(sums) {}
+  Cropper(const SampleCrop& problem, const Sums& sums) : output_(problem.output), items_(problem.items), sums_(sums) {}
 
   // Rows [begin, end) of an item.
   void make(int64_t index, int32_t begin, int32_t end) {
@@ -370,7 +371,7 @@ class Cropper {
 };
 
 // Sums of the channels of the pixels inside the boxes, for the items that need their mean.
-Sums channel_sums(const CropProblem& problem, const ParallelFor& parallel_for) {
+Sums channel_sums(const SampleCrop& problem, const ParallelFor& parallel_for) {
   Sums sums(static_cast<size_t>(kChannels * problem.count), 0);
   struct Part {
     int64_t item;
@@ -406,7 +407,7 @@ Sums channel_sums(const CropProblem& problem, const ParallelFor& parallel_for) {
 
 }  // namespace
 
-void sample_crop(const CropProblem& problem, const ParallelFor& parallel_for) {
+void sample_crop(const SampleCrop& problem, const ParallelFor& parallel_for) {
   const Sums sums = channel_sums(problem, parallel_for);
   const int64_t height = problem.output.height;
   const int64_t bands = bands_of(height);

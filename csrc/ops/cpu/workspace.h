@@ -13,6 +13,7 @@
 #endif
 
 #include "core/chain.h"
+#include "core/integers.h"
 #include "ops/cpu/simd/rows.h"
 
 namespace hmsa {
@@ -30,7 +31,7 @@ struct Patch {
   int32_t width() const { return tile.columns.size(); }
 };
 
-// Scratch memory of one thread: hands out aligned pieces, takes them all back at once, and grows to what is needed.
+// Scratch memory of one thread: hands out aligned pieces, takes all of them back at once, and grows as needed.
 template <typename T>
 class Scratch {
  public:
@@ -47,7 +48,7 @@ class Scratch {
   }
 
   T* take(int64_t count) {
-    count = (count + kAlign - 1) / kAlign * kAlign;
+    count = round_up(count, kAlign);
     while (block_ < blocks_.size() && used_ + count > blocks_[block_].size) {
       ++block_;
       used_ = 0;
@@ -70,7 +71,7 @@ class Scratch {
   // Elements from one row to the next where rows are `width` wide and aligned. Not a multiple of 4 KiB: such rows would
   // compete for the same few lines of the L1 cache.
   static int64_t pitch(int64_t width) {
-    const int64_t aligned = (width + kAlign - 1) / kAlign * kAlign;
+    const int64_t aligned = round_up(width, kAlign);
     return aligned * sizeof(T) % 4096 == 0 ? aligned + kAlign : aligned;
   }
 
@@ -81,8 +82,8 @@ class Scratch {
 
  private:
   static constexpr int64_t kAlign = 64 / sizeof(T);
-  // Little work gets along with the first block. What needs more touches megabytes: in huge pages, which are faulted in
-  // at once; thousands of small ones, new in every call, took a third of the time of some kernels.
+  // The first block is enough for little work. More work touches megabytes. Those are in huge pages, since page faults
+  // of thousands of small pages, new in every call, took a third of the time of some kernels.
   static constexpr int64_t kFirstBlock = (int64_t(1) << 18) / sizeof(T);
   static constexpr int64_t kBlock = (int64_t(1) << 22) / sizeof(T) - 64;  // two huge pages with its slack
 
@@ -91,11 +92,11 @@ class Scratch {
     explicit Block(int64_t size) : size(size) {
       const size_t bytes = (static_cast<size_t>(size) + kRowSlack) * sizeof(T);
       const bool huge = bytes > kHugePage;
-      memory_.reset(static_cast<T*>(std::aligned_alloc(huge ? kHugePage : 64, rounded(bytes, huge ? kHugePage : 64))));
+      memory_.reset(static_cast<T*>(std::aligned_alloc(huge ? kHugePage : 64, round_up(bytes, huge ? kHugePage : 64))));
       if (!memory_) throw std::bad_alloc();
 #if defined(__linux__)
-      // (A wish: failure changes nothing.)
-      if (huge) madvise(memory_.get(), rounded(bytes, kHugePage), MADV_HUGEPAGE);
+      // A hint: failure changes no result.
+      if (huge) madvise(memory_.get(), round_up(bytes, kHugePage), MADV_HUGEPAGE);
 #endif
     }
     T* start() const { return memory_.get(); }
@@ -104,7 +105,6 @@ class Scratch {
 
    private:
     static constexpr size_t kHugePage = size_t(1) << 21;
-    static size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
     struct Free {
       void operator()(T* memory) const { std::free(memory); }

@@ -32,7 +32,7 @@ __global__ void clear_counts_kernel(int64_t* counts, int64_t size, int64_t* inva
 
 // Calls body(target, prediction) for the pixels of a thread's columns, from tile to tile of the block's.
 template <typename Body>
-HMSA_DEVICE void for_columns(const ConfusionProblem& problem, int64_t stripes, int64_t bands, const Body& body) {
+HMSA_DEVICE void for_columns(const ConfusionMatrix& problem, int64_t stripes, int64_t bands, const Body& body) {
   for (int64_t tile = blockIdx.x; tile < problem.batch * bands * stripes; tile += gridDim.x) {
     const int64_t b = tile / (bands * stripes);
     const int64_t rest = tile - b * (bands * stripes);
@@ -46,7 +46,7 @@ HMSA_DEVICE void for_columns(const ConfusionProblem& problem, int64_t stripes, i
 }
 
 template <bool kShared>
-__global__ void confusion_matrix_kernel(HMSA_PARAMETER ConfusionProblem problem, int64_t stripes, int64_t bands) {
+__global__ void confusion_matrix_kernel(HMSA_PARAMETER ConfusionMatrix problem, int64_t stripes, int64_t bands) {
   HMSA_DYNAMIC_SHARED(unsigned, histogram);  // [K, K]
   const auto counts = reinterpret_cast<Count*>(problem.counts);
   const int64_t cells = static_cast<int64_t>(problem.classes) * problem.classes;
@@ -86,7 +86,7 @@ __global__ void confusion_matrix_kernel(HMSA_PARAMETER ConfusionProblem problem,
 }
 
 // Adds the pixels of a problem.
-void launch_counting(const ConfusionProblem& problem, cudaStream_t stream) {
+void launch_counting(const ConfusionMatrix& problem, cudaStream_t stream) {
   const int64_t stripes = (problem.width + kLanes - 1) / kLanes;
   const int64_t bands = (problem.height + kWarps * kRows - 1) / (kWarps * kRows);
   const int64_t tiles = problem.batch * stripes * bands;
@@ -118,16 +118,16 @@ LabelView moved(LabelView labels, int64_t columns) {
 
 }  // namespace
 
-void launch_confusion_matrix(const ConfusionProblem& problem, StreamHandle stream_handle) {
+void launch_confusion_matrix(const ConfusionMatrix& problem, StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   const int64_t cells = static_cast<int64_t>(problem.classes) * problem.classes;
   const auto clear_blocks = static_cast<unsigned>(min(cells / kThreads + 1, wanted_blocks()));
   HMSA_LAUNCH(clear_counts_kernel, dim3(clear_blocks), dim3(kThreads), 0, stream, problem.counts, cells,
               problem.invalid);
-  ConfusionProblem rest = problem;
+  ConfusionMatrix rest = problem;
   if (problem.height == 1 && problem.width > kFoldedWidth) {
     // Flat labels: a single row would leave most threads without work.
-    ConfusionProblem rows = problem;
+    ConfusionMatrix rows = problem;
     rows.height = problem.width / kFoldedWidth;
     rows.width = kFoldedWidth;
     rows.prediction = folded(problem.prediction, kFoldedWidth);

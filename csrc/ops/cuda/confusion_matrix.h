@@ -1,14 +1,13 @@
 // CUDA kernel of confusion_matrix: launched over plain device pointers; nothing here knows torch.
 #pragma once
 
-#include "core/confusion.h"
+#include "core/confusion_matrix.h"
+#include "ops/cuda/stream_handle.h"
 
 namespace hmsa {
 namespace cuda {
 
-using StreamHandle = void*;  // cudaStream_t
-
-void launch_confusion_matrix(const ConfusionProblem& problem, StreamHandle stream);
+void launch_confusion_matrix(const ConfusionMatrix& problem, StreamHandle stream);
 
 }  // namespace cuda
 }  // namespace hmsa

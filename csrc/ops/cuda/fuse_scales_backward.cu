@@ -1,5 +1,5 @@
-// fuse_scales on the GPU, backward: one pass over the incoming gradient g, one launch. The equations stand in
-// ops/cpu/fuse_scales_backward.cpp.
+// fuse_scales on the GPU, backward: one pass over the incoming gradient g, one launch. The equations are in
+// ops/cpu/chain_backward.h.
 //
 // A block owns a part of every head and takes the part of the output that reaches it, 128 columns wide, several planes at a
 // time. Each of its warps goes down one plane, row by row, with everything in registers (gradient_stream.cuh):

@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(kThreads) sample_crop_kernel(HMSA_PARAMETER Cr
 
 // Calls launch(batch, items in it) for the items that `wanted` wants, in parts.
 template <typename Wanted, typename Launch>
-void for_batches(const CropProblem& problem, const unsigned long long* sums, const Wanted& wanted,
+void for_batches(const SampleCrop& problem, const unsigned long long* sums, const Wanted& wanted,
                  const Launch& launch) {
   CropBatch batch{};
   batch.output = problem.output;
@@ -322,7 +322,7 @@ void for_batches(const CropProblem& problem, const unsigned long long* sums, con
   }
 }
 
-void launch_sums(const CropProblem& problem, unsigned long long* sums, cudaStream_t stream) {
+void launch_sums(const SampleCrop& problem, unsigned long long* sums, cudaStream_t stream) {
   const int64_t count = sample_crop_sums(problem);
   if (count == 0) return;
   HMSA_LAUNCH(clear_crop_sums_kernel, dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), dim3(kThreads), 0,
@@ -335,7 +335,7 @@ void launch_sums(const CropProblem& problem, unsigned long long* sums, cudaStrea
 }
 
 template <typename S, bool kBlur>
-void launch_crops(const CropProblem& problem, const unsigned long long* sums, cudaStream_t stream) {
+void launch_crops(const SampleCrop& problem, const unsigned long long* sums, cudaStream_t stream) {
   const CropOutput& output = problem.output;
   const auto wanted = [](const CropItem& item) { return (item.radius > 0) == kBlur; };
   for_batches(problem, sums, wanted, [&](const CropBatch& batch, int items) {
@@ -349,21 +349,21 @@ void launch_crops(const CropProblem& problem, const unsigned long long* sums, cu
 }
 
 template <typename S>
-void launch_all_crops(const CropProblem& problem, const unsigned long long* sums, cudaStream_t stream) {
+void launch_all_crops(const SampleCrop& problem, const unsigned long long* sums, cudaStream_t stream) {
   launch_crops<S, false>(problem, sums, stream);
   launch_crops<S, true>(problem, sums, stream);
 }
 
 }  // namespace
 
-int64_t sample_crop_sums(const CropProblem& problem) {
+int64_t sample_crop_sums(const SampleCrop& problem) {
   for (int64_t n = 0; n < problem.count; ++n) {
     if (problem.items[n].needs_mean()) return kChannels * problem.count;
   }
   return 0;
 }
 
-void launch_sample_crop(const CropProblem& problem, unsigned long long* sums, StreamHandle stream_handle) {
+void launch_sample_crop(const SampleCrop& problem, unsigned long long* sums, StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   launch_sums(problem, sums, stream);
   switch (problem.output.type) {

@@ -1,92 +1,109 @@
-"""The command ``python -m hmsa_ext.data scan``: everything that is wrong with a data set, before training finds it.
+"""Everything that is wrong with a data set, before training finds it: pairs, sizes, kinds of files, values, classes.
 
-    python -m hmsa_ext.data scan --data camvid --root CamVid
-    python -m hmsa_ext.data scan --data folder --root MINE --split train --json scan.json
+    hmsa data scan --data camvid --root CamVid
+    hmsa data scan --data folder --root MINE --write-yaml MINE/dataset.yaml
+    hmsa data scan --data folder --root MINE --split train --json scan.json
 
 Exit status: 0 when training can begin, 1 when it would fail, 2 for a wrong use of the command.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from hmsa_ext.data import by_name
-from hmsa_ext.data.scan.findings import judge
+from hmsa_ext import command_line
+from hmsa_ext.data.by_name import NAMES, source_type
+from hmsa_ext.data.commands import older_version, options_of_others, required_data
+from hmsa_ext.data.scan.findings import judge, suggested_description
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
+from hmsa_ext.data.settings import DataSettings, object_name
 from hmsa_ext.data.types import DataError
-from hmsa_ext.files import write_text
+from hmsa_ext.files import Output
+from hmsa_ext.settings import POSITIVE, Metavar, Names, SettingError, require, validate
+
+PROG = "hmsa data scan"
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """What is looked at, and where the result goes."""
+
+    data: DataSettings = field(default_factory=lambda: DataSettings.of("folder"))
+    split: Names = ("train", "val")
+    """Splits of the data set."""
+    decode_images: bool = False
+    """Decode every image. Without it the files of images are checked, but not decoded."""
+    write_yaml: Annotated[str | None, Metavar("FILE")] = None
+    """Write a dataset.yaml that fits the label maps to this file, for --data folder."""
+    json: Annotated[str | None, Metavar("FILE")] = None
+    """Write everything found to this file as JSON; "-" is standard output."""
+    threads: Annotated[int | None, POSITIVE] = None
+    """Files that are read at a time; default: one per core, at most 16."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    options = _parser().parse_args(arguments)
-    if options.threads is not None and options.threads < 1:
-        return _complain(f"threads: expected at least 1, got {options.threads}")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        return _complain(f"json: no folder {options.json.parent}; expected a file in one that exists")
-    root = Path(options.root).expanduser()
-    chosen = {name: getattr(options, name) for name in by_name.OPTIONS}
-    splits = list(dict.fromkeys(options.split or ("train", "val")))
-    try:
-        listings = [by_name.find(options.data, split, root=root, **chosen) for split in splits]
-        scans = [
-            scan_split(
-                split, listing, decode_images=options.decode_images, threads=options.threads, quiet=options.quiet
-            )
-            for split, listing in zip(splits, listings, strict=True)
-        ]
-        findings = judge(options.data, scans)
-        print(as_text(options.data, root, scans, findings))
-        result = as_json(options.data, root, scans, findings)
-        if options.json is not None:
-            write_text(options.json, json.dumps(result, indent=2) + "\n")
-    except (DataError, OSError) as error:  # of names and options: what is wrong with files is in the findings
-        return _complain(error)
+    """The command; returns its exit status."""
+    return command_line.run(_command, arguments)
+
+
+def _command(arguments: list[str]) -> int:
+    name = required_data(arguments, "scan")
+    if not hasattr(source_type(name), "find"):
+        on_disk = [other for other in NAMES if hasattr(source_type(other), "find")]
+        raise SettingError("data", name, f"a data set on disk: one of {', '.join(on_disk)}")
+    defaults = ScanSettings(DataSettings.of(name))
+    description = (__doc__ or "").rstrip()
+    older = {"version": older_version}
+    chosen = command_line.parse(
+        defaults, arguments, prog=PROG, description=description, older=older, elsewhere=options_of_others(name)
+    )
+    return scan(chosen)
+
+
+def scan(chosen: ScanSettings) -> int:
+    """Checks the files and prints the result; returns 1 when training would fail, else 0.
+
+    Raises DataError for a wrong split or a missing root, and OutputError. What is wrong with files is in the findings.
+    """
+    source, name = chosen.data.source, object_name(chosen.data.name)
+    file = Output(chosen.json, "json") if chosen.json else None
+    description = _new_file(chosen.write_yaml)
+    splits = list(dict.fromkeys(chosen.split))
+    listings = [source.find(split) for split in splits]
+    for split, listing in zip(splits, listings, strict=True):
+        length = {"train": chosen.data.length, "val": chosen.data.val_length}.get(split)
+        listing.items = listing.items[:length]
+    scans = [
+        scan_split(split, listing, decode_images=chosen.decode_images, threads=chosen.threads, quiet=chosen.quiet)
+        for split, listing in zip(splits, listings, strict=True)
+    ]
+    findings = judge(name, scans)
+    result = as_json(name, source.root, scans, findings)
+    print(as_text(name, source.root, scans, findings), file=sys.stderr if chosen.json == "-" else sys.stdout)
+    if file is not None:
+        file.write(json.dumps(result, indent=2) + "\n")
+    if description is not None:
+        suggested = suggested_description(scans)
+        if not suggested:
+            raise DataError("write_yaml: the label maps cannot be read, or store too many values to describe")
+        description.write(suggested)
     return int(result["would_fail"])
 
 
-def _complain(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The options of :func:`hmsa_ext.data.build` for data sets on disk, with its defaults."""
-    add, defaults = parser.add_argument, by_name.OPTIONS
-    add("--fold", type=int, default=defaults["fold"], help="fold of cityscapes (0..3) and kitti (0..9) [0]")
-    add("--version", choices=("1.2", "2.0"), default=defaults["version"], help="of mapillary [1.2]")
-    add("--labels", default=defaults["labels"], help="of cityscapes: fine, coarse or autolabelled [fine]")
-    add("--min-probability", type=float, default=defaults["min_probability"], help="of automatic labels [0.5]")
-    add("--coarse-classes", type=_numbers, default=defaults["coarse_classes"], metavar="N,N", help="see cityscapes")
-    add("--region-of-interest", action="store_true", help="ignore the margins of automatic labels")
-    add("--description", type=Path, metavar="YAML", help="of folder [ROOT/dataset.yaml]")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hmsa_ext.data scan",
-        description="Look at every file of a data set: pairs, sizes, kinds of files, stored values, classes.",
-        epilog="Exit status: 0 when training can begin, 1 when it would fail, 2 for wrong use.",
-    )
-    add = parser.add_argument
-    add("--data", required=True, choices=[name for name in by_name.NAMES if name != "synthetic"], help="data set")
-    add("--root", required=True, metavar="PATH", help="its folder")
-    add("--split", action="append", metavar="NAME", help="train, val, ...; may be given again [train and val]")
-    add_data_options(parser)
-    add("--decode-images", action="store_true", help="decode every image (else they are only looked through)")
-    add("--json", type=Path, metavar="FILE", help="write everything found to this file")
-    add("--threads", type=int, metavar="N", help="[one per core, at most 16]")
-    add("--quiet", action="store_true", help="no progress")
-    return parser
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, as 14,15,16, got {text!r}") from error
+def _new_file(name: str | None) -> Output | None:
+    """A file to write that holds nothing yet: names that someone has put into a description are not replaced."""
+    if name is None:
+        return None
+    require("write_yaml", name, not Path(name).expanduser().is_file(), "a file that does not exist yet")
+    return Output(name, "write_yaml")

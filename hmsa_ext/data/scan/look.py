@@ -1,4 +1,4 @@
-"""The facts of a scan: what each pair of files is and holds. Nothing is judged here, and nothing stops at an error."""
+"""The facts of a scan: kind and content of each pair of files. Nothing is judged here, and no error stops it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hmsa_ext.data.files import check_whole, read_bytes, read_colours, read_image, read_label
-from hmsa_ext.data.headers import Header, read_header
-from hmsa_ext.data.label_table import NO_CLASS, LabelTable, describe_values
+from hmsa_ext.data.files import check_whole, largest_value, read_bytes, read_colours, read_image, read_label
+from hmsa_ext.data.headers import FormatError, Header, read_header
+from hmsa_ext.data.label_table import MANY_COLOURS, NO_CLASS, LabelTable, describe_values
 from hmsa_ext.data.labelled_files import Item, LabelReader, Listing, sizes_differ
-from hmsa_ext.data.progress import report, usable_cores
+from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import IGNORE_LABEL, DataError
 
-# An image is known by its first bytes and its length: enough to tell frames apart, and little to hash.
+# The first bytes and the length of an image tell frames apart, and take little time to hash.
 HASHED = 1 << 16
-# More colours than this in one mask are no classes, but a photograph or the traces of lossy compression.
-MANY_COLOURS = 1024
 
 
 @dataclass
@@ -31,17 +29,19 @@ class PairLook:
 
     image, label: the headers, None where they cannot be read.
     digest: of the image file.
-    values, pixels: what the label map stores, and in how many pixels each; int64.
+    largest: the largest value of an image of 16 bits; None for others.
+    values, pixels: the values that the label map stores, and how many pixels store each; int64.
     colours: the values are colours.
-    classes: pixels by class number, int64 [256], 255 = ignored; None where it cannot be told.
-    errors: kind and text: "image", "label", "lossy" (JPEG masks), "colours" (colours where numbers are expected),
-        "sizes", "values".
+    classes: pixels by class number, int64 [256], 255 = ignored; None where it is unknown.
+    errors: kind and text: "image", "label" (damaged), "format" (kinds of files that are not read), "lossy" (JPEG
+        masks), "colours" (colours where numbers are expected), "sizes", "values".
     """
 
     item: Item
     image: Header | None = None
     label: Header | None = None
     digest: bytes = b""
+    largest: int | None = None
     values: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     colours: bool = False
@@ -90,11 +90,11 @@ class SplitScan:
         return {value: (pixels[value], images[value]) for value in sorted(pixels)}
 
     def sizes(self) -> Counter[tuple[int, int]]:
-        """How many images have each (height, width)."""
+        """Number of images of each (height, width)."""
         return Counter(pair.image.size for pair in self.pairs if pair.image is not None)
 
     def kinds(self, what: str) -> Counter[str]:
-        """How many files there are of each kind; what: "image" or "label"."""
+        """Number of files of each kind; what: "image" or "label"."""
         headers = (getattr(pair, what) for pair in self.pairs)
         return Counter(str(header) for header in headers if header is not None)
 
@@ -109,12 +109,12 @@ class SplitScan:
 def scan_split(
     split: str, listing: Listing, *, decode_images: bool = False, threads: int | None = None, quiet: bool = False
 ) -> SplitScan:
-    """Look at every pair of a listing, in parallel.
+    """The facts of every pair of a listing, found in parallel.
 
-    decode_images: decode each image; else it is looked through (see :func:`hmsa_ext.data.files.check_whole`).
-    threads: how many; one per core that this process may use, at most 16, unless given.
+    decode_images: decode each image. Without it the file is checked (see :func:`hmsa_ext.data.files.check_whole`).
+    threads: see :func:`hmsa_ext.data.progress.reader_threads`.
     """
-    with ThreadPoolExecutor(threads or min(usable_cores(), 16)) as pool:
+    with ThreadPoolExecutor(reader_threads(threads)) as pool:
         looks = pool.map(lambda item: look_at(item, listing.labels, decode_image=decode_images), listing.items)
         return SplitScan(
             split, listing, list(report(looks, len(listing.items), what=f"looking at {split}", quiet=quiet))
@@ -128,8 +128,12 @@ def look_at(item: Item, labels: LabelReader | None, *, decode_image: bool) -> Pa
         data = read_bytes(item.image)
         look.image = check_whole(item.image, data)
         look.digest = hashlib.blake2b(data[:HASHED] + len(data).to_bytes(8, "little"), digest_size=16).digest()
-        if decode_image:
+        if look.image.depth == 16:
+            look.largest = largest_value(item.image)
+        elif decode_image:
             read_image(item.image)
+    except FormatError as error:
+        look.errors.append(("format", str(error)))
     except DataError as error:
         look.errors.append(("image", str(error)))
     size = None
@@ -137,7 +141,7 @@ def look_at(item: Item, labels: LabelReader | None, *, decode_image: bool) -> Pa
         look.label = read_header(item.labels[0])
         size = _look_at_label(look, labels)
     except DataError as error:
-        look.errors.append((_kind_of_failure(look), str(error)))
+        look.errors.append((_kind_of_failure(look, error), str(error)))
     if look.image is not None and size is not None and look.image.size != size:
         look.errors.append(("sizes", sizes_differ(item, look.image.size, size)))
     return look
@@ -150,8 +154,9 @@ def _look_at_label(look: PairLook, labels: LabelReader | None) -> tuple[int, int
     if look.colours and len(look.values) > MANY_COLOURS:
         colours, look.values, look.pixels = len(look.values), look.values[:0], look.pixels[:0]
         raise DataError(f"{path}: {colours} different colours, more than classes can have")
+    size = (stored.shape[0], stored.shape[1])
     if table is None or labels is None:
-        return stored.shape
+        return size
     numbers = table.entries[look.values]
     if (numbers == NO_CLASS).any():
         wrong = numbers == NO_CLASS
@@ -159,9 +164,9 @@ def _look_at_label(look: PairLook, labels: LabelReader | None) -> tuple[int, int
         look.errors.append(("values", f"{path}: values that are no class: {found}. Expected {table.expected}"))
     elif labels is table:
         look.classes = np.bincount(numbers, look.pixels, minlength=IGNORE_LABEL + 1).astype(np.int64)
-    else:  # probabilities and the like take part
+    else:  # further files decide the labels
         look.classes = np.bincount(labels.read(look.item.labels).ravel(), minlength=IGNORE_LABEL + 1)
-    return stored.shape
+    return size
 
 
 def _load(look: PairLook, path: Path, table: LabelTable | None) -> np.ndarray:
@@ -170,7 +175,7 @@ def _load(look: PairLook, path: Path, table: LabelTable | None) -> np.ndarray:
         return table.load(path)
     try:
         return read_label(path)
-    except DataError:  # nobody has said yet what the masks are: they may be in colours
+    except DataError:  # without a description the masks may be in colours
         look.colours = True
         return read_colours(path)
 
@@ -184,9 +189,11 @@ def _count(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, pixels[values]
 
 
-def _kind_of_failure(look: PairLook) -> str:
+def _kind_of_failure(look: PairLook, error: DataError) -> str:
     if look.label is not None and look.label.format in ("JPEG", "WebP"):
         return "lossy"
+    if isinstance(error, FormatError):
+        return "format"
     in_colours = look.label is not None and (look.label.channels > 2 or look.colours)
     return "colours" if in_colours and len(look.values) == 0 else "label"
 

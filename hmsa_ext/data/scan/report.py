@@ -9,13 +9,14 @@ from hmsa_ext.data.label_table import NO_CLASS, show_value
 from hmsa_ext.data.scan.findings import ERROR, Finding
 from hmsa_ext.data.scan.look import SplitScan
 from hmsa_ext.data.types import IGNORE_LABEL
+from hmsa_ext.tables import text_table
 
 FILES_SHOWN = 5
 ROWS_SHOWN = 40
 
 
-def as_text(name: str, root: Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> str:
-    """What a person reads: files, stored values, classes, and last the findings with advice."""
+def as_text(name: str, root: str | Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> str:
+    """Text for people: files, stored values, classes, and last the findings with advice."""
     lines = [f"{name} in {root}"]
     for scan in scans:
         lines += ["", *_about_files(scan)]
@@ -28,7 +29,7 @@ def as_text(name: str, root: Path, scans: Sequence[SplitScan], findings: Sequenc
     return "\n".join([*lines, "", verdict])
 
 
-def as_json(name: str, root: Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> dict:
+def as_json(name: str, root: str | Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> dict:
     """The same, complete, for ``json.dump``. Sizes are [height, width], values of colour masks are "#rrggbb"."""
     return {
         "data": name,
@@ -110,7 +111,7 @@ def _class_table(scans: Sequence[SplitScan]) -> list[str]:
 
 
 def _one_to_one(scans: Sequence[SplitScan]) -> bool:
-    """Whether the table of stored values says all that one of classes would: each class is one value and occurs."""
+    """Whether a table of classes would repeat the table of stored values: each class is one value and occurs."""
     for scan in scans:
         labels, classes = scan.listing.labels, scan.listing.classes
         if labels is None or classes is None or labels is not labels.table:
@@ -139,18 +140,8 @@ def _cells(pixels: int, images: int, total: int) -> list[str]:
 
 
 def _table(titles: list[str], scans: Sequence[SplitScan], rows: list[list[str]]) -> list[str]:
-    """Columns as wide as they need to be; numbers to the right."""
-    head = titles + [title for scan in scans for title in (f"{scan.split} pixels", "images")]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    left = {1}
-
-    def line(row: list[str]) -> str:
-        cells = zip(row, widths, strict=True)
-        return "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(cells)
-        ).rstrip()
-
-    return [line(row) for row in [head, *rows]]
+    heads = titles + [title for scan in scans for title in (f"{scan.split} pixels", "images")]
+    return text_table(heads, rows, left=(1,)).splitlines()
 
 
 def _finding(finding: Finding) -> Iterator[str]:

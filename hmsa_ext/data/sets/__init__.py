@@ -1,1 +1,1 @@
-"""The data sets on disk: one module each, which finds the pairs of one split (``find(root, split, ...)``)."""
+"""The data sets: one module each, whose ``SOURCE`` declares the options. See :mod:`hmsa_ext.data.source`."""

@@ -8,12 +8,14 @@ Submissions want the stored values: class number + 1.
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
 from hmsa_ext.data.label_table import LabelTable
-from hmsa_ext.data.labelled_files import Listing
+from hmsa_ext.data.labelled_files import LabelledFiles, Listing
 from hmsa_ext.data.pairs import list_files, pair
-from hmsa_ext.data.sets.palette import distinct_colours
+from hmsa_ext.data.palette import distinct_colours
+from hmsa_ext.data.source import Root, check, root_of
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable
 
 _NAMES = """
@@ -32,23 +34,43 @@ ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator,
 # The colours in circulation give several classes the same one; these do not.
 _CLASS_NAMES = tuple(" ".join(_NAMES.split()).split(", "))
 CLASSES = ClassTable(_CLASS_NAMES, distinct_colours(len(_CLASS_NAMES)))
-SPLITS = ("train", "val")
-ROOT = "the folder that holds images and annotations (ADEChallengeData2016)"
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
-def find(root: Path, split: str) -> Listing:
-    """One split of ADE20K."""
-    folder = _FOLDERS[split]
-    listing = Listing(
-        f"Expected images {root}/images/{folder}/NAME.jpg and label maps {root}/annotations/{folder}/NAME.png",
-        classes=CLASSES,
-        labels=LabelTable(
-            {0: IGNORE_LABEL, **{value + 1: value for value in range(CLASSES.num_classes)}},
-            expected=f"1..{CLASSES.num_classes}, or 0 for ignored",
-        ),
-    )
-    images = list_files(root / "images" / folder, (".jpg",), listing.problems)
-    labels = list_files(root / "annotations" / folder, (".png",), listing.problems)
-    pair(listing, root / "images" / folder, images, label=labels)
-    return listing
+@dataclass(frozen=True)
+class Ade20k:
+    """ADE20K, scene parsing: 150 classes."""
+
+    splits: ClassVar = ("train", "val")
+    needs: ClassVar = "the folder that holds images and annotations (ADEChallengeData2016)"
+
+    root: Root = None
+    """Folder of the data set."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def find(self, split: str) -> Listing:
+        """One split and everything that is wrong with it."""
+        root = root_of(self, split)
+        folder = _FOLDERS[split]
+        listing = Listing(
+            root,
+            f"Expected images {root}/images/{folder}/NAME.jpg and label maps {root}/annotations/{folder}/NAME.png",
+            classes=CLASSES,
+            labels=LabelTable(
+                {0: IGNORE_LABEL, **{value + 1: value for value in range(CLASSES.num_classes)}},
+                expected=f"1..{CLASSES.num_classes}, or 0 for ignored",
+            ),
+        )
+        images = list_files(root / "images" / folder, (".jpg",), listing.problems)
+        labels = list_files(root / "annotations" / folder, (".png",), listing.problems)
+        pair(listing, root / "images" / folder, images, label=labels)
+        return listing
+
+    def open(self, split: str, *, length: int | None = None) -> LabelledFiles:
+        """One split, or its first ``length`` images. Raises DataError with everything that is wrong."""
+        return self.find(split).dataset(length=length)
+
+
+SOURCE = Ade20k

@@ -14,16 +14,19 @@ Where a split has no ``_labelIds.png``, ``_labelTrainIds.png`` are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from hmsa_ext.data.auto_labels import AutoLabels
 from hmsa_ext.data.label_table import LabelTable
-from hmsa_ext.data.labelled_files import Listing
+from hmsa_ext.data.labelled_files import LabelledFiles, Listing
 from hmsa_ext.data.pairs import first_folder, list_files, pair, shorten_names
-from hmsa_ext.data.sets.auto_labels import AutoLabels
+from hmsa_ext.data.source import Root, check, root_of
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable, DataError
+from hmsa_ext.settings import SHARE, Names, Rule, SettingError, Spelling, require
 
 
 class Label(NamedTuple):
@@ -84,10 +87,8 @@ CLASSES = ClassTable(
 IDS = np.zeros(256, np.uint8)
 IDS[: len(_EVALUATED)] = [label.id for label in _EVALUATED]
 
-SPLITS = ("train", "val", "train_extra")
-FOLDS = range(4)
+FOLD = Rule(lambda fold: fold in range(4), "0, 1, 2 or 3")
 REGION_OF_INTEREST = (slice(15, 840), slice(14, 2030))  # rows and columns that automatic labels are good for
-ROOT = "the folder that holds leftImg8bit and gtFine (or the folders of the archives)"
 
 _IMAGES = "_leftImg8bit.png"
 _IMAGE_FOLDERS = ("leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit", "leftImg8bit_trainextra/leftImg8bit")
@@ -112,62 +113,122 @@ def train_id_table() -> LabelTable:
     return LabelTable(classes, expected=f"train ids 0..{CLASSES.num_classes - 1}, or {IGNORE_LABEL} for ignored")
 
 
-def find(
-    root: Path,
-    split: str,
-    *,
-    labels: str = "fine",
-    fold: int = 0,
-    min_probability: float = 0.5,
-    coarse_classes: Sequence[int] = (),
-    region_of_interest: bool = False,
-) -> Listing:
-    """One split of Cityscapes.
+def _read_classes(value: object) -> tuple[str, ...]:
+    """Names of classes, or their numbers, as text, a list or one number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError
+    return tuple(str(part).strip() for part in parts if str(part).strip())
 
-    split: "train", "val", or "train_extra" (coarse and automatic labels only).
-    labels: "fine", "coarse" or "autolabelled".
-    fold: 0 is the official split into train and val. The cities of val, then those of train, each in the order of
-        their names, make one row of n; in folds 1 and 2 val is the window of as many cities as val has that begins at
-        fold * n // 3. (The published code takes the cities of val in the order of the file system.) In fold 3 all
-        cities are in train and in val. ``train_extra`` is the same in every fold.
-    min_probability: of automatic labels; pixels with a lower probability are ignored. At 0 no probabilities are read.
-    coarse_classes: train ids; where automatic labels hold one of them, the pixels of that class in gtCoarse are set to
-        it as well (published: 14, 15, 16 = truck, bus, train).
-    region_of_interest: ignore automatic labels outside rows 15..839 and columns 14..2029.
+
+@dataclass(frozen=True)
+class Cityscapes:
+    """Cityscapes: 19 classes; fine, coarse and automatic labels.
+
+    With ``extra``, :meth:`open` of "train_extra" gives the extra images with these labels, and training takes crops of
+    the sampling's ``extra_classes`` from them.
     """
-    _check_options(split, labels, fold, min_probability, coarse_classes, region_of_interest)
-    folders, suffix = _KINDS[labels]
-    listing = Listing(
-        f"Expected images {root}/leftImg8bit/{split}/CITY/NAME{_IMAGES} and label maps "
-        f"{root}/{folders[0]}/{split}/CITY/NAME{suffix}; the folders of the archives are taken too, as "
-        f"{root}/{folders[-1]}/{split}",
-        classes=CLASSES,
-        labels=id_table(),
-    )
-    parts = ("val", "train") if fold and split != "train_extra" else (split,)
-    images = [_list(root, _IMAGE_FOLDERS, (part,), _IMAGES, listing.problems) for part in parts]
-    files = {"label": _list(root, folders, parts, suffix, listing.problems)}
-    if labels == "autolabelled":
-        if min_probability > 0:
-            files["probability_map"] = _list(root, folders, parts, "_leftImg8bit_prob.png", [])
-        if coarse_classes:
-            files["coarse_label"] = _list(root, _KINDS["coarse"][0], parts, _KINDS["coarse"][1], [])
-        listing.labels = AutoLabels(
-            id_table(),
-            min_probability=min_probability,
-            coarse_classes=coarse_classes,
-            region=REGION_OF_INTEREST if region_of_interest else None,
+
+    splits: ClassVar = ("train", "val", "train_extra")
+    needs: ClassVar = "the folder that holds leftImg8bit and gtFine (or the folders of the archives)"
+
+    root: Root = None
+    """Folder of the data set."""
+    fold: Annotated[int, FOLD] = 0
+    """Division of the cities into train and val: 0 is the official one, 1 and 2 move the window of val (published as
+    cv1, cv2), 3 has all cities in both."""
+    labels: Literal["fine", "coarse", "autolabelled"] = "fine"
+    """Labels of train and val."""
+    extra: Literal["none", "coarse", "autolabelled"] = "none"
+    """Further training images (train_extra) with these labels, for the classes of --extra-classes."""
+    min_probability: Annotated[float, SHARE] = 0.5
+    """Ignore pixels of automatic labels below this probability (in the paper 0.9); 0 reads no probabilities."""
+    coarse_classes: Annotated[Names, Spelling("NAME,...", _read_classes, ",".join)] = ()
+    """Where an automatic label map has one of these classes, set the pixels that have it in the coarse label map as
+    well; names or train ids (published: truck,bus,train)."""
+    region_of_interest: bool = False
+    """Ignore the margins of automatic labels: all but rows 15 to 839 and columns 14 to 2029."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coarse_classes", _read_classes(self.coarse_classes))
+        check(self)
+        own = {"min_probability": 0.5, "coarse_classes": (), "region_of_interest": False}
+        for name, default in own.items():
+            value = getattr(self, name)
+            automatic = "autolabelled" in (self.labels, self.extra)
+            require(name, value, automatic or value == default, "no value without autolabelled labels or extra")
+        self._coarse_numbers()
+
+    @property
+    def extra_split(self) -> str | None:
+        """The split that training takes further images from."""
+        return None if self.extra == "none" else "train_extra"
+
+    def find(self, split: str) -> Listing:
+        """One split and everything that is wrong with it.
+
+        The cities of val, then those of train, each in the order of their names, make one row of n; in folds 1 and 2
+        val is the window of as many cities as val has that begins at fold * n // 3. (The published code takes the
+        cities of val in the order of the file system.) "train_extra" is the same in every fold.
+        """
+        root, fold = root_of(self, split), self.fold
+        labels = self.extra if split == "train_extra" else self.labels
+        if labels == "none":
+            raise DataError("extra: train_extra has no fine labels; expected 'coarse' or 'autolabelled', got 'none'")
+        folders, suffix = _KINDS[labels]
+        listing = Listing(
+            root,
+            f"Expected images {root}/leftImg8bit/{split}/CITY/NAME{_IMAGES} and label maps "
+            f"{root}/{folders[0]}/{split}/CITY/NAME{suffix}; the folders of the archives are taken too, as "
+            f"{root}/{folders[-1]}/{split}",
+            classes=CLASSES,
+            labels=id_table(),
         )
-    elif not files["label"]:
-        files["label"] = _list(root, folders, parts, suffix.replace("labelIds", "labelTrainIds"), [])
-        if files["label"]:
-            listing.labels = train_id_table()
-    dropped = _dropped_cities(images, split, fold)
-    kept = {what: _without(found, dropped) for what, found in files.items()}
-    where = first_folder(*(root / folder / split for folder in _IMAGE_FOLDERS))
-    pair(listing, where, _without({**images[0], **images[-1]}, dropped), **kept)
-    shorten_names(listing)
-    return listing
+        parts = ("val", "train") if fold and split != "train_extra" else (split,)
+        images = [_list(root, _IMAGE_FOLDERS, (part,), _IMAGES, listing.problems) for part in parts]
+        files = {"label": _list(root, folders, parts, suffix, listing.problems)}
+        if labels == "autolabelled":
+            if self.min_probability > 0:
+                files["probability_map"] = _list(root, folders, parts, "_leftImg8bit_prob.png", [])
+            if self.coarse_classes:
+                files["coarse_label"] = _list(root, _KINDS["coarse"][0], parts, _KINDS["coarse"][1], [])
+            listing.labels = AutoLabels(
+                id_table(),
+                min_probability=self.min_probability,
+                coarse_classes=self._coarse_numbers(),
+                region=REGION_OF_INTEREST if self.region_of_interest else None,
+            )
+        elif not files["label"]:
+            files["label"] = _list(root, folders, parts, suffix.replace("labelIds", "labelTrainIds"), [])
+            if files["label"]:
+                listing.labels = train_id_table()
+        dropped = _dropped_cities(images, split, fold)
+        kept = {what: _without(found, dropped) for what, found in files.items()}
+        where = first_folder(*(root / folder / split for folder in _IMAGE_FOLDERS))
+        pair(listing, where, _without({**images[0], **images[-1]}, dropped), **kept)
+        shorten_names(listing)
+        return listing
+
+    def open(self, split: str, *, length: int | None = None) -> LabelledFiles:
+        """One split, or its first ``length`` images. Raises DataError with everything that is wrong."""
+        return self.find(split).dataset(length=length)
+
+    def _coarse_numbers(self) -> list[int]:
+        numbers = []
+        for name in self.coarse_classes:
+            if name.isdecimal() and int(name) in range(CLASSES.num_classes):
+                numbers.append(int(name))
+            elif name in CLASSES.names:
+                numbers.append(CLASSES.names.index(name))
+            else:
+                expected = f"classes or train ids 0..{CLASSES.num_classes - 1}; the classes are "
+                raise SettingError("coarse_classes", name, expected + ", ".join(CLASSES.names))
+        return numbers
+
+
+SOURCE = Cityscapes
 
 
 def _list(
@@ -197,25 +258,3 @@ def _dropped_cities(images: list[dict[str, Path]], split: str, fold: int) -> set
 
 def _without(files: dict[str, Path], cities: set[str]) -> dict[str, Path]:
     return {name: path for name, path in files.items() if _city(name) not in cities}
-
-
-def _check_options(
-    split: str, labels: str, fold: int, min_probability: float, coarse_classes: Sequence[int], region: bool
-) -> None:
-    for name, value, allowed in (
-        ("split", split, SPLITS),
-        ("labels", labels, tuple(_KINDS)),
-        ("fold", fold, tuple(FOLDS)),
-    ):
-        if value not in allowed:
-            raise DataError(f"{name}: expected one of {list(allowed)}, got {value!r}")
-    if split == "train_extra" and labels == "fine":
-        raise DataError("labels: train_extra has no fine labels; expected 'coarse' or 'autolabelled', got 'fine'")
-    if labels != "autolabelled" and (min_probability != 0.5 or coarse_classes or region):
-        raise DataError(
-            f"min_probability, coarse_classes, region_of_interest: of labels 'autolabelled' only, got labels {labels!r}"
-        )
-    if not 0 <= min_probability <= 1:
-        raise DataError(f"min_probability: expected 0..1, got {min_probability}")
-    if any(number not in range(CLASSES.num_classes) for number in coarse_classes):
-        raise DataError(f"coarse_classes: expected train ids 0..{CLASSES.num_classes - 1}, got {list(coarse_classes)}")

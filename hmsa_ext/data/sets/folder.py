@@ -1,13 +1,13 @@
-"""A folder of one's own: images and label maps of the same name, or list files, and a small YAML.
+"""Your own folder: images and label maps of the same name, or list files, and a small YAML.
 
     ROOT/images/train/NAME.jpg   ROOT/masks/train/NAME.png    masks may be called labels or annotations as well
     ROOT/img_dir/train/NAME.jpg  ROOT/ann_dir/train/NAME.png
     ROOT/train.txt               with lines: images/NAME.jpg labels/NAME.png
-    ROOT/dataset.yaml            names of the classes; see hmsa_ext.data.sets.description
+    ROOT/dataset.yaml            names of the classes; see hmsa_ext.data.description
 
-Folders within these are looked into. Images are PNG, JPEG, BMP, TIFF or WebP; label maps are PNG, BMP or TIFF. Folders
+Folders within these are searched. Images are PNG, JPEG, BMP, TIFF or WebP; label maps are PNG, BMP or TIFF. Folders
 are taken before lists. Example, the original CamVid pictures, with ``mask_suffix`` for NAME_L.png and colours that the
-classes of one's choice share:
+classes share:
 
     masks: colours
     mask_suffix: _L
@@ -18,58 +18,81 @@ classes of one's choice share:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
+from hmsa_ext.data.description import SPLITS, Description, read_description
 from hmsa_ext.data.files import IMAGE_SUFFIXES
-from hmsa_ext.data.labelled_files import Item, Listing
-from hmsa_ext.data.pairs import SHOWN, first_folder, list_files, pair, shorten_names
-from hmsa_ext.data.sets.description import SPLITS, Description, read_description
-from hmsa_ext.data.sets.suggestion import suggest_description
+from hmsa_ext.data.labelled_files import Item, LabelledFiles, Listing
+from hmsa_ext.data.pairs import SHOWN, first_folder, list_files, other_files, pair, shorten_names
+from hmsa_ext.data.source import Root, check, root_of
+from hmsa_ext.data.suggestion import suggest_description
 from hmsa_ext.data.types import DataError
+from hmsa_ext.settings import FREE, Metavar
 
-ROOT = "the folder that holds images, masks and dataset.yaml"
 _MASK_FOLDERS = ("masks", "labels", "annotations")
 
-__all__ = ["ROOT", "SPLITS", "find"]
+
+@dataclass(frozen=True)
+class Folder:
+    """Your own images and label maps, described by a small YAML."""
+
+    splits: ClassVar = SPLITS
+    needs: ClassVar = "the folder that holds images, masks and dataset.yaml"
+
+    root: Root = None
+    """Folder of the data set."""
+    description: Annotated[str | None, Metavar("FILE"), FREE] = None
+    """YAML file that names the classes, from the current folder or from the root; default: dataset.yaml in the root."""
+
+    def __post_init__(self) -> None:
+        if self.description is not None:
+            path = Path(self.description).expanduser()
+            object.__setattr__(self, "description", str(path.absolute() if path.is_file() else path))
+        check(self)
+
+    def find(self, split: str) -> Listing:
+        """One split and everything that is wrong with it."""
+        root = root_of(self, split)
+        listing = Listing(
+            root,
+            f"Expected images {root}/images/{split}/NAME.jpg or .png and label maps {root}/masks/{split}/NAME.png "
+            f"(or labels, annotations; or img_dir and ann_dir), or a list {root}/{split}.txt with lines "
+            f'"images/NAME.jpg masks/NAME.png"',
+        )
+        path, said = _description_path(root, self.description), None
+        if path.is_file():
+            try:
+                said = read_description(path)
+                listing.classes, listing.labels, listing.white = said.classes, said.table, said.white
+            except DataError as error:
+                listing.problems.append(str(error))
+        list_file = _list_file(root, split, said)
+        if list_file is not None:
+            _add_listed(listing, root, list_file)
+        else:
+            _add_folders(listing, root, split, said)
+        shorten_names(listing)
+        if not path.is_file():
+            listing.problems.append(f"{path}: no such file; it has to name the classes")
+            labels = [*(item.labels[0] for item in listing.items), *listing.lonely_labels]
+            listing.description = suggest_description(labels)
+        return listing
+
+    def open(self, split: str, *, length: int | None = None) -> LabelledFiles:
+        """One split, or its first ``length`` images. Raises DataError with everything that is wrong."""
+        return self.find(split).dataset(length=length)
 
 
-def find(root: Path, split: str, *, description: str | Path | None = None) -> Listing:
-    """One split of a folder: "train", "val" or "test".
-
-    description: the YAML; ROOT/dataset.yaml unless given. A relative path counts from the current folder, or from ROOT.
-    """
-    listing = Listing(
-        f"Expected images {root}/images/{split}/NAME.jpg or .png and label maps {root}/masks/{split}/NAME.png "
-        f"(or labels, annotations; or img_dir and ann_dir), or a list {root}/{split}.txt with lines "
-        f'"images/NAME.jpg masks/NAME.png"'
-    )
-    path, said = _description_path(root, description), None
-    if path.is_file():
-        try:
-            said = read_description(path)
-            listing.classes, listing.labels = said.classes, said.table
-        except DataError as error:
-            listing.problems.append(str(error))
-    list_file = _list_file(root, split, said)
-    if list_file is not None:
-        _add_listed(listing, root, list_file)
-    else:
-        _add_folders(listing, root, split, said)
-    shorten_names(listing)
-    if not path.is_file():
-        listing.problems.append(f"{path}: no such file; it has to name the classes")
-        labels = [*(item.labels[0] for item in listing.items), *listing.lonely_labels]
-        suggested = suggest_description(labels)
-        if suggested:
-            listing.advice.append(f"From a look at the label maps, this {path.name} would fit:\n\n{suggested}")
-    return listing
+SOURCE = Folder
 
 
-def _description_path(root: Path, description: str | Path | None) -> Path:
+def _description_path(root: Path, description: str | None) -> Path:
     if description is None:
         yml = root / "dataset.yml"
         return yml if yml.is_file() else root / "dataset.yaml"
-    path = Path(description).expanduser()
+    path = Path(description)
     return path if path.is_file() else root / path
 
 
@@ -99,6 +122,9 @@ def _add_folders(listing: Listing, root: Path, split: str, said: Description | N
     suffix = said.mask_suffix if said is not None else ""
     found = list_files(images, IMAGE_SUFFIXES, listing.problems, recursive=True)
     labels = list_files(masks, [suffix + ending for ending in IMAGE_SUFFIXES], listing.problems, recursive=True)
+    for folder, files, prefix in ((images, found, ""), (masks, labels, suffix)):
+        others = "" if files else other_files(folder, [prefix + ending for ending in IMAGE_SUFFIXES])
+        listing.problems += [others] if others else []
     pair(listing, images, found, label=labels)
     common = _common_suffix(sorted(found), sorted(labels))
     if common:
@@ -121,7 +147,7 @@ def _common_suffix(images: list[str], labels: list[str]) -> str:
 def _add_listed(listing: Listing, root: Path, path: Path) -> None:
     """The pairs of a list file, in its order."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a mark at the start
     except (OSError, UnicodeDecodeError) as error:
         listing.problems.append(f"{path}: cannot be read: {error}")
         return

@@ -6,50 +6,77 @@
 
 Names and colours of the classes are those of the file. Of version 1.2 the last label ("Unlabeled") is ignored, which
 leaves 65 classes with the numbers of the file. Of version 2.0 the labels that the file marks as not evaluated are
-ignored, and the others are numbered anew, in their order.
+ignored, and the others are numbered from 0, in their order.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from hmsa_ext.data.label_table import NO_CLASS, LabelTable
-from hmsa_ext.data.labelled_files import Listing
+from hmsa_ext.data.labelled_files import LabelledFiles, Listing
 from hmsa_ext.data.pairs import first_folder, list_files, pair
+from hmsa_ext.data.source import Root, check, root_of
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable, DataError
+from hmsa_ext.settings import Flag, Rule, Spelling
 
-SPLITS = ("train", "val")
-ROOT = "the folder that holds training, validation and config.json (or config_v1.2.json, config_v2.0.json)"
 VERSIONS = ("1.2", "2.0")
+Version = Annotated[
+    str,
+    Spelling("|".join(VERSIONS), lambda version: str(version).removeprefix("v"), str),
+    Rule(lambda version: version in VERSIONS, f"one of {', '.join(VERSIONS)}"),
+]
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
-def find(root: Path, split: str, *, version: str | None = None) -> Listing:
-    """One split of Mapillary Vistas; ``version`` is "1.2" (which 1.1 is as well) unless it is "2.0"."""
-    version = "1.2" if version is None else str(version).removeprefix("v")
-    if version not in VERSIONS:
-        raise DataError(f"version: expected one of {list(VERSIONS)}, got {version!r}")
-    folder = root / _FOLDERS[split]
-    listing = Listing(
-        f"Expected images {folder}/images/NAME.jpg, label maps {folder}/v{version}/labels/NAME.png or "
-        f"{folder}/labels/NAME.png, and {root}/config_v{version}.json or config.json"
+@dataclass(frozen=True)
+class Mapillary:
+    """Mapillary Vistas: the 65 classes of version 1.2, or those of version 2.0 that are evaluated."""
+
+    splits: ClassVar = ("train", "val")
+    needs: ClassVar = (
+        "the folder that holds training, validation and config.json (or config_v1.2.json, config_v2.0.json)"
     )
-    path = next(
-        (path for path in (root / f"config_v{version}.json", root / "config.json") if path.is_file()),
-        root / f"config_v{version}.json",
-    )
-    try:
-        listing.classes, listing.labels = read_classes(path, version)
-    except DataError as error:
-        listing.problems.append(str(error))
-    images = list_files(folder / "images", (".jpg", ".jpeg"), listing.problems)
-    label_folder = first_folder(folder / f"v{version}" / "labels", folder / "labels")
-    labels = list_files(label_folder, (".png",), listing.problems)
-    pair(listing, folder, images, label=labels)
-    return listing
+
+    root: Root = None
+    """Folder of the data set."""
+    version: Annotated[Version, Flag("vistas-version", was=("version",))] = "1.2"
+    """Version of the labels: 1.2 (1.1 has the same) or 2.0."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def find(self, split: str) -> Listing:
+        """One split and everything that is wrong with it."""
+        root = root_of(self, split)
+        version, folder = self.version, root / _FOLDERS[split]
+        listing = Listing(
+            root,
+            f"Expected images {folder}/images/NAME.jpg, label maps {folder}/v{version}/labels/NAME.png or "
+            f"{folder}/labels/NAME.png, and {root}/config_v{version}.json or config.json",
+        )
+        path = next(
+            (path for path in (root / f"config_v{version}.json", root / "config.json") if path.is_file()),
+            root / f"config_v{version}.json",
+        )
+        try:
+            listing.classes, listing.labels = read_classes(path, version)
+        except DataError as error:
+            listing.problems.append(str(error))
+        images = list_files(folder / "images", (".jpg", ".jpeg"), listing.problems)
+        label_folder = first_folder(folder / f"v{version}" / "labels", folder / "labels")
+        labels = list_files(label_folder, (".png",), listing.problems)
+        pair(listing, folder, images, label=labels)
+        return listing
+
+    def open(self, split: str, *, length: int | None = None) -> LabelledFiles:
+        """One split, or its first ``length`` images. Raises DataError with everything that is wrong."""
+        return self.find(split).dataset(length=length)
 
 
 def read_classes(path: Path, version: str) -> tuple[ClassTable, LabelTable]:
@@ -85,3 +112,6 @@ def read_classes(path: Path, version: str) -> tuple[ClassTable, LabelTable]:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     return classes, LabelTable(meaning, expected=f"0..{len(rows) - 1}, the labels of {path.name}")
+
+
+SOURCE = Mapillary

@@ -1,11 +1,12 @@
-// Chooses the tables of row primitives once, by what the processor can do.
+// Chooses the tables of row primitives once, by the instruction sets that the processor has.
 #include <cstdlib>
 #include <string>
 
 #include "core/check.h"
-#include "ops/cpu/simd/crop_rows.h"
-#include "ops/cpu/simd/rmi_rows.h"
+#include "ops/cpu/instruction_set.h"
+#include "ops/cpu/simd/fuse_scales_rmi_rows.h"
 #include "ops/cpu/simd/rows.h"
+#include "ops/cpu/simd/sample_crop_rows.h"
 #include "ops/cpu/simd/softmax.h"
 
 namespace hmsa {
@@ -51,18 +52,44 @@ int choose() {
   return wanted;
 }
 
+int level() {
+  static const int chosen = choose();
+  return chosen;
+}
+
 template <typename Table>
 const Table& choose_table(const Table& two, const Table& three, const Table& four) {
-  static const int level = choose();
-  return level == 4 ? four : level == 3 ? three : two;
+  return level() == 4 ? four : level() == 3 ? three : two;
 }
 
 }  // namespace
 
+const char* instruction_set() { return level() == 4 ? "v4" : level() == 3 ? "v3" : "v2"; }
+
 #define HMSA_TABLE(name) choose_table(v2::name, v3::name, v4::name)
 #else
 HMSA_DECLARE_TABLES(generic)
-#define HMSA_TABLE(name) generic::name
+
+// There is one set of tables.
+const char* instruction_set() {
+  const char* wish = std::getenv("HMSA_SIMD");
+  const std::string name(wish == nullptr ? "" : wish);
+  HMSA_CHECK(name.empty() || name == "generic", "HMSA_SIMD: expected generic, got '", name, "'");
+  return "generic";
+}
+
+namespace {
+
+template <typename Table>
+const Table& checked_table(const Table& table) {
+  static const char* const name = instruction_set();  // refuses a wish for another one
+  (void)name;
+  return table;
+}
+
+}  // namespace
+
+#define HMSA_TABLE(name) checked_table(generic::name)
 #endif
 
 template <>

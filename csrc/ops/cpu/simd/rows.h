@@ -12,7 +12,7 @@
 
 namespace hmsa {
 
-// Elements behind a scratch row that may be read, whatever they hold: two vectors of the widest instruction set.
+// Elements behind a scratch row that may be read, whatever their values: two vectors of the widest instruction set.
 constexpr int64_t kRowSlack = 31;
 
 // Reads n elements, `stride` elements apart, as T; writes them likewise.
@@ -80,8 +80,8 @@ struct RowOps {
   // to = product + (1 - attention) * before
   void (*blend_lower)(T* to, const T* attention, RowPair<T> product, RowPair<T> before, int64_t n);
 
-  // blend_lower that writes past the caches, which saves reading what is overwritten: for results larger than the caches.
-  // Other threads see what was written after end_streams(). All rows but `to` are followed by kRowSlack elements.
+  // blend_lower that writes past the caches, for results larger than the caches: the processor need not read the memory
+  // first. Other threads see the result after end_streams(). All rows but `to` are followed by kRowSlack elements.
   void (*blend_last)(T* to, const T* attention, RowPair<T> product, RowPair<T> before, int64_t n);
   void (*end_streams)();
 
@@ -109,7 +109,7 @@ struct RowOps {
   void (*join_pixels)(T* pixels, int64_t stride, const T* rows, int64_t pitch, int64_t channels, int64_t n);
 };
 
-// The table for this processor, or the one that the environment variable HMSA_SIMD names (v2, v3, v4, generic).
+// The table for the instruction set of ops/cpu/instruction_set.h.
 template <typename T>
 const RowOps<T>& row_ops();
 

@@ -126,9 +126,9 @@ void weighted_sum(T* to, const T* planes, int64_t pitch, const T* weight, int64_
 }
 
 template <bool kSmooth, typename T>
-void gradient(T* grad, const T* logit, const T* log_sum_exp, const T* all_of, const T* label, const T* own, T channel,
-              const T* smooth, T weight, int64_t n) {
+void gradient(T* grad, const CrossEntropyGradientRow<T> row, int64_t n) {  // by value: `grad` cannot alias a copy
   using Lanes = Vector<T>;
+  const auto [logit, log_sum_exp, label, all_of, own, smooth, channel, weight] = row;
   for (int64_t x = 0; x < n; x += Lanes::kLanes) {
     const vector_t<T> p = exp_of(load_vector(logit + x) - load_vector(log_sum_exp + x));
     vector_t<T> g = load_vector(all_of + x) * p;
@@ -139,12 +139,11 @@ void gradient(T* grad, const T* logit, const T* log_sum_exp, const T* all_of, co
 }
 
 template <typename T>
-void cross_entropy_gradient(T* grad, const T* logit, const T* log_sum_exp, const T* all_of, const T* label,
-                            const T* own, T channel, const T* smooth, T weight, int64_t n) {
-  if (smooth == nullptr) {
-    gradient<false>(grad, logit, log_sum_exp, all_of, label, own, channel, smooth, weight, n);
+void cross_entropy_gradient(T* grad, const CrossEntropyGradientRow<T>& row, int64_t n) {
+  if (row.smooth == nullptr) {
+    gradient<false>(grad, row, n);
   } else {
-    gradient<true>(grad, logit, log_sum_exp, all_of, label, own, channel, smooth, weight, n);
+    gradient<true>(grad, row, n);
   }
 }
 

@@ -1,5 +1,5 @@
-// Row primitives that end a chain: what a loss or a prediction makes of rows of fused logits. One table of functions per
-// instruction set, as in rows.h.
+// Row primitives that end a chain: they turn rows of fused logits into losses or predictions. One table of functions
+// per instruction set, as in rows.h.
 //
 // `planes` are rows of n logits, one for each channel, `pitch` elements from one to the next. Every row here is followed
 // by kRowSlack elements that may be read and, in rows that are written, overwritten.
@@ -8,6 +8,19 @@
 #include <cstdint>
 
 namespace hmsa {
+
+// A row of one channel, n pixels.
+template <typename T>
+struct CrossEntropyGradientRow {
+  const T* logit;        // [n]
+  const T* log_sum_exp;  // [n]
+  const T* label;        // [n] whole numbers
+  const T* all_of;       // [n]
+  const T* own;          // [n]
+  const T* smooth;       // [n]; null: no label smoothing
+  T channel;
+  T weight;  // of the channel
+};
 
 template <typename T>
 struct SoftmaxOps {
@@ -22,10 +35,8 @@ struct SoftmaxOps {
   // to = sum_c weight[c] z_c; weight null: all one
   void (*weighted_sum)(T* to, const T* planes, int64_t pitch, const T* weight, int64_t channels, int64_t n);
 
-  // grad = all_of * exp(logit - log_sum_exp) - (label == channel ? own : 0) - weight * smooth;  smooth null: none.
-  // `grad` may be `logit`; `label` holds whole numbers.
-  void (*cross_entropy_gradient)(T* grad, const T* logit, const T* log_sum_exp, const T* all_of, const T* label,
-                                 const T* own, T channel, const T* smooth, T weight, int64_t n);
+  // grad = all_of * exp(logit - log_sum_exp) - (label == channel ? own : 0) - weight * smooth.  `grad` may be `logit`.
+  void (*cross_entropy_gradient)(T* grad, const CrossEntropyGradientRow<T>& row, int64_t n);
 
   // to = (a[x] + b[n - 1 - x]) / 2: a row and its mirror image.  `to` may be `a`.
   void (*average_mirrored)(T* to, const T* a, const T* b, int64_t n);

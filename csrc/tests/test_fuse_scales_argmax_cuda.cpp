@@ -1,0 +1,175 @@
+// The CUDA kernel of the prediction, run on the CPU by host_run, against plain loops in double.
+#include "host_run/cuda_host.h"
+// The kernels see CUDA as a .cu file does.
+#include "ops/cuda/fuse_scales_argmax.cu"
+#include "tests/label_cases.h"
+
+#include <limits>
+
+namespace {
+
+using namespace testing;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+template <typename T>
+struct Result {
+  std::vector<int32_t> labels;
+  std::vector<T> confidence;
+
+  bool same_bits(const Result& other) const {
+    return labels == other.labels &&
+           std::memcmp(confidence.data(), other.confidence.data(), confidence.size() * sizeof(T)) == 0;
+  }
+};
+
+// `c` has the images of all views.
+template <typename S>
+Result<hmsa::arithmetic_t<S>> predict(const Case& c, const Setup<S>& setup, int views) {
+  hmsa::FuseScalesArgmax<S> problem{};
+  set_inputs(problem, c, setup);
+  problem.batch = c.batch / views;
+  problem.views = views;
+  const auto pixels = static_cast<size_t>(problem.batch) * c.size.height * c.size.width;
+  Result<hmsa::arithmetic_t<S>> result;
+  result.confidence.assign(pixels, -7);
+  problem.confidence = result.confidence.data();
+  std::vector<uint8_t> bytes(pixels, 0xee);
+  result.labels.assign(pixels, -7);
+  problem.labels = c.channels <= 256 ? static_cast<void*>(bytes.data()) : result.labels.data();
+  hmsa::cuda::launch_fuse_scales_argmax(problem, nullptr);
+  if (c.channels <= 256) result.labels.assign(bytes.begin(), bytes.end());
+  return result;
+}
+
+Map fused_of(const reference::Problem& problem, int views) {
+  const Map fused = reference::fuse_scales(problem);
+  return views == 2 ? reference::average_views(fused) : fused;
+}
+
+// Where two classes are as good as equal either will do.
+template <typename S>
+void expect_prediction(const Case& c, const Setup<S>& setup, const Map& fused, int views, const std::string& what) {
+  using T = hmsa::arithmetic_t<S>;
+  const double tolerance = sizeof(T) == sizeof(float) ? 2e-5 : 1e-12;
+  hmsa::host_run::seed() = 0;
+  const Result<T> got = predict(c, setup, views);
+  const reference::Prediction wanted = reference::argmax(fused);
+  int differ = 0;
+  reference::for_all(wanted.confidence, [&](int b, int, int y, int x) {
+    const size_t i = (static_cast<size_t>(b) * c.size.height + y) * c.size.width + x;
+    const auto label = static_cast<int>(got.labels[i]);
+    const auto best = static_cast<int>(wanted.labels.at(b, y, x));
+    differ += label != best;
+    EXPECT(label >= 0 && label < c.channels, what, ", pixel ", i, ": ", label);
+    EXPECT(label == best || fused.at(b, best, y, x) - fused.at(b, label, y, x) <= tolerance, what, ", pixel ", i, ": ",
+           label, " instead of ", best);
+    EXPECT(near(got.confidence[i], wanted.confidence.values[i], tolerance), what, ", pixel ", i, ": ",
+           got.confidence[i], " instead of ", wanted.confidence.values[i]);
+  });
+  EXPECT(differ * 20 <= static_cast<int>(got.labels.size()), what, ": ", differ, " labels differ");
+  for (uint64_t seed = 1; seed < kSeeds; ++seed) {
+    hmsa::host_run::seed() = seed;
+    EXPECT(got.same_bits(predict(c, setup, views)), what, ", seed ", seed);
+  }
+}
+
+template <typename S>
+void expect_prediction(Case c, Layout layout, int views) {
+  c.batch *= views;
+  const Setup<S> setup(c, layout);
+  const std::string what = text_of(c) + ", " + name_of(layout) + ", views " + std::to_string(views);
+  expect_prediction(c, setup, fused_of(setup.problem, views), views, what);
+}
+
+void prediction_matches_plain_loops() {
+  for (const Case& c : cases()) expect_prediction<float>(c, Layout::kContiguous, 1);
+}
+
+void two_views_match_plain_loops() {
+  for (const Case& c : cases()) expect_prediction<float>(c, Layout::kChannelsLast, 2);
+}
+
+template <typename S>
+void expect_everywhere() {
+  for (const Case& c : {Case{{1.0, 0.5}, {11, 13}, {{3, 4}, {2, 2}}, 2, 6, false, false},
+                        Case{{2.0, 1.0, 0.5}, {9, 12}, {{5, 6}, {3, 3}, {2, 2}}, 1, 5, true, true}}) {
+    for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kGaps}) {
+      for (const int views : {1, 2}) expect_prediction<S>(c, layout, views);
+    }
+  }
+}
+
+void prediction_matches_in_every_dtype_and_layout() {
+  expect_everywhere<float>();
+  expect_everywhere<double>();
+  expect_everywhere<Half>();
+  expect_everywhere<BFloat16>();
+}
+
+void prediction_matches_on_random_shapes() {
+  int k = 0;
+  for (const Case& c : random_cases(20)) {
+    expect_prediction<double>(c, Layout::kGaps, 1 + k % 2);
+    expect_prediction<float>(c, Layout::kContiguous, 2 - k % 2);
+    ++k;
+  }
+}
+
+// Up to 256 classes are stored as bytes.
+void prediction_matches_with_many_classes() {
+  for (const int classes : {1, 4, 150, 256, 257, 300}) {
+    const Case c{{1.0}, {8, 9}, {{2, 3}}, 1, classes, false, false};
+    expect_prediction<float>(c, Layout::kContiguous, 1);
+    expect_prediction<Half>(c, Layout::kChannelsLast, 2);
+  }
+}
+
+// Logits of a head as large as the output, so that each is one pixel's.
+void expect_pixels(const std::vector<std::vector<double>>& pixels) {
+  const Case c{{1.0}, {1, static_cast<int>(pixels.size())}, {{1, static_cast<int>(pixels.size())}}, 1, 7, false, false};
+  Setup<float> setup(c, Layout::kContiguous);
+  Map& logits = setup.problem.logits[0];
+  for (int x = 0; x < c.size.width; ++x) {
+    for (int k = 0; k < c.channels; ++k) logits.at(0, k, 0, x) = pixels[static_cast<size_t>(x)][static_cast<size_t>(k)];
+  }
+  setup.logits[0]->store(logits);
+  const Result<float> got = predict(c, setup, 1);
+  const reference::Prediction wanted = reference::argmax(logits);
+  for (int x = 0; x < c.size.width; ++x) {
+    EXPECT_EQUAL(got.labels[static_cast<size_t>(x)], wanted.labels.at(0, 0, x), "pixel ", x);
+    EXPECT(near(got.confidence[static_cast<size_t>(x)], wanted.confidence.at(0, 0, 0, x), 1e-6), "pixel ", x, ": ",
+           got.confidence[static_cast<size_t>(x)], " instead of ", wanted.confidence.at(0, 0, 0, x));
+  }
+}
+
+void ties_go_to_the_first_class() {
+  expect_pixels({{0, 0, 0, 0, 0, 0, 0}, {1, 2, 2, 1, 2, 2, 1}, {1, 1, 1, 1, 1, 3, 3}, {-0.0, 0.0, -1, 0.0, 0, -1, -1}});
+}
+
+void infinite_logits_go_as_in_pytorch() {
+  const double inf = kInfinity;
+  const double nan = NAN;
+  expect_pixels({{0, 1, nan, 3, 4, 5, 6},
+                 {0, 1, 2, 3, 4, nan, 6},
+                 {nan, 1, nan, 3, 4, nan, inf},
+                 {inf, 1, 2, 3, 4, 5, nan},
+                 {0, 1, 2, inf, 4, inf, 6},
+                 {-inf, -inf, -inf, -inf, -inf, -inf, -inf},
+                 {-inf, -inf, -inf, -inf, 1, -inf, 1},
+                 {-inf, 2, -inf, -inf, -inf, -inf, -inf},
+                 {-inf, -inf, -inf, -inf, -inf, -inf, nan}});
+}
+
+}  // namespace
+
+int main() {
+  RUN_TEST(prediction_matches_plain_loops);
+  RUN_TEST(two_views_match_plain_loops);
+  RUN_TEST(prediction_matches_in_every_dtype_and_layout);
+  RUN_TEST(prediction_matches_on_random_shapes);
+  RUN_TEST(prediction_matches_with_many_classes);
+  RUN_TEST(ties_go_to_the_first_class);
+  RUN_TEST(infinite_logits_go_as_in_pytorch);
+  return testing::finish();
+}

@@ -1,0 +1,128 @@
+// The CUDA kernels of the region mutual information loss, forward and backward, run on the CPU by host_run, against
+// plain loops in double.
+#include "host_run/cuda_host.h"
+// GCC unrolls the loops over scales beyond kMaxScales, although chain.count bounds them, and warns of its own doing.
+// AddressSanitizer and UndefinedBehaviorSanitizer watch the subscripts for real.
+#pragma GCC diagnostic ignored "-Warray-bounds"
+// The kernels see CUDA as a .cu file does.
+#define HMSA_NO_INSTANTIATIONS
+#include "ops/cuda/fuse_scales_channel_sums.cu"
+#include "ops/cuda/fuse_scales_rmi_backward.cu"
+#include "ops/cuda/fuse_scales_rmi_forward.cu"
+#include "ops/cuda/fuse_scales_rmi_probability.cu"
+#include "ops/cuda/gradient_parts.cu"
+#include "tests/fuse_scales_rmi_cases.h"
+
+namespace {
+
+using namespace testing;
+using hmsa::host_run::PoisonedMemory;
+
+// Workspaces small enough for several bands, and those of real launches.
+constexpr int64_t kSmall = 3000;
+
+template <typename S>
+void forward(const RmiSetup<S>& setup, int64_t bytes, RmiResults& results) {
+  const hmsa::FuseScalesRmiForward<S> problem = rmi_forward_problem(setup, results);
+  const PoisonedMemory workspace(static_cast<size_t>(hmsa::cuda::forward::plan_moments(problem, bytes).bytes()));
+  hmsa::cuda::forward::launch_in_parts(problem, bytes, workspace.data(), nullptr);
+}
+
+template <typename S>
+void backward(const RmiSetup<S>& setup, const std::vector<double>& mean, int64_t bytes, StoredMaps<S>& maps) {
+  const hmsa::FuseScalesRmiBackward<S> problem = rmi_backward_problem(setup, mean, maps);
+  const auto numbers = static_cast<size_t>(hmsa::cuda::forward::BandMemory<S>(problem, bytes).numbers());
+  const PoisonedMemory workspace(numbers * sizeof(hmsa::arithmetic_t<S>));
+  hmsa::cuda::forward::launch_in_bands(problem, bytes, workspace.data(), nullptr);
+}
+
+template <typename S>
+void expect_rmi(const Case& c, Layout layout, LabelType type = LabelType::kUint8) {
+  const std::string what = text_of(c) + ", " + name_of(layout);
+  const RmiSetup<S> setup(c, layout, type);
+  StoredMaps<S> maps, other;
+  RmiResults first, again;
+  hmsa::host_run::seed() = 0;
+  forward(setup, hmsa::cuda::forward::kProbabilityBytes, first);
+  testing::expect_rmi(setup, first, what);
+  backward(setup, first.mean, hmsa::cuda::forward::kGradientBytes, maps);
+  expect_rmi_gradients(setup, maps, what);
+  // In bands, the last digits of sums differ, but those of gradients do not.
+  hmsa::host_run::seed() = 1;
+  forward(setup, kSmall, again);
+  testing::expect_rmi(setup, again, what + ", in bands");
+  backward(setup, first.mean, kSmall, other);
+  for (size_t m = 0; m < maps.size(); ++m) EXPECT(other[m]->same_bits(*maps[m]), what, ", in bands, map ", m);
+}
+
+void losses_match_plain_loops() {
+  const std::vector<Case> all = cases();
+  for (const size_t i : {size_t{0}, size_t{2}, size_t{6}, size_t{9}, size_t{12}}) {
+    expect_rmi<float>(all[i], Layout::kContiguous);
+  }
+  for (const Case& c : rmi_cases()) expect_rmi<float>(c, Layout::kGaps, LabelType::kInt64);
+}
+
+void losses_match_in_every_dtype_and_layout() {
+  const Case c = rmi_cases()[2];
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kGaps}) {
+    expect_rmi<float>(c, layout, LabelType::kInt32);
+  }
+  expect_rmi<double>(c, Layout::kGaps, LabelType::kInt16);
+  expect_rmi<Half>(c, Layout::kContiguous, LabelType::kInt64);
+  expect_rmi<BFloat16>(c, Layout::kChannelsLast);
+  expect_rmi<double>(rmi_cases()[3], Layout::kChannelsLast);
+}
+
+// Every order of threads and blocks gives the same bits.
+void results_do_not_depend_on_the_order() {
+  const Case c = rmi_cases()[3];
+  const RmiSetup<float> setup(c, Layout::kContiguous, LabelType::kUint8);
+  RmiResults first;
+  StoredMaps<float> maps;
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    hmsa::host_run::seed() = seed;
+    RmiResults results;
+    StoredMaps<float> other;
+    forward(setup, 40 * kSmall, results);
+    backward(setup, results.mean, 4 * kSmall, other);
+    if (seed == 0) first = results, maps = std::move(other);
+    EXPECT(results == first, "seed ", seed);
+    for (size_t m = 0; seed > 0 && m < maps.size(); ++m) EXPECT(other[m]->same_bits(*maps[m]), "seed ", seed);
+  }
+}
+
+// The binary cross-entropy is NaN, and so is the gradient of the pixel; pixels that do not share a window with it are
+// not touched.
+void wrong_labels_are_loud() {
+  const Case c = {{1.0}, {21, 18}, {{21, 18}}, 1, 2, false, false};
+  const RmiSetup<float> setup(c, Layout::kContiguous, LabelType::kInt32);
+  Labels labels = setup.target.labels;
+  labels.at(0, 9, 9) = 2;
+  const StoredLabels stored(labels, LabelType::kInt32, false);
+  RmiResults results;
+  hmsa::FuseScalesRmiForward<float> problem = rmi_forward_problem(setup, results);
+  problem.labels = stored.view;
+  const PoisonedMemory workspace(static_cast<size_t>(hmsa::cuda::fuse_scales_rmi_forward_workspace(problem)));
+  hmsa::cuda::launch_fuse_scales_rmi_forward(problem, workspace.data(), nullptr);
+  EXPECT(std::isnan(results.bce), results.bce);
+  StoredMaps<float> maps;
+  hmsa::FuseScalesRmiBackward<float> backward = rmi_backward_problem(setup, results.mean, maps);
+  backward.labels = stored.view;
+  const PoisonedMemory more(static_cast<size_t>(hmsa::cuda::fuse_scales_rmi_backward_workspace(backward)) + 1);
+  hmsa::cuda::launch_fuse_scales_rmi_backward(backward, more.data(), nullptr);
+  const Map gradient = maps[0]->load();
+  reference::for_all(gradient, [&](int b, int k, int y, int x) {
+    EXPECT(std::isnan(gradient.at(b, k, y, x)) == (y == 9 && x == 9), "pixel ", y, ", ", x);
+  });
+}
+
+}  // namespace
+
+int main() {
+  RUN_TEST(losses_match_plain_loops);
+  RUN_TEST(losses_match_in_every_dtype_and_layout);
+  RUN_TEST(results_do_not_depend_on_the_order);
+  RUN_TEST(wrong_labels_are_loud);
+  return finish();
+}

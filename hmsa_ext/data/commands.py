@@ -1,0 +1,43 @@
+"""What the commands about data share: which data set the command line is about, and an older flag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hmsa_ext import command_line
+from hmsa_ext.data.by_name import NAMES, source_type
+from hmsa_ext.data.settings import object_name
+from hmsa_ext.settings import options
+
+
+def required_data(arguments: Sequence[str], command: str) -> str:
+    """The name of the data set on a command line about data, which has no default; "folder" to show the help of.
+
+    Raises :class:`hmsa_ext.command_line.UsageError` without one.
+    """
+    name = command_line.peek(arguments, "data")
+    if name is None:
+        if not {"--help", "-h", "--version"} & set(arguments):
+            raise command_line.UsageError(f"{command}: expected --data NAME, one of {', '.join(NAMES)}; got none")
+        name = "folder"
+    return name
+
+
+def older_version(value: str) -> list[str] | None:
+    """The flag ``--version`` as it was: that of the labels of mapillary, when a version follows it."""
+    return ["--vistas-version", value] if value.removeprefix("v") in ("1.2", "2.0") else None
+
+
+def options_of_others(name: Any) -> dict[str, str]:
+    """Flags that only other data sets have, each with the text of the error; for :func:`command_line.parse`."""
+    own = {option.flag for option in options(source_type(name)())}
+    owners: dict[str, list[str]] = {}
+    for other in NAMES:
+        for option in options(source_type(other)()):
+            owners.setdefault(option.flag, []).append(other)
+    return {
+        flag: f"{object_name(name)} has no such option; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+        for flag, others in owners.items()
+        if flag not in own
+    }
