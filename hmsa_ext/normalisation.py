@@ -45,7 +45,7 @@ class FirstLook:
         warnings.warn(
             f"images: values from {smallest:.3g} to {largest:.3g} look like {found}; expected RGB normalised as "
             "(x / 255 - mean) / std with hmsa_ext.normalisation.MEAN and STD",
-            stacklevel=3,
+            stacklevel=5,  # the line that called the network: forward and two frames of torch.nn.Module lie between
         )
 
 

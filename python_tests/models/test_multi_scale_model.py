@@ -45,7 +45,7 @@ def wrap(network: nn.Module, **options) -> MultiScale:
 @pytest.mark.parametrize("aux", [False, True])
 def test_a_foreign_network_becomes_multi_scale(device, aux: bool):
     model = wrap(Toy(aux)).to(device).eval()
-    outputs = model(torch.rand(2, 3, 40, 64, device=device), scales=(1.0, 0.5, 2.0))
+    outputs = model(torch.randn(2, 3, 40, 64, device=device), scales=(1.0, 0.5, 2.0))
     assert isinstance(outputs, ScaleOutputs)
     assert [list(z.shape) for z in outputs.logits] == [[2, 5, 10, 16], [2, 5, 5, 8], [2, 5, 3, 4]]
     assert [list(a.shape) for a in outputs.attention] == [[2, 1, 5, 8], [2, 1, 3, 4]]
@@ -57,7 +57,7 @@ def test_a_foreign_network_becomes_multi_scale(device, aux: bool):
 
 def test_order_of_the_scales_does_not_matter():
     model = hrnet_small_ocr(num_classes=4).eval()
-    images = torch.rand(1, 3, 48, 64)
+    images = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         first, second = model(images, (0.5, 1.0, 2.0)), model(images, [2, 0.5, 1])
     assert first.scales == second.scales == (2.0, 1.0, 0.5)
@@ -69,7 +69,7 @@ def test_order_of_the_scales_does_not_matter():
 def test_images_are_resized_as_published(size, scale):
     toy = Toy()
     model = wrap(toy).eval()
-    images = torch.rand(1, 3, *size)
+    images = torch.randn(1, 3, *size)
     with torch.no_grad():
         model(images, (scale,))
     expected = F.interpolate(
@@ -80,7 +80,7 @@ def test_images_are_resized_as_published(size, scale):
 
 def test_smallest_scale_goes_first():
     toy = Toy()
-    wrap(toy).train()(torch.rand(2, 3, 32, 48), (2.0, 0.5, 1.0))
+    wrap(toy).train()(torch.randn(2, 3, 32, 48), (2.0, 0.5, 1.0))
     assert [list(x.shape[-2:]) for x in toy.seen] == [[16, 24], [32, 48], [64, 96]]
 
 
@@ -89,9 +89,9 @@ def test_evaluation_does_not_compute_the_largest_scales_attention():
     calls = []
     model.scale_attn.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        model(torch.rand(1, 3, 32, 32), (0.5, 1.0, 2.0))
+        model(torch.randn(1, 3, 32, 32), (0.5, 1.0, 2.0))
         assert len(calls) == 2
-        model(torch.rand(1, 3, 32, 32), (1.0,))
+        model(torch.randn(1, 3, 32, 32), (1.0,))
         assert len(calls) == 2
 
 
@@ -101,7 +101,7 @@ def test_training_updates_attention_statistics_as_the_option_says(statistics: st
     model = wrap(Toy(), attention_statistics=statistics).train()
     features = []
     model.scale_attn.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
-    outputs = model(torch.rand(2, 3, 64, 64), (0.5, 1.0))
+    outputs = model(torch.randn(2, 3, 64, 64), (0.5, 1.0))
 
     assert len(features) == (2 if statistics == "all" else 1)
     assert [x.shape[-1] for x in features] == [4, 8][: len(features)]  # the smaller scale first
@@ -117,7 +117,7 @@ def test_training_updates_attention_statistics_as_the_option_says(statistics: st
 
 
 def test_unused_attention_leaves_the_gradients_alone():
-    images, gradients = torch.rand(2, 3, 64, 64), []
+    images, gradients = torch.randn(2, 3, 64, 64), []
     for statistics in ("all", "used"):
         torch.manual_seed(0)
         model = wrap(Toy(), attention_statistics=statistics).train()
@@ -128,7 +128,7 @@ def test_unused_attention_leaves_the_gradients_alone():
 
 def test_one_scale_trains_without_touching_the_attention_head():
     model = wrap(Toy()).train()
-    model(torch.rand(2, 3, 64, 64), (1.0,)).fuse().sum().backward()
+    model(torch.randn(2, 3, 64, 64), (1.0,)).fuse().sum().backward()
     assert model.get_buffer("scale_attn.bn0.num_batches_tracked") == 0
     assert all(p.grad is None for p in model.scale_attn.parameters())
 
@@ -152,7 +152,7 @@ def test_one_scale_trains_without_touching_the_attention_head():
 def test_bad_scales_are_named(scales, message: str):
     model = wrap(Toy()).eval()
     with pytest.raises(ValueError, match=message):
-        model(torch.rand(1, 3, 32, 32), scales)
+        model(torch.randn(1, 3, 32, 32), scales)
 
 
 def test_bad_images_are_named():
@@ -182,19 +182,19 @@ def test_bad_images_are_named():
 )
 def test_networks_that_return_something_else_are_told(value, error, message: str):
     with pytest.raises(error, match=message):
-        wrap(Returns(value)).eval()(torch.rand(1, 3, 32, 32))
+        wrap(Returns(value)).eval()(torch.randn(1, 3, 32, 32))
 
 
 def test_attention_channels_must_fit_the_classes():
     model = MultiScale(Toy(), feature_channels=12, bottleneck=8, attention_channels=3).eval()
     with pytest.raises(ValueError, match="attention_channels: expected 1 or the 5 classes of the network, got 3"):
-        model(torch.rand(1, 3, 32, 32))
+        model(torch.randn(1, 3, 32, 32))
 
 
 def test_data_parallel_finds_the_outputs_tensors():
     # DistributedDataParallel looks for the tensors of the output to know which parameters were used.
     from torch.nn.parallel.distributed import _find_tensors
 
-    outputs = wrap(Toy(aux=True)).train()(torch.rand(2, 3, 32, 32))
+    outputs = wrap(Toy(aux=True)).train()(torch.randn(2, 3, 32, 32))
     found = {id(t) for t in _find_tensors(outputs)}
     assert {id(t) for t in outputs.logits + outputs.attention + outputs.aux} <= found
