@@ -109,7 +109,8 @@ def _flatten(outputs: ScaleOutputs) -> tuple[list[Any], tuple[float, ...]]:
 
 def _flatten_with_keys(outputs: ScaleOutputs) -> tuple[list[tuple[pytree.KeyEntry, Any]], tuple[float, ...]]:
     children, scales = _flatten(outputs)
-    return [(pytree.GetAttrKey(name), child) for name, child in zip(_CHILDREN, children, strict=True)], scales
+    keys: list[pytree.KeyEntry] = [pytree.GetAttrKey(name) for name in _CHILDREN]
+    return list(zip(keys, children, strict=True)), scales
 
 
 def _unflatten(children: Iterable[Any], scales: tuple[float, ...]) -> ScaleOutputs:
