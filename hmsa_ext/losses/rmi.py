@@ -138,7 +138,8 @@ class _HalfLogDet(torch.autograd.Function):
         ctx.save_for_backward(factor, failed)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_) -> Tensor:
+    # torch's stub has one parameter for all gradients.
+    def backward(ctx, grad: Tensor, *_) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         factor, failed = ctx.saved_tensors
         rows = _rows_by_solve(factor) if factor.is_cuda else _rows_by_inverse(factor)
         diagonal = factor.diagonal(dim1=2, dim2=3)[..., RADIUS**2 :]

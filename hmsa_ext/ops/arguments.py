@@ -80,7 +80,7 @@ def tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype], shape:
 
 def tensors(op: str, name: str, values: Iterable[Tensor], dtypes: Sequence[torch.dtype], shape: str) -> list[Tensor]:
     """The list of these tensors, each checked as by :func:`tensor`."""
-    if isinstance(values, Tensor) or not isinstance(values, Iterable):
+    if type(values) is not list and (isinstance(values, Tensor) or not isinstance(values, Iterable)):
         raise ArgumentTypeError(f"{op}: {name} is {_kind(values)}; expected a list of tensors {shape}")
     values = list(values)
     for i, value in enumerate(values):

@@ -36,9 +36,14 @@ class Chain(NamedTuple):
         return library.has_kernels(op, self.logits[0].device)
 
     def call(self, function: Callable[..., Any], *rest, **options) -> Any:
-        """``function``, an op or its reference, of this chain and the arguments that follow the scales."""
+        """``function``, a public op or its reference, of this chain and the arguments that follow the scales."""
         logits, attention, scales, align_corners = self
         return function(logits, attention, scales, *rest, align_corners=align_corners, **options)
+
+    def call_private(self, op: Callable[..., Any], *rest) -> Any:
+        """A private op of this chain and the arguments in between. PyTorch takes what is not named in half the time."""
+        logits, attention, scales, align_corners = self
+        return op(logits, attention, scales, *rest, align_corners)
 
 
 def sorted_chain(
@@ -54,11 +59,20 @@ def sorted_chain(
     scales = arguments.numbers(op, "scales", scales)
     if not logits:
         raise arguments.ArgumentValueError(f"{op}: logits has 0 entries; expected one for each of scales, {scales}")
+    for i in range(1, len(scales)):
+        if not scales[i] < scales[i - 1]:
+            return _reordered(op, logits, attention, scales, align_corners)
+    return Chain(logits, attention, scales, align_corners)  # the op itself checks the lengths
+
+
+def _reordered(
+    op: str, logits: list[Tensor], attention: list[Tensor], scales: list[float], align_corners: bool
+) -> Chain:
     if len(set(scales)) != len(scales):
         raise arguments.ArgumentValueError(f"{op}: scales is {scales}; expected every scale once")
     order = sorted(range(len(scales)), key=lambda i: -scales[i])
     if order == list(range(len(scales))):
-        return Chain(logits, attention, scales, align_corners)  # the op itself checks the lengths
+        return Chain(logits, attention, scales, align_corners)  # NaN is among them: the op refuses it
     if len(logits) != len(scales) or len(attention) != len(scales) - 1:
         raise arguments.ArgumentValueError(
             f"{op}: {len(scales)} scales came with {len(logits)} logits and {len(attention)} attention maps; "

@@ -84,9 +84,9 @@ def draw_class_uniform_boxes(
     """
     numbers = {"uniform_images": uniform_images, "seed": seed, "epoch": epoch, "first": first, "count": count}
     numbers |= {"attempt": attempt, "long_edge": long_edge}
-    tables = {"centroids": centroids, "class_items": class_items, "image_sizes": image_sizes}
-    for name, table in tables.items():
-        arguments.tensor(_NAME, name, table, (torch.int64,), _TABLES[name])
+    for (name, shape), table in zip(_TABLES.items(), (centroids, class_items, image_sizes), strict=True):
+        if not isinstance(table, Tensor):
+            arguments.tensor(_NAME, name, table, (torch.int64,), shape)
     crop, scale = arguments.sides(_NAME, "crop", crop), arguments.numbers(_NAME, "scale", scale)
     function = _op
     if not library.has_kernels(_NAME, centroids.device):

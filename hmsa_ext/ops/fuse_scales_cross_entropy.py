@@ -114,7 +114,7 @@ def _terms(
     complete["ignore_index"] = arguments.ignored(_NAME, complete["ignore_index"], inputs.classes)
     complete["reduction"] = reduction
     if inputs.has_kernels(_NAME):  # what the public op does, less a way through the dispatcher
-        loss, _, total_weight = inputs.call(_with_cast_weight, target, **complete)
+        loss, _, total_weight = _call_private(inputs, target, complete)
         return loss, total_weight
     _check(inputs, target, **complete)
     loss = inputs.call(reference.fuse_scales_cross_entropy, target, **complete)
@@ -124,15 +124,18 @@ def _terms(
 # ---- the public op ----------------------------------------------------------------------------------------------
 
 
-def _with_cast_weight(logits, attention, scales, target, *, weight=None, **options) -> tuple[Tensor, Tensor, Tensor]:
+def _call_private(inputs: chain.Chain, target: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The private op's results for the options of the public op."""
+    weight, *following = [options[name] for name in _OPTIONS]
     if weight is not None:
-        weight = _cast_weight(weight, logits)
-    return _op(logits, attention, scales, target, weight, **options)
+        weight = _cast_weight(weight, inputs.logits)
+    return inputs.call_private(_op, target, weight, *following)
 
 
-def _composite(*args, **kwargs) -> Tensor:
-    return _with_cast_weight(**vars(signature(_NAME).bind(args, kwargs)))[0]
+def _composite(logits, attention, scales, target, **options) -> Tensor:
+    complete = {**signature(_NAME).options, **options}
+    inputs = chain.Chain(logits, attention, scales, complete["align_corners"])
+    return _call_private(inputs, target, complete)[0]
 
 
 def _cast_weight(weight: Tensor, logits: Sequence[Tensor]) -> Tensor:
@@ -298,3 +301,5 @@ registration.define(
     _composite,
     doc=fuse_scales_cross_entropy.__doc__,
 )
+_OPTIONS = signature("_fuse_scales_cross_entropy").names[4:-1]
+"""The private op's arguments between the target and ``align_corners``."""

@@ -70,7 +70,7 @@ def fuse_scales_rmi(
     arguments.tensor(_NAME, "target", target, arguments.INTEGER, "[B, H, W]")
     ignore_index = arguments.ignored(_NAME, complete["ignore_index"], inputs.classes)
     if inputs.has_kernels(_NAME):
-        return inputs.call(_op, target, ignore_index, moments)
+        return inputs.call_private(_op, target, ignore_index, moments)
     _check(_NAME, inputs, target, moments)
     return inputs.call(_plain, target, ignore_index, moments)
 

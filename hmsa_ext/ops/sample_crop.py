@@ -92,7 +92,7 @@ def sample_crop(
             raise arguments.ArgumentTypeError(f"{_NAME}: {name} is a {type(table).__name__}; expected a tensor")
     function = reference_crop.sample_crop
     if not images or library.has_kernels(_NAME, images[0].device):
-        function = _of_private  # what the public op does, less a way through the dispatcher
+        function = _call_private  # what the public op does, less a way through the dispatcher
     return function(
         images=images,
         labels=labels,
@@ -113,20 +113,20 @@ def sample_crop(
 # ---- the public op ----------------------------------------------------------------------------------------------
 
 
-def _of_private(**given) -> tuple[Tensor, Tensor]:
+def _call_private(**given) -> tuple[Tensor, Tensor]:
     """The private op's results for the arguments of the public op."""
     for name in ("jitter", "blur"):
         if given[name] is not None and given[name].requires_grad:
             raise RuntimeError(f"{_NAME}: {name} requires a gradient, but the op has none; expected {name}.detach()")
     given["dtype"] = str(given["dtype"]).removeprefix("torch.")
-    return _op(**given)
+    return _op(*[given[name] for name in _ORDER])
 
 
 def _composite(*args, **kwargs) -> tuple[Tensor, Tensor]:
     a = signature(_NAME).bind(args, kwargs)
     if not isinstance(a.dtype, torch.dtype):
         a.dtype = torch.float32  # the default, which the schema has as a number
-    return _of_private(**vars(a))
+    return _call_private(**vars(a))
 
 
 # ---- declarations -----------------------------------------------------------------------------------------------
@@ -252,6 +252,7 @@ def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 _op = registration.declare("_sample_crop", fake=_fake)
+_ORDER = signature("_sample_crop").names
 registration.define(
     "sample_crop(Tensor[] images, Tensor[] labels, Tensor boxes, Tensor flip, Tensor jitter, SymInt[2] size, "
     "float[] mean, float[] std, *, Tensor? blur=None, int ignore_index=255, bool antialias=False, "

@@ -32,6 +32,8 @@ class Signature:
     positional: int
     """The first arguments, so many, are positional; the others are given by name."""
     results: tuple[str, ...]
+    options: dict[str, Any]
+    """Names and defaults of the arguments that are given by name."""
 
     def values(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
         """All arguments in the order of ``names``."""
@@ -63,6 +65,7 @@ def signature(op: str) -> Signature:
         tuple(argument.default_value for argument in arguments),
         sum(not argument.kwarg_only for argument in arguments),
         tuple(result.name for result in overload._schema.returns),
+        {argument.name: argument.default_value for argument in arguments if argument.kwarg_only},
     )
 
 

@@ -177,7 +177,7 @@ def test_every_instruction_set_is_right(level):
     assert result.returncode == 0, result.stderr
 
 
-# ---- the friendly form ------------------------------------------------------------------------------------------
+# ---- the public function ----------------------------------------------------------------------------------------
 
 
 def test_friendly_form_takes_scales_in_any_order(device):

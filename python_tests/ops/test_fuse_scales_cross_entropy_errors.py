@@ -85,7 +85,7 @@ def test_compiled_functions_say_it_too(case):
         compiled(wrong["logits"], wrong["attention"], wrong["target"], wrong.get("weight"))
 
 
-def test_lists_that_cannot_be_sorted_are_named_by_the_friendly_form():
+def test_lists_that_cannot_be_sorted_are_named_by_the_public_function():
     wrong = arguments()
     wrong["scales"] = [0.5, 1.0, 2.0]
     wrong["logits"] = wrong["logits"][:2]

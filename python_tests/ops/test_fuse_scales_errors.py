@@ -105,7 +105,7 @@ def test_bad_input_is_named(case):
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_bad_input_is_named_by_the_friendly_form_with_gradients_wanted(requires_grad):
+def test_bad_input_is_named_by_the_public_function_with_gradients_wanted(requires_grad):
     arguments = bad(set_item("logits", 1, torch.Tensor.half))
     for tensor in arguments["logits"]:
         tensor.requires_grad_(requires_grad)
@@ -113,7 +113,7 @@ def test_bad_input_is_named_by_the_friendly_form_with_gradients_wanted(requires_
         hmsa_ext.fuse_scales(**arguments)
 
 
-def test_lists_of_other_lengths_are_named_by_the_friendly_form():
+def test_lists_of_other_lengths_are_named_by_the_public_function():
     problem = make_problem([2.0, 1.0, 0.5], (16, 24))
     with pytest.raises(ValueError, match=r"3 scales came with 2 logits and 2 attention maps; expected 3 and 2"):
         hmsa_ext.fuse_scales(problem.logits[:2], problem.attention, [0.5, 1.0, 2.0], (16, 24))

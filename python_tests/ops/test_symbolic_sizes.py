@@ -62,12 +62,12 @@ def test_sizes_that_are_found_to_be_dynamic_stay_so():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_compiled_functions_are_compiled_once(name):
+def test_compiled_functions_are_compiled_at_most_twice(name):
     network, counter = Network(FUNCTIONS[name]).eval(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(network, dynamic=True, fullgraph=True, backend=counter)
     compiled(torch.randn(1, 3, 64, 96))
     check_at_other_sizes(compiled, network)
-    assert counter.frame_count == 1
+    assert counter.frame_count <= 2
 
 
 def test_the_reference_is_exported_too():
