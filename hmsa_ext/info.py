@@ -175,7 +175,7 @@ def _cpuinfo() -> list[tuple[str, str]]:
 
 
 def _row_primitives() -> str:
-    """The instruction set that the library chose for its CPU kernels, or the error if HMSA_SIMD names an unusable one."""
+    """The instruction set of the CPU kernels, as the library chose it; the error where ``HMSA_SIMD`` is unusable."""
     try:
         return torch.ops.hmsa._instruction_set()
     except RuntimeError as error:
