@@ -27,7 +27,7 @@ class MultiScaleLoss(nn.Module):
         main: a name of ``LOSSES``, ``package.module:function``, a function or a :class:`Loss`: see :func:`find_loss`.
         aux_weight: weight of the fused auxiliary logits (published: 0.4).
         scale_weight: weight of each single scale (published: 0 in the paper, 0.05 in the later recipes).
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of pixels that do not count; 255 unless given, which must then be no class.
         class_weight: [C] a factor for each class, for losses that take class weights.
 
     Raises:
@@ -41,7 +41,7 @@ class MultiScaleLoss(nn.Module):
         main: str | Loss | Callable[..., Tensor] = "ce",
         aux_weight: float = 0.4,
         scale_weight: float = 0.0,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         class_weight: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class MultiScaleLoss(nn.Module):
         self.main = parts.spelled(main)
         self.aux_weight = float(aux_weight)
         self.scale_weight = float(scale_weight)
-        self.ignore_index = int(ignore_index)
+        self.ignore_index = 255 if ignore_index is None else int(ignore_index)
+        self._ignores_by_default = ignore_index is None
 
     def forward(self, outputs: ScaleOutputs, target: Tensor) -> Tensor:
         """The loss of ``outputs``.
@@ -69,7 +70,7 @@ class MultiScaleLoss(nn.Module):
 
         Raises:
             TypeError: ``outputs`` are no :class:`ScaleOutputs`, or ``target`` is no tensor.
-            ValueError: ``target`` has another shape.
+            ValueError: ``target`` has another shape; the ignored label was not chosen and is a class.
         """
         if not isinstance(outputs, ScaleOutputs):
             raise TypeError(
@@ -83,6 +84,11 @@ class MultiScaleLoss(nn.Module):
         if tuple(target.shape) != expected:
             raise ValueError(
                 f"target: expected shape {list(expected)}, labels at the size of the images, got {list(target.shape)}"
+            )
+        if self._ignores_by_default and outputs.logits[0].shape[1] > self.ignore_index:
+            raise ValueError(
+                f"ignore_index: {self.ignore_index} is one of the {outputs.logits[0].shape[1]} classes; expected it to "
+                "be given"
             )
         options: dict[str, Any] = {"ignore_index": self.ignore_index}
         if self.class_weight is not None:

@@ -8,13 +8,18 @@ from typing import Literal
 from torch import nn
 
 from hmsa_ext.models.hrnet import HRNetConfig
+from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS
 from hmsa_ext.models.ocr_network import OCRNetwork
+from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK
 
 
 def hrnet_w48_ocr(
     num_classes: int,
     *,
     trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w48",
+    mid_channels: int = PUBLISHED_MID_CHANNELS,
+    key_channels: int = PUBLISHED_KEY_CHANNELS,
+    attention_bottleneck: int = PUBLISHED_BOTTLENECK,
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -27,6 +32,9 @@ def hrnet_w48_ocr(
     Args:
         num_classes: classes, the ignored label not counted.
         trunk: see :func:`hmsa_ext.models.build_trunk`.
+        mid_channels: channels of the features after the OCR head.
+        key_channels: channels in which the OCR head compares pixels and classes.
+        attention_bottleneck: inner channels of the attention head.
         attention_channels: ``"one"`` weight for all classes (published), or one for each of the ``"classes"``.
         attention_head: see :func:`hmsa_ext.models.build_attention_head`.
         dropout: of the OCR features in training.
@@ -38,6 +46,9 @@ def hrnet_w48_ocr(
     return OCRNetwork(
         trunk,
         num_classes,
+        mid_channels=mid_channels,
+        key_channels=key_channels,
+        attention_bottleneck=attention_bottleneck,
         attention_channels=attention_channels,
         attention_head=attention_head,
         dropout=dropout,
@@ -49,6 +60,9 @@ def hrnet_w32_ocr(
     num_classes: int,
     *,
     trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w32",
+    mid_channels: int = PUBLISHED_MID_CHANNELS,
+    key_channels: int = PUBLISHED_KEY_CHANNELS,
+    attention_bottleneck: int = PUBLISHED_BOTTLENECK,
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -61,6 +75,9 @@ def hrnet_w32_ocr(
     return OCRNetwork(
         trunk,
         num_classes,
+        mid_channels=mid_channels,
+        key_channels=key_channels,
+        attention_bottleneck=attention_bottleneck,
         attention_channels=attention_channels,
         attention_head=attention_head,
         dropout=dropout,
@@ -72,6 +89,9 @@ def hrnet_w18_ocr(
     num_classes: int,
     *,
     trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w18",
+    mid_channels: int = PUBLISHED_MID_CHANNELS,
+    key_channels: int = PUBLISHED_KEY_CHANNELS,
+    attention_bottleneck: int = PUBLISHED_BOTTLENECK,
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -84,6 +104,9 @@ def hrnet_w18_ocr(
     return OCRNetwork(
         trunk,
         num_classes,
+        mid_channels=mid_channels,
+        key_channels=key_channels,
+        attention_bottleneck=attention_bottleneck,
         attention_channels=attention_channels,
         attention_head=attention_head,
         dropout=dropout,
@@ -95,6 +118,9 @@ def hrnet_small_ocr(
     num_classes: int,
     *,
     trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_small",
+    mid_channels: int = 64,
+    key_channels: int = 32,
+    attention_bottleneck: int = 32,
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
@@ -114,9 +140,9 @@ def hrnet_small_ocr(
     return OCRNetwork(
         trunk,
         num_classes,
-        mid_channels=64,
-        key_channels=32,
-        attention_bottleneck=32,
+        mid_channels=mid_channels,
+        key_channels=key_channels,
+        attention_bottleneck=attention_bottleneck,
         attention_channels=attention_channels,
         attention_head=attention_head,
         dropout=dropout,

@@ -120,3 +120,11 @@ def test_what_is_no_output_of_a_model_is_named(device):
         MultiScaleLoss()(outputs.logits[0], target)
     with pytest.raises(TypeError, match=r"target: expected a tensor of labels \[B, H, W\], got list"):
         MultiScaleLoss()(outputs, target.tolist())
+
+
+def test_an_ignored_label_that_is_a_class_has_to_be_chosen() -> None:
+    outputs = ScaleOutputs([torch.zeros(1, 300, 4, 4)], [], None, (1.0,), (16, 16))
+    target = torch.full((1, 16, 16), 255)
+    with pytest.raises(ValueError, match="ignore_index: 255 is one of the 300 classes"):
+        MultiScaleLoss()(outputs, target)
+    assert MultiScaleLoss(ignore_index=-1)(outputs, target) > 0
