@@ -47,8 +47,9 @@ class EvaluationSettings:
     """Average with the logits of the mirrored image."""
     pictures: Annotated[int, NOT_NEGATIVE, FREE] = 4
     """How many images to draw; 0 draws none."""
-    metrics: Annotated[Names, FREE] = ()
-    """Metrics beside those of the confusion matrix: calibration, or package.module:factory."""
+    metrics: Annotated[Names, FREE] = field(
+        default=(), metadata={"help": f"Metrics beside those of the confusion matrix: {METRIC_NAMES}."}
+    )
 
     def __post_init__(self) -> None:
         validate(self)

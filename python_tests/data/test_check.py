@@ -83,7 +83,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "looking" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["camvid", "cityscapes", "mapillary", "kitti", "bdd100k", "ade20k", "folder"])
+@pytest.mark.parametrize("name", [name for name in data.NAMES if hasattr(data.source_type(name), "find")])
 def test_every_data_set_on_disk_says_what_it_needs(name, tmp_path):
     with pytest.raises(data.DataError, match=f"root: {name} needs the folder that holds"):
         data.build(name, "train")

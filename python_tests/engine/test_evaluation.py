@@ -14,7 +14,7 @@ from hmsa_ext import losses, settings
 from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import EvaluationError, EvaluationSettings, evaluate, run, table
-from hmsa_ext.engine.metrics import CalibrationError, Loss, Predictions
+from hmsa_ext.engine.metrics import METRICS, CalibrationError, Loss, Predictions
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs, build
 from hmsa_ext.ops import confusion_matrix
@@ -346,6 +346,7 @@ def test_settings_have_one_flag_each_and_defaults() -> None:
     chosen = EvaluationSettings()
     assert settings.to_dict(chosen) == {"eval_scales": [0.5, 1.0, 2.0], "flip": False, "pictures": 4, "metrics": []}
     assert all(option.free and option.help for option in settings.options(chosen))
+    assert all(name in settings.options(chosen)[-1].help for name in METRICS)
     changed = settings.replace(chosen, {"scales": "1,0.5", "metrics": "calibration,here:Own"})
     assert changed.scales == (0.5, 1.0)
     assert changed.metrics == ("calibration", "here:Own")
@@ -353,5 +354,7 @@ def test_settings_have_one_flag_each_and_defaults() -> None:
         settings.replace(chosen, {"pictures": -1})
     with pytest.raises(settings.SettingError, match=r"eval_scales: got 0.5,2.0, expected .*1.0 among them"):
         settings.replace(chosen, {"eval_scales": "0.5,2"})
-    with pytest.raises(settings.SettingError, match="metrics: got 'iou', expected some of calibration, or package"):
+    with pytest.raises(
+        settings.SettingError, match=f"metrics: got 'iou', expected some of {', '.join(METRICS)}, or package"
+    ):
         EvaluationSettings(metrics=("calibration", "iou"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from hmsa_ext.data import ClassTable
 from hmsa_ext.engine import metrics
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.metrics import CalibrationError, Loss, Predictions, Scores, Sums, build_metrics
+from hmsa_ext.engine.metrics import METRICS, CalibrationError, Loss, Predictions, Scores, Sums, build_metrics
 from hmsa_ext.models import ScaleOutputs
 from hmsa_ext.settings import SettingError
 
@@ -123,7 +123,7 @@ def test_metrics_by_name_are_new_objects(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(first, CalibrationError)
     assert own.result() == {"own": 3}
     assert build_metrics(["calibration"], CLASSES)[0] is not first
-    with pytest.raises(SettingError, match="metrics: got 'dice', expected some of calibration, or package"):
+    with pytest.raises(SettingError, match=f"metrics: got 'dice', expected some of {', '.join(METRICS)}, or package"):
         build_metrics(["dice"], CLASSES)
     with pytest.raises(SettingError, match=r"metrics: got 'own_metric:nothing', expected .* has update, reduce"):
         build_metrics(["own_metric:nothing"], CLASSES)

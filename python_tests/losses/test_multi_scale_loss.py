@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bench.meters import LiveBytes
-from hmsa_ext.losses import MultiScaleLoss, cross_entropy, rmi_bce_loss, rmi_loss
+from hmsa_ext.losses import LOSSES, MultiScaleLoss, cross_entropy, rmi_bce_loss, rmi_loss
 from hmsa_ext.models import ScaleOutputs
 
 FUNCTIONS = {"ce": (cross_entropy, cross_entropy), "rmi": (rmi_loss, rmi_bce_loss)}
@@ -101,8 +101,8 @@ def test_no_logits_at_full_resolution_exist(device):
 
 
 def test_bad_options_and_targets_are_named(device):
-    with pytest.raises(ValueError, match="main: got 'dice', expected one of ce, rmi, bootstrapped, or package"):
-        MultiScaleLoss("dice")
+    with pytest.raises(ValueError, match=f"main: got 'absent', expected one of {', '.join(LOSSES)}, or package"):
+        MultiScaleLoss("absent")
     with pytest.raises(ValueError, match="aux_weight: expected a number of at least 0, got -1"):
         MultiScaleLoss(aux_weight=-1)
     with pytest.raises(ValueError, match="scale_weight: expected a number of at least 0, got nan"):

@@ -104,7 +104,7 @@ def test_functions_and_entries_stand_for_themselves():
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ("dice", "loss: got 'dice', expected one of ce, rmi, bootstrapped, or package.module:object"),
+        ("absent", f"loss: got 'absent', expected one of {', '.join(LOSSES)}, or package.module:object"),
         ("hmsa_ext:__version__", "loss: got 'hmsa_ext:__version__', expected a function"),
         (MultiScaleLoss, "loss: got .*MultiScaleLoss.*, expected a function"),
     ],
@@ -120,7 +120,7 @@ def test_settings_have_flat_names_help_and_checks():
     assert all(option.help for option in options)
     for name in LOSSES:
         assert name in options[0].help
-    for change in ({"loss": "dice"}, {"aux_weight": -1}, {"scale_weight": float("nan")}, {"class_balance": -0.1}):
+    for change in ({"loss": "absent"}, {"aux_weight": -1}, {"scale_weight": float("nan")}, {"class_balance": -0.1}):
         (name,) = change
         with pytest.raises(SettingError, match=f"{name}: got .*, expected "):
             settings.replace(LossSettings(), change)

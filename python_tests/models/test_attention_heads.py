@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_ext.losses import MultiScaleLoss
-from hmsa_ext.models import MultiScale, build, build_attention_head, hrnet_small_ocr
+from hmsa_ext.models import ATTENTION_HEADS, MultiScale, build, build_attention_head, hrnet_small_ocr
 from hmsa_ext.settings import SettingError
 
 
@@ -78,7 +78,10 @@ def test_a_factory_gets_the_bottleneck_where_it_takes_one():
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ("other", "attention_head: got 'other', expected one of scale, or package.module:object"),
+        (
+            "other",
+            f"attention_head: got 'other', expected one of {', '.join(ATTENTION_HEADS)}, or package.module:object",
+        ),
         ("hmsa_ext:__version__", r"attention_head: got 'hmsa_ext:__version__', expected a factory \(in_channels, out"),
         (lambda a, b: 3, "attention_head: got 'int', expected a factory that returns a torch.nn.Module"),
     ],

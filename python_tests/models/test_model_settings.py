@@ -3,7 +3,7 @@
 import pytest
 
 from hmsa_ext import settings
-from hmsa_ext.models import ModelSettings
+from hmsa_ext.models import ATTENTION_HEADS, ModelSettings
 from hmsa_ext.settings import SettingError
 
 FLAGS = ["model", "trunk", "attention-channels", "attention-head", "dropout", "weights", "scales", "channels-last"]
@@ -28,7 +28,10 @@ def test_settings_survive_the_way_through_plain_values():
         ({"model": "resnet"}, "model: got 'resnet', expected one of hrnet_small_ocr, .*, or package.module:object"),
         ({"trunk": "resnet"}, "trunk: got 'resnet', expected one of hrnet_small, .*, or package.module:object"),
         ({"attention_channels": "two"}, "attention_channels: got 'two', expected one of one, classes"),
-        ({"attention_head": "none"}, "attention_head: got 'none', expected one of scale, or package.module:object"),
+        (
+            {"attention_head": "none"},
+            f"attention_head: got 'none', expected one of {', '.join(ATTENTION_HEADS)}, or package.module:object",
+        ),
         ({"dropout": 1}, "dropout: got 1.0, expected a number from 0 to below 1"),
         ({"scales": "0.5"}, "scales: got 0.5, expected up to 8 different positive numbers, 1.0 among them"),
         ({"scales": "0.5,2"}, "scales: got 0.5,2.0, expected 1 to 8 different positive numbers, 1.0 among them"),
