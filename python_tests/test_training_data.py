@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hmsa_ext import data, evaluate, train
+from hmsa_ext.engine.settings import TrainSettings
 from python_tests.data.pictures import chunk, png
 
 SIZE = (64, 96)
@@ -97,14 +98,15 @@ def cityscapes_with_automatic_labels(root: Path) -> None:
 
 
 EXTRA = ("--extra", "coarse", "--extra-classes", "bus", "--sampling-weights", "bus:3")
+# The function that writes the files, flags, and the labels of the first image of val.
 SETS = {
-    "camvid": (camvid, ()),
-    "cityscapes": (cityscapes, EXTRA),
-    "mapillary": (mapillary, ("--long-edge", "96", "--blur", "0.15,1.3")),
-    "kitti": (kitti, ("--fold", "1", "--sampling", "rare_class", "--sampling-temperature", "1")),
-    "bdd100k": (bdd100k, ("--sampling", "uniform")),
-    "ade20k": (ade20k, ("--sampling-epochs", "0")),
-    "folder": (folder, ("--workers", "1")),
+    "camvid": (camvid, (), [0, 3, 8, 255]),
+    "cityscapes": (cityscapes, EXTRA, [0, 2, 13, 255]),
+    "mapillary": (mapillary, ("--long-edge", "96", "--blur", "0.15,1.3"), [0, 1, 255]),
+    "kitti": (kitti, ("--fold", "1", "--sampling", "rare_class", "--sampling-temperature", "1"), [0, 1, 8, 255]),
+    "bdd100k": (bdd100k, ("--sampling", "uniform"), [0, 18, 255]),
+    "ade20k": (ade20k, ("--sampling-epochs", "0"), [0, 149, 255]),
+    "folder": (folder, ("--workers", "1"), [0, 1]),
 }
 
 
@@ -114,13 +116,14 @@ def test_every_data_set_is_here():
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_data_set_is_trained_on_and_evaluated(name, tmp_path, capsys):
-    make, options = SETS[name]
+    make, options, labels = SETS[name]
     make(tmp_path / "set")
     run, cache = tmp_path / "run", tmp_path / "cache"
     arguments = ["--data", name, "--root", str(tmp_path / "set"), "--output", str(run), "--cache", str(cache)]
     assert train.main([*arguments, *FLAGS, *options]) == 0, capsys.readouterr().err
     results = json.loads((run / "results.json").read_text())
-    dataset = data.build(name, "val", root=tmp_path / "set", **({"fold": 1} if name == "kitti" else {}))
+    dataset = TrainSettings.read(results["config"]).data.open("val")
+    assert np.unique(dataset[0].label).tolist() == labels
     assert results["classes"] == list(dataset.classes.names)
     assert results["images"] == len(dataset)
     assert list(cache.glob("*.index.npz"))
