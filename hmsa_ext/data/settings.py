@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.index import cache_folder
+from hmsa_ext.data.labelled_files import Listing
 from hmsa_ext.data.types import Dataset
 from hmsa_ext.parts import Part, one_of
 from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, validate
@@ -69,7 +70,19 @@ class DataSettings:
 
     def open(self, split: str) -> Dataset:
         """One split, cut to ``length`` (train) or ``val_length`` (val). Raises DataError."""
-        return self.source.open(split, length={"train": self.length, "val": self.val_length}.get(split))
+        return self.source.open(split, length=self._length_of(split))
+
+    def find(self, split: str) -> Listing:
+        """The files of one split of a data set on disk, cut as by :meth:`open`, and everything that is wrong with them.
+
+        Raises DataError for a missing root and for a split that does not exist.
+        """
+        listing = self.source.find(split)
+        listing.items = listing.items[: self._length_of(split)]
+        return listing
+
+    def _length_of(self, split: str) -> int | None:
+        return {"train": self.length, "val": self.val_length}.get(split)
 
     @property
     def extra_split(self) -> str | None:

@@ -80,10 +80,7 @@ def scan(chosen: ScanSettings) -> int:
     file = Output(chosen.json, "json") if chosen.json else None
     description = _new_file(chosen.write_yaml)
     splits = list(dict.fromkeys(chosen.split))
-    listings = [source.find(split) for split in splits]
-    for split, listing in zip(splits, listings, strict=True):
-        length = {"train": chosen.data.length, "val": chosen.data.val_length}.get(split)
-        listing.items = listing.items[:length]
+    listings = [chosen.data.find(split) for split in splits]
     scans = [
         scan_split(split, listing, decode_images=chosen.decode_images, threads=chosen.threads, quiet=chosen.quiet)
         for split, listing in zip(splits, listings, strict=True)
