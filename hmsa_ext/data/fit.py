@@ -62,8 +62,8 @@ def fit_crop(size: tuple[int, int]) -> tuple[tuple[int, int], str]:
 def fit_zoom(size: tuple[int, int], crop: tuple[int, int]) -> tuple[tuple[float, float], str]:
     """(smallest, largest) zoom for crops of images of a typical (height, width), and the reason.
 
-    The smallest zoom is that at which the typical image just fills the crop, but at least 0.5 and at most 1. The largest
-    zoom is 2, as published.
+    The smallest zoom is that at which the typical image just fills the crop, but at least 0.5 and at most 1.
+    The largest zoom is 2, as published.
 
     >>> fit_zoom((1024, 2048), (352, 704))[0], fit_zoom((360, 480), (352, 480))[0]
     ((0.5, 2.0), (1.0, 2.0))
