@@ -14,7 +14,7 @@ from hmsa_ext.data.augment import MOST_BLUR, Augment, Looks
 from hmsa_ext.data.by_name import NAMES, build, source_type
 from hmsa_ext.data.check import check
 from hmsa_ext.data.crops import Cropped, DecodedBatch, collate, cut, piece_of
-from hmsa_ext.data.fit import fit_augment, fit_crop, fit_epochs, typical_size
+from hmsa_ext.data.fit import fit_augment, fit_crop, fit_epochs, fit_zoom, typical_size
 from hmsa_ext.data.frequencies import balanced_weights
 from hmsa_ext.data.index import ClassIndex, build_index, cache_folder
 from hmsa_ext.data.labelled_files import LabelledFiles
@@ -63,6 +63,7 @@ __all__ = [
     "fit_augment",
     "fit_crop",
     "fit_epochs",
+    "fit_zoom",
     "open_training",
     "piece_of",
     "prepare",

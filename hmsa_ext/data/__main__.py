@@ -1,4 +1,4 @@
-"""Commands about data: ``python -m hmsa_ext.data scan | stats``, each with ``--help``."""
+"""Commands about data: ``hmsa data scan | stats``, each with ``--help``; also ``python -m hmsa_ext.data``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one of the commands and returns its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    usage = "\n".join(
-        ["usage: python -m hmsa_ext.data COMMAND ...", *(f"  {name:<6} {text}" for name, text in COMMANDS.items())]
-    )
+    usage = "\n".join(["usage: hmsa data COMMAND ...", *(f"  {name:<6} {text}" for name, text in COMMANDS.items())])
     if arguments and arguments[0] in COMMANDS:
         # Imported here, so that one command does not load the imports of the other.
         return importlib.import_module(f"hmsa_ext.data.{arguments[0]}").main(arguments[1:])

@@ -59,6 +59,8 @@ def _is_blur(value: tuple[float, float]) -> bool:
     return len(value) == 2 and 0 <= value[0] <= value[1] <= MOST_BLUR
 
 
+PUBLISHED_ZOOM = (0.5, 2.0)
+_ZOOMS = Rule(_is_range, "SMALLEST,LARGEST with 0 < SMALLEST <= LARGEST")
 _TO_HALF = Rule(lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")
 
 
@@ -72,11 +74,9 @@ class Augment:
 
     crop: Size | None = None
     """Training crop HxW in pixels; default: follows from the sizes of the images."""
-    scale: Annotated[Range, Flag("scale-range"), Rule(_is_range, "SMALLEST,LARGEST with 0 < SMALLEST <= LARGEST")] = (
-        0.5,
-        2.0,
-    )
-    """Random zoom of a training image before the crop, drawn evenly from SMALLEST,LARGEST."""
+    scale: Annotated[Range | None, Flag("scale-range"), _ZOOMS] = None
+    """Random zoom of a training image before the crop, drawn evenly from SMALLEST,LARGEST; default: 0.5,2 with a crop
+    of yours (published), else the range that fits the crop and the images."""
     flip: Annotated[bool, Flag("mirror")] = True
     """Mirror half of the training crops."""
     colour: Annotated[float, _TO_HALF] = 0.25
@@ -102,6 +102,11 @@ class Augment:
         if self.crop is None:
             raise ValueError("crop: expected (height, width) in pixels, got none; hmsa_ext.data.fit_augment sets it")
         return self.crop
+
+    @property
+    def zoom(self) -> tuple[float, float]:
+        """(smallest, largest) zoom of an image before the crop."""
+        return PUBLISHED_ZOOM if self.scale is None else self.scale
 
     def change(self, batch: Batch) -> Batch:
         """What ``batch_hook`` makes of a batch; the batch itself without a hook.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hmsa_ext.data.augment import Augment, resized_size
+from hmsa_ext.data.augment import PUBLISHED_ZOOM, Augment, resized_size
 from hmsa_ext.data.headers import read_header
 from hmsa_ext.data.types import DataError, Dataset
 
@@ -59,15 +59,36 @@ def fit_crop(size: tuple[int, int]) -> tuple[tuple[int, int], str]:
     return (sides[0], sides[1]), f"the median image is {height}x{width}; {limit}multiples of {CROP_STEP}"
 
 
-def fit_augment(augment: Augment, dataset: Dataset) -> tuple[Augment, str]:
-    """The options with a crop, and the reason for it; options that have a crop come back as they are.
+def fit_zoom(size: tuple[int, int], crop: tuple[int, int]) -> tuple[tuple[float, float], str]:
+    """(smallest, largest) zoom for crops of images of a typical (height, width), and the reason.
 
-    Raises DataError when no image can be read.
+    The smallest zoom is that at which the typical image just fills the crop, but at least 0.5 and at most 1.
+    The largest zoom is 2, as published.
+
+    >>> fit_zoom((1024, 2048), (352, 704))[0], fit_zoom((360, 480), (352, 480))[0]
+    ((0.5, 2.0), (1.0, 2.0))
+    """
+    smallest, largest = PUBLISHED_ZOOM
+    filled = max(side / whole for side, whole in zip(crop, size, strict=True))
+    low = math.ceil(100 * min(max(smallest, filled), 1.0)) / 100
+    return (low, largest), f"at {low:g} the median image still fills the crop; {largest:g} as published"
+
+
+def fit_augment(augment: Augment, dataset: Dataset) -> tuple[Augment, str]:
+    """The options with a crop and a zoom, and the reason for them.
+
+    With a crop of the user's only the zoom is filled in where there is none, as published. Raises DataError when no
+    image can be read.
     """
     if augment.crop is not None:
-        return augment, "as set"
-    crop, reason = fit_crop(resized_size(*typical_size(dataset), augment.long_edge))
-    return replace(augment, crop=crop), reason
+        return replace(augment, scale=augment.zoom), "as set"
+    size = resized_size(*typical_size(dataset), augment.long_edge)
+    crop, reason = fit_crop(size)
+    zoom = augment.scale
+    if zoom is None:
+        zoom, why = fit_zoom(size, crop)
+        reason += f"; zoom {zoom[0]:g} to {zoom[1]:g}: {why}"
+    return replace(augment, crop=crop, scale=zoom), reason
 
 
 def fit_epochs(images: int) -> tuple[int, str]:

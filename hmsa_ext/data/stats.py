@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -164,6 +164,13 @@ class StatsSettings:
     def __post_init__(self) -> None:
         validate(self)
 
+    @classmethod
+    def of(cls, name: Any) -> StatsSettings:
+        """The defaults for a data set, with its recipe: those of training."""
+        defaults = cls(DataSettings.of(name))
+        known = {option.name for option in options(defaults)}
+        return replace_settings(defaults, {key: value for key, value in recipe(name).items() if key in known})
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
@@ -171,11 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    defaults = StatsSettings(DataSettings.of(required_data(arguments, "stats")))
-    known = {option.name for option in options(defaults)}
-    fitting = {name: value for name, value in recipe(defaults.data.name).items() if name in known}
+    defaults = StatsSettings.of(required_data(arguments, "stats"))
     description = (__doc__ or "").rstrip()
-    defaults = replace_settings(defaults, fitting)
     others = options_of_others(defaults.data.name)
     count(command_line.parse(defaults, arguments, prog=PROG, description=description, older=_OLDER, elsewhere=others))
     return 0

@@ -72,7 +72,7 @@ def prepare(
         index,
         sampling,
         crop=augment.crop_size,
-        scale=augment.scale,
+        scale=augment.zoom,
         seed=seed,
         long_edge=augment.long_edge,
         extra=extra_index,

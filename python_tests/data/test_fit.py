@@ -46,6 +46,10 @@ def test_the_typical_size_is_the_median_of_headers_and_opens_no_label(tmp_path):
     assert data.typical_size(Blocks(30)) == (56, 72)
     augment, reason = data.fit_augment(data.Augment(long_edge=160), dataset)
     assert augment.crop == (96, 160)
+    assert augment.scale == (1.0, 2.0)
+    assert "zoom 1 to 2: " in reason
+    assert data.fit_augment(data.Augment(scale=(0.7, 0.8)), dataset)[0].scale == (0.7, 0.8)
+    assert data.fit_augment(data.Augment(crop=(32, 32)), dataset)[0].scale == (0.5, 2.0)
     assert "100x160" in reason
     with pytest.raises(ValueError, match="crop: expected"):
         data.Augment().crop_size  # noqa: B018
@@ -53,6 +57,14 @@ def test_the_typical_size_is_the_median_of_headers_and_opens_no_label(tmp_path):
         path.write_bytes(b"gone")
     with pytest.raises(data.DataError, match="no image to take the size"):
         data.typical_size(dataset)
+
+
+def test_at_the_smallest_zoom_the_image_fills_the_crop():
+    for size in ((1024, 2048), (360, 480), (600, 400), (3000, 4000), (20, 30)):
+        crop, _ = data.fit_crop(size)
+        (low, high), _ = data.fit_zoom(size, crop)
+        assert 0.5 <= low <= 1 < high == 2
+        assert low == 1 or all(low * whole >= side - 1e-9 for side, whole in zip(crop, size, strict=True))
 
 
 def test_small_data_sets_get_more_epochs_within_bounds():

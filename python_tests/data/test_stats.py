@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hmsa_ext import data
+from hmsa_ext import data, settings
 from hmsa_ext.data import stats
+from hmsa_ext.engine.settings import TrainSettings
 from python_tests.data.picture_sets import CAMVID, Blocks
 from python_tests.data.pictures import decoded
 
@@ -100,3 +101,45 @@ def test_bad_flags_are_named(flags, text, capsys):
         status = stop.code
     assert status == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["synthetic", "folder", "cityscapes"])
+def test_stats_and_training_have_the_same_options_with_the_same_defaults(name):
+    trained = settings.to_dict(TrainSettings.of(name))
+    counted = settings.to_dict(stats.StatsSettings.of(name))
+    own = {"split", "count_epochs", "plot", "json"}
+    assert counted.keys() - trained.keys() == own
+    assert {option: trained[option] for option in counted.keys() - own} == {
+        option: value for option, value in counted.items() if option not in own
+    }
+
+
+def test_stats_count_the_crops_that_training_draws(tmp_path, capsys):
+    chosen = data.DataSettings.of("synthetic")
+    arguments = [
+        "--data",
+        "synthetic",
+        "--length",
+        "12",
+        "--seed",
+        "3",
+        "--json",
+        str(tmp_path / "x.json"),
+        "--no-cache",
+    ]
+    assert stats.main([*arguments, "--share", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "--share is now --sampling-share" in captured.err
+    assert "crops of 112x224" in captured.out
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["settings"]["cache"] == "none"
+    run = TrainSettings.of(replace(chosen, length=12))
+    training, _ = data.open_training(run.data, replace(run.sampling, share=1.0), run.crops, seed=3, quiet=True)
+    assert np.allclose(content["share"], stats.count_crops(training, quiet=True).share)
+
+
+def test_the_older_flag_of_mapillary_is_understood(tmp_path, capsys):
+    assert stats.main(["--data", "mapillary", "--root", str(tmp_path), "--version", "2.0"]) == 2
+    error = capsys.readouterr().err
+    assert "--version is now --vistas-version" in error
+    assert "config_v2.0.json: cannot be read" in error

@@ -23,7 +23,8 @@ def test_no_arguments_give_the_defaults_with_the_recipe_of_the_synthetic_scenes(
 def test_data_of_ones_own_have_no_recipe() -> None:
     own = parse("--data", "folder", "--root", "x")
     assert (own.crops.crop, own.optimisation.epochs) == (None, None)
-    assert own.crops.scale == (0.5, 2.0)
+    assert own.crops.scale is None
+    assert own.crops.zoom == (0.5, 2.0)
 
 
 @pytest.mark.parametrize("data", NAMES)
