@@ -86,6 +86,9 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
     with pytest.raises(HmsaError, match=r"fold: .*(kitti|cityscapes)"):
         TrainSettings.read({"data": "camvid", "fold": 2})
     assert TrainSettings.read({"data": "camvid", "fold": 0, "extra": "none", "version": None}).data.name == "camvid"
+    # It wrote null where a data set decides, and into checkpoints which run was resumed.
+    main_job = {"data": "synthetic", "size": None, "root": None, "output": None, "resume": None}
+    assert TrainSettings.read(main_job) == TrainSettings.of("synthetic")
 
 
 @pytest.mark.parametrize(
