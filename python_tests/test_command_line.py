@@ -76,6 +76,7 @@ def test_help_shows_every_flag_with_text_and_default(capsys: pytest.CaptureFixtu
     ("arguments", "words"),
     [
         (["x", "--corp", "5x6"], ["--corp", "--crop"]),
+        (["--miror", "x"], ["--miror", "Perhaps you meant", "--mirror"]),
         (["x", "--crop", "5"], ["--crop", "got '5'", "expected HxW"]),
         ([], ["SOURCE"]),
     ],
@@ -194,3 +195,10 @@ def test_the_first_word_that_is_no_flag_is_found() -> None:
     assert command_line.peek_positional(["--device", "cpu", "--no-flip", "b"], {"flip"}) == "b"
     assert command_line.peek_positional(["--device=cpu"], set()) is None
     assert command_line.peek(["--data", "a", "--data=b"], "data") == "b"
+
+
+def test_underscores_in_flags_are_as_good_as_dashes_before_the_command_line_is_parsed_too() -> None:
+    assert command_line.peek_positional(["--channels_last", "runs/a"], {"channels-last"}) == "runs/a"
+    assert command_line.peek_positional(["--no_flip", "runs/a"], {"flip"}) == "runs/a"
+    assert command_line.peek(["--num_classes", "3"], "num-classes") == "3"
+    assert command_line.peek(["--num_classes=3"], "num-classes") == "3"
