@@ -68,8 +68,8 @@ class DataSettings:
         return cls(name, source_type(name)(**options))
 
     def open(self, split: str) -> Dataset:
-        """One split, cut to ``length`` (train) or ``val_length`` (val). Raises DataError."""
-        return self.source.open(split, length={"train": self.length, "val": self.val_length}.get(split))
+        """One split, cut to ``length`` (train) or ``val_length`` (any other). Raises DataError."""
+        return self.source.open(split, length=self.length if split == "train" else self.val_length)
 
     @property
     def extra_split(self) -> str | None:

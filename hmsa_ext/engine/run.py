@@ -162,6 +162,8 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
     old = None if resume is None else checkpoint.run_folder(resume)
     if process.is_main:
         _check_output(train, old)
+    if isinstance(train.crops.batch_hook, str):
+        settings.load_object(train.crops.batch_hook, "batch_hook")  # said now, not when a run has been begun
 
     train, training, val_set = _build_data(train, process)
     classes, optimisation = val_set.classes, train.optimisation
