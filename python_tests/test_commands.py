@@ -89,7 +89,10 @@ def test_evaluate_takes_published_files_and_draws(run: Path, tmp_path: Path) -> 
         (["--scales", "0.5,2"], "scales: got 0.5,2.0, expected"),
         (["--model", "hrnet_small_ocr"], "num_classes: got None, expected the number of the checkpoint's classes"),
         (["--model", "hrnet_small_ocr", "--num-classes", "7"], "7 of another shape|4 of another shape"),
-        (["--model", "hrnet_small_ocr", "--num-classes", "-1"], "num_classes: got '-1', expected a whole number above 0"),
+        (
+            ["--model", "hrnet_small_ocr", "--num-classes", "-1"],
+            "num_classes: got '-1', expected a whole number above 0",
+        ),
         (["--pictures", "-1"], "pictures: got -1, expected a number not below 0"),
         (["--model", "resnet", "--num-classes", "11"], "model: got 'resnet', expected one of"),
         (["--data", "camvid"], "camvid needs the folder"),

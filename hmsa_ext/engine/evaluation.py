@@ -275,7 +275,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _checked(metric: Metric) -> dict[str, Any]:
-    """The result of a metric, arrays and tensors of one number as that number: what does not fit would lose the JSON."""
+    """The result of a metric; tensors of one number become that number. What is no number could not be written later."""
     found, kind = metric.result(), type(metric).__qualname__
     if not isinstance(found, Mapping):
         raise EvaluationError(f"metrics: {kind}.result() gave {found!r:.60}; expected a dictionary")

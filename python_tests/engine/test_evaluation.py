@@ -242,7 +242,9 @@ def test_results_of_metrics_are_numbers_so_that_nothing_is_lost_when_they_are_wr
     numbers = {"a": torch.tensor(0.5), "b": {"1.0": np.float32(0.25)}, "c": [np.int64(3)]}
     assert more(numbers) == {"a": 0.5, "b": {"1.0": 0.25}, "c": [3]}
     assert json.dumps(more(numbers))
-    with pytest.raises(EvaluationError, match=r"metrics: .*Given gave tensor\(\[1\., 1\.\]\) as a/b; expected a number"):
+    with pytest.raises(
+        EvaluationError, match=r"metrics: .*Given gave tensor\(\[1\., 1\.\]\) as a/b; expected a number"
+    ):
         more({"a": {"b": torch.ones(2)}})
     with pytest.raises(EvaluationError, match=r"metrics: .*Given\.result\(\) gave None; expected a dictionary"):
         more(None)
