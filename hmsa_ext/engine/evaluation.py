@@ -275,7 +275,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _checked(metric: Metric) -> dict[str, Any]:
-    """The result of a metric; tensors of one number become that number. What is no number could not be written later."""
+    """The result of a metric; tensors of one number become that number. Anything else could not be written."""
     found, kind = metric.result(), type(metric).__qualname__
     if not isinstance(found, Mapping):
         raise EvaluationError(f"metrics: {kind}.result() gave {found!r:.60}; expected a dictionary")
