@@ -45,6 +45,9 @@ def run(command: Callable[[list[str]], int], arguments: Sequence[str] | None = N
         command: takes the arguments, returns the exit status.
         arguments: those of this process unless given.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # the name of a class or file must not end a training
     try:
         with _raising_on_sigterm():
             return command(list(sys.argv[1:] if arguments is None else arguments))

@@ -143,6 +143,15 @@ def test_an_error_is_one_line_and_an_exit_status(
     assert capsys.readouterr().err == f"{line}\n"
 
 
+def test_names_that_the_terminal_cannot_show_do_not_end_a_command() -> None:
+    program = (
+        "import sys; from hmsa_ext import command_line; sys.exit(command_line.run(lambda a: print('stra\\xdfe') or 0))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (found.returncode, found.stdout.strip()) == (0, rb"stra\xdfe")
+
+
 def test_an_error_of_the_program_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         command_line.run(lambda arguments: 1 // 0, [])
