@@ -45,7 +45,7 @@ class Evaluate:
     num_classes: Annotated[int | None, POSITIVE] = None
     """Classes of a checkpoint that is not from a run; such a file also needs --model and --data."""
     json: Annotated[str | None, Metavar("FILE")] = None
-    """Write the result as JSON; - is standard output."""
+    """Write the result as JSON to this file; "-" is standard output, and the text then goes to standard error."""
     picture_folder: Annotated[str | None, Metavar("FOLDER")] = None
     """Draw --pictures images into this folder."""
     run: TrainSettings = field(default_factory=TrainSettings)
@@ -129,6 +129,7 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
     """Does what the settings say; every process returns the same result."""
     assert trained is not None, "the parser asks for a checkpoint"
     run, machine = command.run, command.run.machine
+    process = dataclasses.replace(process, text_to_stderr=command.json == "-")
     output = Output(command.json, "json", parents=True) if process.is_main and command.json else None
     folder = None
     if process.is_main and command.picture_folder:

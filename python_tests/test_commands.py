@@ -69,6 +69,15 @@ def test_evaluate_repeats_the_result_of_the_run(run: Path, tmp_path: Path) -> No
     assert result["iou"] == before["iou"]
 
 
+def test_evaluate_writes_nothing_but_the_json_to_standard_output(run: Path, capsysbinary) -> None:
+    folder = run.parent / "drawn"
+    assert evaluate.main([str(run), "--json", "-", "--device", "cpu", "--picture-folder", str(folder)]) == 0
+    output, error = capsysbinary.readouterr()
+    assert json.loads(output)["images"] == 2
+    assert b"IoU in %" in error
+    assert b"drew 2 pictures" in error
+
+
 def test_evaluate_works_at_one_scale_other_than_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(run / "best.pt"), "--scales", "0.5", "--device", "cpu"]) == 0
     assert "scale 0.5" in capsys.readouterr().out
