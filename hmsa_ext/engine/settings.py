@@ -196,6 +196,24 @@ def differences(before: Mapping[str, Any], now: TrainSettings) -> dict[str, tupl
     return found
 
 
+def unnamed_parts(train: TrainSettings) -> dict[str, str]:
+    """Settings whose function or class cannot be imported by the name that files get: ``{setting: that name}``.
+
+    Such are lambdas, functions in functions, objects that are called, and what a script or notebook defines itself.
+    """
+    found = {}
+    for option in settings.options(train):
+        if callable(option.value):
+            name = str(settings.to_plain(option.value))
+            try:
+                named = not name.startswith("__main__:") and settings.load_object(name, option.name) is option.value
+            except (SettingError, ImportError):
+                named = False
+            if not named:
+                found[option.name] = name
+    return found
+
+
 def with_fitted(train: TrainSettings, *, crops: Augment, epochs: int | None) -> TrainSettings:
     """The settings with what follows from the data filled in."""
     optimisation = dataclasses.replace(train.optimisation, epochs=epochs)
