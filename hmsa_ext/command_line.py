@@ -45,6 +45,9 @@ def run(command: Callable[[list[str]], int], arguments: Sequence[str] | None = N
         command: takes the arguments, returns the exit status.
         arguments: those of this process unless given.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # the name of a class or file must not end a training
     try:
         with _raising_on_sigterm():
             return command(list(sys.argv[1:] if arguments is None else arguments))
@@ -115,7 +118,10 @@ def parse(
             raise SystemExit(0)
     arguments = _joined(_rewritten(arguments, options, older or {}), options)
     _refuse(arguments, {option.flag for option in options}, elsewhere or {})
-    mirror = _mirror(settings, prog, shown)
+    # An unknown flag may have swallowed the positional argument: then the flag is the error to report.
+    known = {"help", *(option.flag for option in options), *(f"no-{option.flag}" for option in options)}
+    misspelt = any(word.startswith("--") and _flag_name(word) not in {*known, ""} for word in arguments)
+    mirror = _mirror(settings, prog, shown, required=not misspelt)
     given: dict[str, Any] = {}
     kind: Any = tyro.conf.OmitArgPrefixes[mirror]
     result: Any = tyro.cli(kind, prog=prog, description=description, args=arguments)
@@ -130,10 +136,12 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
     """The value of a flag, before the command line is parsed; the last one where it is given again."""
     found = None
     for place, argument in enumerate(arguments):
-        if argument == f"--{flag}" and place + 1 < len(arguments):
-            found = arguments[place + 1]
-        elif argument.startswith(f"--{flag}="):
+        if not argument.startswith("--") or _flag_name(argument) != flag:
+            continue
+        if "=" in argument:
             found = argument.partition("=")[2]
+        elif place + 1 < len(arguments):
+            found = arguments[place + 1]
     return found
 
 
@@ -144,11 +152,16 @@ def peek_positional(arguments: Sequence[str], switches: Collection[str]) -> str 
         if takes_value:
             takes_value = False
         elif argument.startswith("--"):
-            name = argument[2:]
+            name = _flag_name(argument)
             takes_value = "=" not in argument and name not in switches and name.removeprefix("no-") not in switches
         elif not argument.startswith("-") or argument == "-":
             return argument
     return None
+
+
+def _flag_name(argument: str) -> str:
+    """The flag of ``--flag`` or ``--flag=value``, without dashes in front; underscores are as good as dashes."""
+    return argument.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
 @contextlib.contextmanager
@@ -244,8 +257,11 @@ def _refuse(arguments: Sequence[str], flags: Collection[str], elsewhere: Mapping
 # ---- tyro -------------------------------------------------------------------------------------------------------
 
 
-def _mirror(settings: Any, prog: str, shown: Callable[[Option], bool]) -> type:
-    """A dataclass of dataclasses, one for each group of options, as tyro reads them."""
+def _mirror(settings: Any, prog: str, shown: Callable[[Option], bool], *, required: bool) -> type:
+    """A dataclass of dataclasses, one for each group of options, as tyro reads them.
+
+    ``required``: whether positional arguments without a value have to be given.
+    """
     import tyro
 
     fields: list[tuple[str, Any]] = []
@@ -254,16 +270,16 @@ def _mirror(settings: Any, prog: str, shown: Callable[[Option], bool]) -> type:
         options = [option for option in options if shown(option)]
         if not options:
             continue
-        members = [(option.name, _annotated(option), _default(option)) for option in options]
+        members = [(option.name, _annotated(option), _default(option, required)) for option in options]
         group = dataclasses.make_dataclass(title, members, frozen=True)
         about = tyro.conf.arg(name=title.replace("_", "-"), help=text or title, prefix_name=False)
         fields.append((f"{title}_{number}", Annotated[group, about]))
     return dataclasses.make_dataclass("Settings", fields)
 
 
-def _default(option: Option) -> Any:
-    required = option.positional is not None and option.value is None
-    return dataclasses.field() if required else dataclasses.field(default_factory=lambda: option.value)
+def _default(option: Option, required: bool) -> Any:
+    missing = required and option.positional is not None and option.value is None
+    return dataclasses.field() if missing else dataclasses.field(default_factory=lambda: option.value)
 
 
 def _annotated(option: Option) -> Any:

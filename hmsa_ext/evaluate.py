@@ -45,7 +45,7 @@ class Evaluate:
     num_classes: Annotated[int | None, POSITIVE] = None
     """Classes of a checkpoint that is not from a run; such a file also needs --model and --data."""
     json: Annotated[str | None, Metavar("FILE")] = None
-    """Write the result as JSON; - is standard output."""
+    """Write the result as JSON to this file; "-" is standard output, and the text then goes to standard error."""
     picture_folder: Annotated[str | None, Metavar("FOLDER")] = None
     """Draw --pictures images into this folder."""
     run: TrainSettings = field(default_factory=TrainSettings)
@@ -62,18 +62,28 @@ def _is_shown(option: settings.Option) -> bool:
     parts = option.path
     if parts[0] != "run":
         return True
-    hidden = {"length", "damaged", "cache", "seed", "deterministic"}
+    hidden = {"damaged", "cache", "seed", "deterministic"}
     return option.name in SHOWN or (parts[1] in ("data", "evaluation", "machine") and option.name not in hidden)
 
 
 OLDER: Mapping[str, Any] = {
     "version": older_version,
     "output": ["--json"],
-    "length": ["--val-length"],
     "picture-count": ["--pictures"],
-    "pictures": lambda value: None if value.isdigit() else ["--picture-folder", value],
+    "pictures": lambda value: ["--picture-folder", value] if value and not _is_count_or_flag(value) else None,
 }
 """Flags of earlier versions, in today's spelling."""
+
+
+def _is_count_or_flag(value: str) -> bool:
+    return value.removeprefix("-").isdecimal() or value.startswith("--")
+
+
+def _older(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """:data:`OLDER`, and what ``--length`` was: the number of images of the split that is evaluated."""
+    if command_line.peek(arguments, "split") == "train":
+        return OLDER
+    return {**OLDER, "length": lambda value: ["--val-length", value]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,28 +108,28 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
     start, trained = Evaluate(run=TrainSettings.of(wanted or "synthetic")), None
     asks = {"--help", "-h", "--version"} & set(arguments)
     if name is not None and not asks:
-        trained = open_model(name, foreign, classes if classes is None else _whole("num_classes", classes))
+        trained = open_model(name, foreign, classes if classes is None else _positive("num_classes", classes))
         run = TrainSettings.read(trained.settings, data=wanted) if trained.settings else start.run
         run = dataclasses.replace(run, machine=Machine(dtype=run.machine.dtype))
         start = Evaluate(run=run)
     command = command_line.parse(
-        start, arguments, prog=prog, description=__doc__ or "", older=OLDER, shown=_is_shown,
+        start, arguments, prog=prog, description=__doc__ or "", older=_older(arguments), shown=_is_shown,
         elsewhere=options_of_others(start.run.data.name),
     )  # fmt: skip
     return command, trained
 
 
-def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise SettingError(name, text, "a whole number") from None
+def _positive(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise SettingError(name, text, "a whole number above 0")
+    return int(text)
 
 
 def evaluate(command: Evaluate, trained: TrainedModel | None, process: distributed.Process) -> EvaluationResult:
     """Does what the settings say; every process returns the same result."""
     assert trained is not None, "the parser asks for a checkpoint"
     run, machine = command.run, command.run.machine
+    process = dataclasses.replace(process, text_to_stderr=command.json == "-")
     output = Output(command.json, "json", parents=True) if process.is_main and command.json else None
     folder = None
     if process.is_main and command.picture_folder:

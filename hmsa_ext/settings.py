@@ -262,8 +262,18 @@ class Option:
 
 
 def options(settings: object) -> list[Option]:
-    """All options of some settings, those of nested ones included, in the order of their fields."""
-    return list(_walk(settings, ()))
+    """All options of some settings, those of nested ones included, in the order of their fields.
+
+    Raises :class:`SettingError` where two have one name.
+    """
+    found = list(_walk(settings, ()))
+    by_name: dict[str, Option] = {}
+    for option in found:
+        other = by_name.setdefault(option.name, option)
+        if other is not option:
+            places = " and ".join(".".join(one.path) for one in (other, option))
+            raise SettingError(option.name, f"two options, {places}", "one of this name; rename that of the data set")
+    return found
 
 
 def groups(settings: object) -> list[tuple[str, str, list[Option]]]:
@@ -347,6 +357,8 @@ def load_object(name: str, what: str) -> Any:
     Raises :class:`SettingError` that begins with ``what`` where there is no such module or name.
     """
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise SettingError(what, name, "package.module:name")
     with _importable_from_here():
         try:
             found = importlib.import_module(module_name)

@@ -76,6 +76,7 @@ def test_help_shows_every_flag_with_text_and_default(capsys: pytest.CaptureFixtu
     ("arguments", "words"),
     [
         (["x", "--corp", "5x6"], ["--corp", "--crop"]),
+        (["--miror", "x"], ["--miror", "Perhaps you meant", "--mirror"]),
         (["x", "--crop", "5"], ["--crop", "got '5'", "expected HxW"]),
         ([], ["SOURCE"]),
     ],
@@ -142,6 +143,15 @@ def test_an_error_is_one_line_and_an_exit_status(
     assert capsys.readouterr().err == f"{line}\n"
 
 
+def test_names_that_the_terminal_cannot_show_do_not_end_a_command() -> None:
+    program = (
+        "import sys; from hmsa_ext import command_line; sys.exit(command_line.run(lambda a: print('stra\\xdfe') or 0))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (found.returncode, found.stdout.strip()) == (0, rb"stra\xdfe")
+
+
 def test_an_error_of_the_program_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         command_line.run(lambda arguments: 1 // 0, [])
@@ -194,3 +204,10 @@ def test_the_first_word_that_is_no_flag_is_found() -> None:
     assert command_line.peek_positional(["--device", "cpu", "--no-flip", "b"], {"flip"}) == "b"
     assert command_line.peek_positional(["--device=cpu"], set()) is None
     assert command_line.peek(["--data", "a", "--data=b"], "data") == "b"
+
+
+def test_underscores_in_flags_are_as_good_as_dashes_before_the_command_line_is_parsed_too() -> None:
+    assert command_line.peek_positional(["--channels_last", "runs/a"], {"channels-last"}) == "runs/a"
+    assert command_line.peek_positional(["--no_flip", "runs/a"], {"flip"}) == "runs/a"
+    assert command_line.peek(["--num_classes", "3"], "num-classes") == "3"
+    assert command_line.peek(["--num_classes=3"], "num-classes") == "3"

@@ -69,6 +69,15 @@ def test_evaluate_repeats_the_result_of_the_run(run: Path, tmp_path: Path) -> No
     assert result["iou"] == before["iou"]
 
 
+def test_evaluate_writes_nothing_but_the_json_to_standard_output(run: Path, capsysbinary) -> None:
+    folder = run.parent / "drawn"
+    assert evaluate.main([str(run), "--json", "-", "--device", "cpu", "--picture-folder", str(folder)]) == 0
+    output, error = capsysbinary.readouterr()
+    assert json.loads(output)["images"] == 2
+    assert b"IoU in %" in error
+    assert b"drew 2 pictures" in error
+
+
 def test_evaluate_works_at_one_scale_other_than_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(run / "best.pt"), "--scales", "0.5", "--device", "cpu"]) == 0
     assert "scale 0.5" in capsys.readouterr().out
@@ -89,6 +98,11 @@ def test_evaluate_takes_published_files_and_draws(run: Path, tmp_path: Path) -> 
         (["--scales", "0.5,2"], "scales: got 0.5,2.0, expected"),
         (["--model", "hrnet_small_ocr"], "num_classes: got None, expected the number of the checkpoint's classes"),
         (["--model", "hrnet_small_ocr", "--num-classes", "7"], "7 of another shape|4 of another shape"),
+        (
+            ["--model", "hrnet_small_ocr", "--num-classes", "-1"],
+            "num_classes: got '-1', expected a whole number above 0",
+        ),
+        (["--pictures", "-1"], "pictures: got -1, expected a number not below 0"),
         (["--model", "resnet", "--num-classes", "11"], "model: got 'resnet', expected one of"),
         (["--data", "camvid"], "camvid needs the folder"),
         (["--long-edge", "-5"], "long_edge: got -5, expected a number not below 0"),
@@ -104,6 +118,20 @@ def test_evaluate_explains_what_is_wrong(
     assert evaluate.main([str(run), "--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
     assert any(m in error for m in message.split("|")), error
+
+
+def test_the_older_length_is_the_number_of_images_of_the_split_that_is_evaluated(run: Path) -> None:
+    for split, size in (("train", 3), ("val", 1)):
+        command, trained = evaluate.parse([str(run), "--split", split, "--length", str(size)])
+        assert trained is not None
+        assert len(evaluate.open_data(command, trained)) == size
+
+
+def test_older_pictures_name_a_folder_only_where_a_folder_stands(run: Path) -> None:
+    evaluated = evaluate.parse([str(run), "--pictures", "drawn", "--picture-count", "3"])[0]
+    assert (evaluated.picture_folder, evaluated.run.evaluation.pictures) == ("drawn", 3)
+    with pytest.raises(SystemExit):
+        evaluate.parse([str(run), "--pictures", "--flip"])
 
 
 def test_evaluate_refuses_data_of_other_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +187,11 @@ def test_train_explains_what_is_wrong_before_it_begins(
     assert train.main([*begin, *small, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error[error.index("error: ") :]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_hook_that_does_not_exist_leaves_no_run_behind(tmp_path: Path) -> None:
+    assert train.main([*SMALL, "--batch-hook", "json:absent", "--output", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
 
 

@@ -111,3 +111,16 @@ def test_objects_are_found_by_name_and_written_by_name() -> None:
         settings.load_object("absent_module:x", "data")
     with pytest.raises(SettingError, match="data: got 'collections:absent', expected a name in collections"):
         settings.load_object("collections:absent", "data")
+    for incomplete in (":", ":x", "collections:"):
+        with pytest.raises(SettingError, match=f"data: got '{incomplete}', expected package.module:name"):
+            settings.load_object(incomplete, "data")
+
+
+def test_two_options_of_one_name_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Both:
+        blur: float = 0.0
+        colours: Colours = field(default_factory=Colours)
+
+    with pytest.raises(SettingError, match=r"blur: got 'two options, blur and colours\.blur', expected one"):
+        settings.replace(Both(), {"blur": 1.0})

@@ -197,7 +197,9 @@ def _build_with_cache(builder: _Builder, stamps: _Stamps, cache: Path, quiet: bo
     identity = "\n".join(
         [f"format {FORMAT}, tile {builder.tile}", getattr(builder.dataset, "identity", ""), *builder.classes.names]
     )
-    key = hashlib.blake2b("\n".join([identity, *stamps.names]).encode(), digest_size=12).hexdigest()
+    key = hashlib.blake2b(
+        "\n".join([identity, *stamps.names]).encode(errors="surrogateescape"), digest_size=12
+    ).hexdigest()
     path = cache / f"{key}.index.npz"
     rows, trouble = _Rows(len(stamps.names)), None
     with contextlib.ExitStack() as stack:

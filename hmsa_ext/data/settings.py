@@ -69,7 +69,7 @@ class DataSettings:
         return cls(name, source_type(name)(**options))
 
     def open(self, split: str) -> Dataset:
-        """One split, cut to ``length`` (train) or ``val_length`` (val). Raises DataError."""
+        """One split, cut to ``length`` (train) or ``val_length`` (any other). Raises DataError."""
         return self.source.open(split, length=self._length_of(split))
 
     def find(self, split: str) -> Listing:
@@ -82,7 +82,7 @@ class DataSettings:
         return listing
 
     def _length_of(self, split: str) -> int | None:
-        return {"train": self.length, "val": self.val_length}.get(split)
+        return self.length if split == "train" else self.val_length
 
     @property
     def extra_split(self) -> str | None:

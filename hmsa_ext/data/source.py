@@ -95,7 +95,10 @@ def source_of_function(function: Callable[..., Dataset]) -> type:
     Raises :class:`hmsa_ext.settings.SettingError` for parameters that are no options: positional ones and ``*args``.
     """
     name = getattr(function, "__qualname__", repr(function))
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # some built-ins have no signature
+        parameters = []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if (
@@ -123,10 +126,10 @@ def source_of_function(function: Callable[..., Dataset]) -> type:
         missing = [option for option in required if options[option] is None]
         if missing:
             raise DataError(f"{missing[0]}: {name} needs a value; got none")
-        if takes_length:
-            return function(split, **options, length=length)
-        dataset = function(split, **options)
-        return dataset if length is None else First(dataset, length)
+        dataset = function(split, **options, **({"length": length} if takes_length else {}))
+        if not isinstance(dataset, Dataset):
+            raise DataError(f"data: {name}({split!r}) gave {dataset!r:.60}; expected a Dataset (see hmsa_ext.data)")
+        return dataset if length is None or takes_length else First(dataset, length)
 
     namespace = {
         "splits": (),

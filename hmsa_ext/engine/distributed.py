@@ -5,6 +5,7 @@ Without torchrun every function here is the identity, so that the loop has no se
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,16 @@ from hmsa_ext.settings import SettingError
 
 @dataclass(frozen=True)
 class Process:
-    """This process's place among those of the run."""
+    """This process's place among those of the run.
+
+    ``text_to_stderr``: what is printed goes to standard error, since standard output carries a result.
+    """
 
     device: torch.device
     reason: str = ""
     rank: int = 0
     world_size: int = 1
+    text_to_stderr: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -34,7 +39,7 @@ class Process:
     def print(self, *words: object) -> None:
         """Prints on the main process only."""
         if self.is_main:
-            print(*words, flush=True)
+            print(*words, file=sys.stderr if self.text_to_stderr else sys.stdout, flush=True)
 
 
 @contextlib.contextmanager

@@ -149,8 +149,8 @@ def evaluate(
     metrics: what to measure besides, new objects (see :mod:`hmsa_ext.engine.metrics`); their results are the result's
         ``more``. The confusion matrices are always there.
 
-    Raises :class:`EvaluationError` at the end when there were labels that are neither a class nor ignored, or when the
-    results of two metrics have one name.
+    Raises :class:`EvaluationError` at the end when there were labels that are neither a class nor ignored, when the
+    results of two metrics have one name, and when a result is no number.
     """
     begin, images = time.perf_counter(), 0
     scales = tuple(sorted(float(s) for s in scales))
@@ -176,7 +176,7 @@ def evaluate(
     more: dict[str, Any] = {}
     taken = set(result.to_dict())
     for metric in metrics:
-        found = metric.result()
+        found = _checked(metric)
         if twice := taken & set(found):
             raise EvaluationError(f"metrics: the result already has {', '.join(sorted(twice))}; expected other names")
         taken |= set(found)
@@ -273,6 +273,26 @@ def _has_ways(value: Any, ways: Sequence[str]) -> bool:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checked(metric: Metric) -> dict[str, Any]:
+    """The result of a metric; tensors of one number become that number. Anything else could not be written."""
+    found, kind = metric.result(), type(metric).__qualname__
+    if not isinstance(found, Mapping):
+        raise EvaluationError(f"metrics: {kind}.result() gave {found!r:.60}; expected a dictionary")
+
+    def number(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): number(x, f"{name}/{key}") for key, x in value.items()}
+        if isinstance(value, list | tuple):
+            return [number(x, name) for x in value]
+        if getattr(value, "size", None) == 1 or (isinstance(value, Tensor) and value.numel() == 1):
+            value = value.item()
+        if value is not None and not _is_number(value):
+            raise EvaluationError(f"metrics: {kind} gave {value!r:.60} as {name}; expected a number, or several")
+        return value
+
+    return {str(name): number(value, str(name)) for name, value in found.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -336,13 +336,16 @@ def build_metrics(names: Sequence[str], classes: ClassTable) -> list[Metric]:
     """New metrics by their names, for one evaluation.
 
     Raises :class:`hmsa_ext.settings.SettingError` for a name that is neither one of ``METRICS`` nor
-    ``package.module:factory``.
+    ``package.module:factory``, and for a factory whose object is no metric.
     """
     found = []
     for name in names:
         if name not in METRICS and ":" not in name:
             raise SettingError("metrics", name, METRIC_NAMES)
-        metric = (METRICS[name] if name in METRICS else load_object(name, "metrics"))(classes)
+        factory: Any = METRICS[name] if name in METRICS else load_object(name, "metrics")
+        if not callable(factory):
+            raise SettingError("metrics", name, f"a factory (classes) of an object, not {factory!r:.60}")
+        metric: Any = factory(classes)
         missing = [method for method in ("update", "reduce", "result") if not callable(getattr(metric, method, None))]
         if missing:
             raise SettingError("metrics", name, f"a factory of an object that has {', '.join(missing)}")

@@ -24,7 +24,7 @@ from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.metrics import build_metrics
-from hmsa_ext.engine.settings import TrainSettings, with_fitted
+from hmsa_ext.engine.settings import TrainSettings, unnamed_parts, with_fitted
 from hmsa_ext.files import writable_folder
 from hmsa_ext.settings import SettingError
 
@@ -162,6 +162,13 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
     old = None if resume is None else checkpoint.run_folder(resume)
     if process.is_main:
         _check_output(train, old)
+    if isinstance(train.crops.batch_hook, str):
+        settings.load_object(train.crops.batch_hook, "batch_hook")  # said now, not when a run has been begun
+    for option, part in unnamed_parts(train).items():
+        process.print(
+            f"note   {option}: {part} cannot be imported by this name, so that no command can resume or evaluate this "
+            "run; a function or class at the top of a module can"
+        )
 
     train, training, val_set = _build_data(train, process)
     classes, optimisation = val_set.classes, train.optimisation

@@ -144,13 +144,15 @@ class TrainSettings:
         named = values.pop("data", None) or DataSettings().name
         moved = data is not None and data != named
         start = cls.of(data if data is not None and moved else named)
+        values.pop("resume", None)  # checkpoints of the version before have it among the settings
         own = {name for option in settings.options(start) for name in (option.name, *option.was)}
         if moved:  # what is not known then is an option of the data set that was named
             of_source = {option.name for option in settings.options(start.data.source)}
             values = {name: value for name, value in values.items() if name in own - of_source}
         for option in _options_of_all_sets():
             for name in {option.name, *option.was} & values.keys():
-                if name not in own and values[name] in (None, [], settings.to_plain(option.value)):
+                unset = values[name] is None and not option.optional  # there null stood for the default
+                if unset or (name not in own and values[name] in (None, [], settings.to_plain(option.value))):
                     del values[name]
         try:
             return settings.replace(start, values)
@@ -191,6 +193,24 @@ def differences(before: Mapping[str, Any], now: TrainSettings) -> dict[str, tupl
         value = settings.to_plain(option.value)
         if not option.free and option.name in before and before[option.name] != value:
             found[option.name] = before[option.name], value
+    return found
+
+
+def unnamed_parts(train: TrainSettings) -> dict[str, str]:
+    """Settings whose function or class cannot be imported by the name that files get: ``{setting: that name}``.
+
+    Such are lambdas, functions in functions, objects that are called, and what a script or notebook defines itself.
+    """
+    found = {}
+    for option in settings.options(train):
+        if callable(option.value):
+            name = str(settings.to_plain(option.value))
+            try:
+                named = not name.startswith("__main__:") and settings.load_object(name, option.name) is option.value
+            except (SettingError, ImportError):
+                named = False
+            if not named:
+                found[option.name] = name
     return found
 
 

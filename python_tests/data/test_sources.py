@@ -124,6 +124,17 @@ def test_a_function_may_cut_to_a_length_itself_and_a_class_of_data_sets_is_a_fun
         data.source_type(lambda *arguments: None)
 
 
+def no_data_set(split):
+    return None
+
+
+def test_a_function_that_makes_no_data_set_is_named():
+    with pytest.raises(data.DataError, match=r"data: no_data_set\('val'\) gave None; expected a Dataset"):
+        data.DataSettings.of(no_data_set).open("val")
+    with pytest.raises(SettingError, match="data: got 'int', expected a function of"):
+        data.DataSettings.of("builtins:int")
+
+
 def test_a_training_set_of_a_foreign_data_set_is_opened_from_settings():
     chosen = data.DataSettings.of(Mine)
     training, reason = data.open_training(chosen, data.Sampling(), data.Augment((16, 24)), seed=0, quiet=True)

@@ -1,7 +1,7 @@
 """Evaluation: every reading of one pass is scored as it would be by hand."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -228,6 +228,26 @@ def test_a_metric_of_ones_own_sees_every_batch_and_stands_in_the_result(device: 
     assert result.scalars()["seen"] == 2
     assert result.scalars()["wrong"] == 1
     assert "1.0000" in next(line for line in table(result).splitlines() if line.startswith("wrong"))
+
+
+def test_results_of_metrics_are_numbers_so_that_nothing_is_lost_when_they_are_written(device: torch.device) -> None:
+    def more(results: Any) -> Mapping[str, Any]:
+        class Given(Names):
+            def result(self) -> dict[str, Any]:
+                return results
+
+        model = Scripted({1.0: [[0, 1]]}, {})
+        return evaluate(model, [batch([[0, 1]])], CLASSES, (1.0,), Process(device), metrics=[Given()]).more
+
+    numbers = {"a": torch.tensor(0.5), "b": {"1.0": np.float32(0.25)}, "c": [np.int64(3)]}
+    assert more(numbers) == {"a": 0.5, "b": {"1.0": 0.25}, "c": [3]}
+    assert json.dumps(more(numbers))
+    with pytest.raises(
+        EvaluationError, match=r"metrics: .*Given gave tensor\(\[1\., 1\.\]\) as a/b; expected a number"
+    ):
+        more({"a": {"b": torch.ones(2)}})
+    with pytest.raises(EvaluationError, match=r"metrics: .*Given\.result\(\) gave None; expected a dictionary"):
+        more(None)
 
 
 def test_two_metrics_with_one_result_are_refused(device: torch.device) -> None:

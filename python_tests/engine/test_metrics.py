@@ -127,6 +127,10 @@ def test_metrics_by_name_are_new_objects(tmp_path: Path, monkeypatch: pytest.Mon
         build_metrics(["dice"], CLASSES)
     with pytest.raises(SettingError, match=r"metrics: got 'own_metric:nothing', expected .* has update, reduce"):
         build_metrics(["own_metric:nothing"], CLASSES)
+    with pytest.raises(
+        SettingError, match=r"metrics: got 'math:pi', expected a factory \(classes\) of an object, not 3"
+    ):
+        build_metrics(["math:pi"], CLASSES)
     with pytest.raises(SettingError, match="metrics: got 'own_metric:Absent'"):
         build_metrics(["own_metric:Absent"], CLASSES)
 

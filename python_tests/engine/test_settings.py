@@ -1,13 +1,15 @@
 """The settings of a training: where values come from, and what a bad one says."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from hmsa_ext import HmsaError, settings, train
+from hmsa_ext import HmsaError, models, settings, train
 from hmsa_ext.data import NAMES
-from hmsa_ext.engine.settings import TrainSettings
+from hmsa_ext.engine.settings import TrainSettings, unnamed_parts
 from hmsa_ext.settings import SettingError
 
 
@@ -79,6 +81,17 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     assert TrainSettings.read(yaml.safe_load((tmp_path / "config.yaml").read_text())) == found
 
 
+def test_parts_that_files_cannot_name_are_found() -> None:
+    defaults = TrainSettings.of("synthetic")
+    assert unnamed_parts(defaults) == {}
+    assert unnamed_parts(settings.replace(defaults, {"model": models.build})) == {}
+    unnamed: list[Callable[..., object]] = [lambda classes: models.build("hrnet_small_ocr", classes)]
+    unnamed.append(functools.partial(models.build, "hrnet_small_ocr"))
+    for part in unnamed:
+        changed = settings.replace(defaults, {"model": part, "batch_hook": part})
+        assert list(unnamed_parts(changed)) == ["batch_hook", "model"]
+
+
 def test_a_configuration_of_the_version_before_is_read() -> None:
     recipe = Path(__file__).parents[2] / "docs" / "camvid" / "recipe.yaml"
     found = parse("--config", str(recipe), "--root", "x")
@@ -87,6 +100,9 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
     with pytest.raises(HmsaError, match=r"fold: .*(kitti|cityscapes)"):
         TrainSettings.read({"data": "camvid", "fold": 2})
     assert TrainSettings.read({"data": "camvid", "fold": 0, "extra": "none", "version": None}).data.name == "camvid"
+    # It wrote null where a data set decides, and into checkpoints which run was resumed.
+    main_job = {"data": "synthetic", "size": None, "root": None, "output": None, "resume": None}
+    assert TrainSettings.read(main_job) == TrainSettings.of("synthetic")
 
 
 @pytest.mark.parametrize(
