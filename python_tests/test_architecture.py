@@ -13,7 +13,7 @@ import pytest
 
 import hmsa_ext
 from hmsa_ext import evaluate, info, settings, train
-from hmsa_ext.data import NAMES, stats
+from hmsa_ext.data import NAMES, DataSettings, stats
 from hmsa_ext.data.scan import command as scan
 from hmsa_ext.engine.settings import TrainSettings
 
@@ -80,20 +80,17 @@ def test_losses_take_only_the_outputs_of_models() -> None:
     assert {name for name in taken if layer(name) == "models"} == {"models.scale_outputs.ScaleOutputs"}
 
 
-def commands(data: str) -> dict[str, object]:
-    found = {
-        "train": train.Train(training=TrainSettings.of(data)),
-        "evaluate": evaluate.Evaluate(run=TrainSettings.of(data)),
-        "stats": stats.StatsSettings.of(data),
-        "info": info.Info(),
-    }
-    return found | {"scan": scan.ScanSettings(scan.DataSettings.of(data))}
+def commands(data: str) -> list[object]:
+    """The settings of each command for a data set."""
+    training = TrainSettings.of(data)
+    about_data = [scan.ScanSettings(DataSettings.of(data)), stats.StatsSettings.of(data)]
+    return [train.Train(training=training), evaluate.Evaluate(run=training), info.Info(), *about_data]
 
 
 @pytest.mark.parametrize("data", NAMES)
 def test_an_option_is_declared_once_for_all_commands(data: str) -> None:
     declared: dict[str, set[tuple[object, str, tuple[str, ...]]]] = {}
-    for command in commands(data).values():
+    for command in commands(data):
         for option in settings.options(command):
             declared.setdefault(option.name, set()).add((option.kind, option.help, option.was))
     # Commands say these few for themselves, since they do other work.
@@ -102,7 +99,7 @@ def test_an_option_is_declared_once_for_all_commands(data: str) -> None:
 
 def test_one_idea_has_one_spelling() -> None:
     kinds: dict[tuple[object, str], set[str]] = {}
-    for command in commands("cityscapes").values():
+    for command in commands("cityscapes"):
         for option in settings.options(command):
             kinds.setdefault((option.kind, option.help), set()).add(option.name)
     assert [names for names in kinds.values() if len(names) > 1] == []
