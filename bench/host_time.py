@@ -4,10 +4,10 @@
     python -m bench.host_time --json host_time.json
     python -m bench.host_time --only cross_entropy --rounds 200
 
-``op`` is ``torch.ops.hmsa.*`` on inputs that need no gradient, ``function`` the form for people, ``recorded`` the same
-on inputs that need gradients, and ``backward`` that and then ``torch.autograd.grad`` with a given gradient. Each figure
-is the median over the rounds of the mean of some calls, on one thread, in time of the processor: what other processes
-do meanwhile does not count. A GPU's kernels can start no faster than this.
+``op`` is ``torch.ops.hmsa.*`` on inputs that need no gradient, ``function`` the public Python function, ``recorded``
+the same on inputs that need gradients, and ``backward`` that and then ``torch.autograd.grad`` with a given gradient.
+Each figure is the median over the rounds of the mean of some calls, on one thread, in time of the processor: other
+processes do not count. A GPU's kernels can start no faster than this.
 """
 
 from __future__ import annotations

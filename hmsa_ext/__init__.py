@@ -47,4 +47,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    hidden = {"TYPE_CHECKING", "annotations", "importlib"}
+    return sorted({*globals(), *__all__} - hidden)

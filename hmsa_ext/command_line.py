@@ -56,7 +56,7 @@ def run(command: Callable[[list[str]], int], arguments: Sequence[str] | None = N
     except Terminated:
         return _end("terminated", TERMINATED)
     except BrokenPipeError:
-        # Whoever read our output is gone; closing it would fail once more.
+        # The reader of our output is gone; closing the output would fail once more.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _end("error: the reader of the output has gone away", WRONG_USE)

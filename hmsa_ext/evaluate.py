@@ -23,7 +23,7 @@ from torch import nn
 
 from hmsa_ext import command_line, data, models, settings
 from hmsa_ext.data import NAMES, Dataset, source_type
-from hmsa_ext.data.commands import older_version, options_of_others
+from hmsa_ext.data.commands import flags_of_others, older_version
 from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
@@ -114,7 +114,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
         start = Evaluate(run=run)
     command = command_line.parse(
         start, arguments, prog=prog, description=__doc__ or "", older=_older(arguments), shown=_is_shown,
-        elsewhere=options_of_others(start.run.data.name),
+        elsewhere=flags_of_others(start.run.data.name),
     )  # fmt: skip
     return command, trained
 

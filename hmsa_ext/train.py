@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hmsa_ext import command_line, settings
-from hmsa_ext.data.commands import older_version, options_of_others
+from hmsa_ext.data.commands import flags_of_others, older_version
 from hmsa_ext.engine import checkpoint, distributed, loop, results
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.run import CONFIG, open_run
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
     start = TrainSettings.read(values, data=command_line.peek(arguments, "data"))
     command = command_line.parse(
         Train(training=start), arguments, prog=prog, description=__doc__ or "", older=OLDER,
-        elsewhere=options_of_others(start.data.name),
+        elsewhere=flags_of_others(start.data.name),
     )  # fmt: skip
     if resume is not None:
         _require_same_computation(TrainSettings.read(before), command.training)

@@ -29,7 +29,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory):
-    """Nothing that tests index is left in the cache of whoever runs them."""
+    """Tests write no index into the cache of the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HMSA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

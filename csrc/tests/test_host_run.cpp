@@ -438,7 +438,7 @@ void errors_leave_nothing_behind() {
   HMSA_LAUNCH(nothing, 1, 32, 0, nullptr);
   EXPECT_EQUAL(cudaSetDevice(99), cudaErrorInvalidValue);
   HMSA_LAUNCH(nothing, 1, 32, 0, nullptr);
-  EXPECT_EQUAL(cudaGetLastError(), cudaErrorInvalidValue);  // still there for whoever called that
+  EXPECT_EQUAL(cudaGetLastError(), cudaErrorInvalidValue);  // still there for the caller
   EXPECT_EQUAL(cudaGetLastError(), cudaSuccess);
   EXPECT_THROWS(hmsa::cuda::check(cudaSetDevice(99), "cudaSetDevice"), "cudaSetDevice: invalid argument");
   EXPECT_EQUAL(cudaPeekAtLastError(), cudaSuccess);

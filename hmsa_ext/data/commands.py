@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmsa_ext import command_line
-from hmsa_ext.data.by_name import NAMES, source_type
-from hmsa_ext.data.settings import object_name
-from hmsa_ext.settings import options
+from hmsa_ext.data.by_name import NAMES
+from hmsa_ext.data.settings import options_of_others
 
 
 def required_data(arguments: Sequence[str], command: str) -> str:
@@ -29,15 +28,6 @@ def older_version(value: str) -> list[str] | None:
     return ["--vistas-version", value] if value.removeprefix("v") in ("1.2", "2.0") else None
 
 
-def options_of_others(name: Any) -> dict[str, str]:
+def flags_of_others(name: Any) -> dict[str, str]:
     """Flags that only other data sets have, each with the text of the error; for :func:`command_line.parse`."""
-    own = {option.flag for option in options(source_type(name)())}
-    owners: dict[str, list[str]] = {}
-    for other in NAMES:
-        for option in options(source_type(other)()):
-            owners.setdefault(option.flag, []).append(other)
-    return {
-        flag: f"{object_name(name)} has no such option; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
-        for flag, others in owners.items()
-        if flag not in own
-    }
+    return {option.replace("_", "-"): text for option, text in options_of_others(name).items()}

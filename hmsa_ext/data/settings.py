@@ -12,7 +12,7 @@ from hmsa_ext.data.index import cache_folder
 from hmsa_ext.data.labelled_files import Listing
 from hmsa_ext.data.types import Dataset
 from hmsa_ext.parts import Part, one_of
-from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, validate
+from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, options, validate
 
 
 def object_name(value: Any) -> str:
@@ -32,6 +32,24 @@ def recipe(name: Any) -> Mapping[str, object]:
     (112, 224)
     """
     return getattr(source_type(name), "recipe", {})
+
+
+def options_of_others(name: Any) -> dict[str, str]:
+    """Options that only other data sets have, by flat name, each with the text of the error.
+
+    >>> options_of_others("camvid")["vistas_version"]
+    'camvid has no such option; mapillary has it'
+    """
+    own = {option.name for option in options(source_type(name)())}
+    owners: dict[str, list[str]] = {}
+    for other in NAMES:
+        for option in options(source_type(other)()):
+            owners.setdefault(option.name, []).append(other)
+    return {
+        option: f"{object_name(name)} has no such option; {', '.join(have)} {'has' if len(have) == 1 else 'have'} it"
+        for option, have in owners.items()
+        if option not in own
+    }
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 
 from hmsa_ext import command_line
 from hmsa_ext.data.augment import Augment
-from hmsa_ext.data.commands import older_version, options_of_others, required_data
+from hmsa_ext.data.commands import flags_of_others, older_version, required_data
 from hmsa_ext.data.index import ClassIndex
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.progress import reader_threads, report
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> int:
     defaults = StatsSettings.of(required_data(arguments, "stats"))
     description = (__doc__ or "").rstrip()
-    others = options_of_others(defaults.data.name)
+    others = flags_of_others(defaults.data.name)
     count(command_line.parse(defaults, arguments, prog=PROG, description=description, older=_OLDER, elsewhere=others))
     return 0
 

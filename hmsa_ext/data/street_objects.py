@@ -96,7 +96,7 @@ def draw_car(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, lea
 
 
 def draw_person(dice: Dice, canvas: Canvas, camera: Camera, x: float, z: float, leaves: Colour, haze: Colour) -> None:
-    """Someone who stands or walks: two legs, a body, arms and a head; far away a streak of one or two pixels."""
+    """A person, standing or walking: two legs, a body, arms and a head; far away a streak of one or two pixels."""
     fog = z / (z + 160)
     tall = dice.between(1.55, 1.9)
     size = camera.pixels(tall, z)

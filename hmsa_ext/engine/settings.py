@@ -16,8 +16,7 @@ import yaml
 
 from hmsa_ext import settings
 from hmsa_ext.data import NAMES, Augment, DataError, DataSettings, Sampling, source_type
-from hmsa_ext.data.commands import options_of_others
-from hmsa_ext.data.settings import recipe
+from hmsa_ext.data.settings import options_of_others, recipe
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.files import write_text
 from hmsa_ext.losses import LossSettings
@@ -157,7 +156,7 @@ class TrainSettings:
         try:
             return settings.replace(start, values)
         except UnknownSettingError as error:
-            reason = options_of_others(start.data.name).get(error.name.replace("_", "-"))
+            reason = options_of_others(start.data.name).get(error.name)
             if reason is None:
                 raise
             raise DataError(f"{error.name}: {reason}") from None

@@ -1,4 +1,4 @@
-"""What the check before training, and whoever reads label maps, is told of an item; how far it is."""
+"""Problems of an item that the check before training and the readers of label maps report, and their progress."""
 
 import sys
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hmsa_ext import data, settings
-from hmsa_ext.data.commands import options_of_others, required_data
+from hmsa_ext.data.commands import flags_of_others, required_data
 from hmsa_ext.settings import POSITIVE, Flag, SettingError
 
 from .picture_sets import Blocks
@@ -182,7 +182,7 @@ def test_the_recipe_of_the_scenes_holds_the_settings_of_the_main_job():
 
 
 def test_commands_about_data_know_flags_of_other_data_sets():
-    text = options_of_others("camvid")
+    text = flags_of_others("camvid")
     assert text["fold"] == "camvid has no such option; cityscapes, kitti have it"
     assert text["description"] == "camvid has no such option; folder has it"
     assert "root" not in text

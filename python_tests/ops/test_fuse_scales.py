@@ -180,7 +180,7 @@ def test_every_instruction_set_is_right(level):
 # ---- the public function ----------------------------------------------------------------------------------------
 
 
-def test_friendly_form_takes_scales_in_any_order(device):
+def test_public_function_takes_scales_in_any_order(device):
     problem = make_problem([2.0, 1.0, 0.5], (24, 36), device=device)
     two, one, half = problem.logits
     of_one, of_half = problem.attention
@@ -189,7 +189,7 @@ def test_friendly_form_takes_scales_in_any_order(device):
     assert torch.equal(hmsa_ext.fuse_scales(*problem.args()), expected)
 
 
-def test_friendly_form_refuses_a_scale_given_twice():
+def test_public_function_refuses_a_scale_given_twice():
     problem = make_problem([1.0, 0.5], (16, 24))
     with pytest.raises(ValueError, match=r"scales is \[1.0, 1.0\]; expected every scale once"):
         hmsa_ext.fuse_scales(problem.logits, problem.attention, [1.0, 1.0], (16, 24))

@@ -126,7 +126,7 @@ def test_large_logits_do_not_overflow(device):
 # ---- forms, errors ----------------------------------------------------------------------------------------------
 
 
-def test_friendly_form_takes_scales_in_any_order(device):
+def test_public_function_takes_scales_in_any_order(device):
     problem = make_problem([2.0, 1.0, 0.5], (24, 36), device=device)
     two, one, half = problem.logits
     of_one, of_half = problem.attention

@@ -297,10 +297,10 @@ def test_a_wrong_label_is_loud(device, dtype, wrong, reduction):
         assert loss.isnan()
 
 
-# ---- the forms for people ---------------------------------------------------------------------------------------
+# ---- the public functions ---------------------------------------------------------------------------------------
 
 
-def test_friendly_form_takes_scales_in_any_order(device):
+def test_public_function_takes_scales_in_any_order(device):
     problem = make_problem([2.0, 1.0, 0.5], (24, 36), device=device)
     target = make_target(problem)
     two, one, half = problem.logits

@@ -79,7 +79,7 @@ class ChainBackward {
     source_.begin_part(scratch_, b, tiles.output);
     if (!chain_.class_wise) {
       run_channels(b, 0, inputs_.classes);
-    } else {  // each channel with its attention is a problem of its own
+    } else {  // computed as single-channel problems
       for (int64_t c = 0; c < inputs_.classes; ++c) run_channels(b, c, c + 1);
     }
     scratch_.rewind(start);

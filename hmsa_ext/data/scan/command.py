@@ -18,7 +18,7 @@ from typing import Annotated
 
 from hmsa_ext import command_line
 from hmsa_ext.data.by_name import NAMES, source_type
-from hmsa_ext.data.commands import older_version, options_of_others, required_data
+from hmsa_ext.data.commands import flags_of_others, older_version, required_data
 from hmsa_ext.data.scan.findings import judge, suggested_description
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
@@ -66,7 +66,7 @@ def _command(arguments: list[str]) -> int:
     description = (__doc__ or "").rstrip()
     older = {"version": older_version}
     chosen = command_line.parse(
-        defaults, arguments, prog=PROG, description=description, older=older, elsewhere=options_of_others(name)
+        defaults, arguments, prog=PROG, description=description, older=older, elsewhere=flags_of_others(name)
     )
     return scan(chosen)
 

@@ -31,7 +31,7 @@ class Finding:
     """One result of a scan.
 
     severity: "error" when training would fail or learn nothing, "warning" when it would suffer, "note" otherwise.
-    kind: one word for programs; text: for people; files: the files concerned; advice: how to mend it.
+    kind: one word, for JSON. text: the message. files: the files concerned. advice: how to mend them.
     """
 
     severity: str

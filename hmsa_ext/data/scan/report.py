@@ -1,4 +1,4 @@
-"""A scan as text for people and as JSON for programs."""
+"""A scan as text and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS_SHOWN = 40
 
 
 def as_text(name: str, root: str | Path, scans: Sequence[SplitScan], findings: Sequence[Finding]) -> str:
-    """Text for people: files, stored values, classes, and last the findings with advice."""
+    """The printed report: files, stored values, classes, and last the findings with advice."""
     lines = [f"{name} in {root}"]
     for scan in scans:
         lines += ["", *_about_files(scan)]
