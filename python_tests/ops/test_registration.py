@@ -20,7 +20,8 @@ PUBLIC = [name for name in registration.names() if not name.startswith("_")]
 
 def test_names_are_those_of_all_ops():
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hmsa::")}
-    assert registered == {f"hmsa::{name}" for name in registration.names()}
+    # A question to the library about itself takes no tensor: PyTorch has nothing to know of it.
+    assert registered - {"hmsa::_instruction_set"} == {f"hmsa::{name}" for name in registration.names()}
     assert registration.names() == sorted(set(registration.names()))
 
 
