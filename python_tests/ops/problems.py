@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Problem:
     size: tuple[int, int]
     align_corners: bool = False
 
-    def args(self) -> tuple:
+    def args(self) -> tuple[list[Tensor], list[Tensor], list[float], tuple[int, int]]:
         return self.logits, self.attention, self.scales, self.size
 
     def inputs(self) -> list[Tensor]:
@@ -35,7 +36,7 @@ class Problem:
 
         return Problem(convert(self.logits), convert(self.attention), self.scales, self.size, self.align_corners)
 
-    def fuse(self, function=torch.ops.hmsa.fuse_scales) -> Tensor:
+    def fuse(self, function: Callable[..., Tensor] = torch.ops.hmsa.fuse_scales) -> Tensor:
         return function(*self.args(), align_corners=self.align_corners)
 
     def reference(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,11 +23,17 @@ CROP = (
     torch.tensor([False]), torch.tensor([[1.0, 1.0, 1.0, 0.0]]),
 )  # fmt: skip
 COLOURS = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+# The modules without their types, for the calls that a type checker refuses as well.
+untyped, untyped_ops, untyped_losses = (cast(Any, module) for module in (hmsa_ext, ops, losses))
 ON_CHAINS: dict[str, Callable] = {
-    "fuse_scales": lambda *chain: hmsa_ext.fuse_scales(*chain, SIZE),
-    "fuse_scales_argmax": lambda *chain: hmsa_ext.fuse_scales_argmax(*chain, SIZE),
-    "fuse_scales_cross_entropy": lambda *chain: hmsa_ext.fuse_scales_cross_entropy(*chain, TARGET),
-    "fuse_scales_rmi": lambda *chain: ops.fuse_scales_rmi(*chain, TARGET),
+    "fuse_scales": lambda logits, attention, scales: hmsa_ext.fuse_scales(logits, attention, scales, SIZE),
+    "fuse_scales_argmax": lambda logits, attention, scales: hmsa_ext.fuse_scales_argmax(
+        logits, attention, scales, SIZE
+    ),
+    "fuse_scales_cross_entropy": lambda logits, attention, scales: hmsa_ext.fuse_scales_cross_entropy(
+        logits, attention, scales, TARGET
+    ),
+    "fuse_scales_rmi": lambda logits, attention, scales: ops.fuse_scales_rmi(logits, attention, scales, TARGET),
 }
 # Chains that are none, the error, and its words.
 BAD_CHAINS = {
@@ -54,39 +61,39 @@ def test_chains_that_are_none_are_named(name, case):
 
 
 CALLS = {
-    "array for one map": (lambda: hmsa_ext.upsample_argmax(np.zeros((1, 3, 4, 4)), SIZE), TypeError,
+    "array for one map": (lambda: untyped.upsample_argmax(np.zeros((1, 3, 4, 4)), SIZE), TypeError,
         r"^upsample_argmax: logits is a ndarray; expected a tensor \[B, C, h, w\]"),
-    "list for one map": (lambda: hmsa_ext.upsample_cross_entropy([Z], TARGET), TypeError,
+    "list for one map": (lambda: untyped.upsample_cross_entropy([Z], TARGET), TypeError,
         r"^upsample_cross_entropy: logits is a list; expected a tensor \[B, C, h, w\]"),
-    "one side": (lambda: hmsa_ext.upsample_argmax(Z, 64), TypeError,
+    "one side": (lambda: untyped.upsample_argmax(Z, 64), TypeError,
         r"^upsample_argmax: size is 64; expected two integers, \(height, width\)"),
-    "half a pixel": (lambda: hmsa_ext.fuse_scales([Z], [], [1.0], (1.5, 2)), TypeError,
+    "half a pixel": (lambda: untyped.fuse_scales([Z], [], [1.0], (1.5, 2)), TypeError,
         r"^fuse_scales: size is \(1.5, 2\); expected two integers, \(height, width\)"),
-    "whole float": (lambda: hmsa_ext.fuse_scales_argmax([Z], [], [1.0], (16.0, 16)), TypeError,
+    "whole float": (lambda: untyped.fuse_scales_argmax([Z], [], [1.0], (16.0, 16)), TypeError,
         r"^fuse_scales_argmax: size is \(16.0, 16\); expected two integers"),
-    "crop of half a pixel": (lambda: hmsa_ext.sample_crop(*CROP, (2.5, 2), *COLOURS), TypeError,
+    "crop of half a pixel": (lambda: untyped.sample_crop(*CROP, (2.5, 2), *COLOURS), TypeError,
         r"^sample_crop: size is \(2.5, 2\); expected two integers"),
-    "boxes of half a pixel": (lambda: ops.draw_class_uniform_boxes(
+    "boxes of half a pixel": (lambda: untyped_ops.draw_class_uniform_boxes(
         torch.tensor([[0, 0, 1, 1]]), torch.tensor([1, 1]), torch.tensor([[8, 8]]), (2.5, 2), scale=(1.0, 1.0),
         uniform_images=1, seed=0, epoch=0, first=0, count=1), TypeError,
         r"^draw_class_uniform_boxes: crop is \(2.5, 2\); expected two integers"),
-    "no target": (lambda: hmsa_ext.fuse_scales_cross_entropy([Z], [], [1.0], None), TypeError,
+    "no target": (lambda: untyped.fuse_scales_cross_entropy([Z], [], [1.0], None), TypeError,
         r"^fuse_scales_cross_entropy: target is None; expected a tensor \[B, H, W\]"),
-    "weight of numbers": (lambda: hmsa_ext.upsample_cross_entropy(Z, TARGET, weight=[1.0, 1.0, 1.0]), TypeError,
+    "weight of numbers": (lambda: untyped.upsample_cross_entropy(Z, TARGET, weight=[1.0, 1.0, 1.0]), TypeError,
         r"^fuse_scales_cross_entropy: weight is a list; expected a tensor \[C\]"),
-    "unknown option": (lambda: losses.cross_entropy([Z], [], [1.0], TARGET, smoothing=0.1), TypeError,
+    "unknown option": (lambda: untyped_losses.cross_entropy([Z], [], [1.0], TARGET, smoothing=0.1), TypeError,
         r"got 'smoothing'; expected options among weight, ignore_index, label_smoothing, align_corners"),
-    "odd labels": (lambda: hmsa_ext.upsample_cross_entropy(Z, TARGET.to(torch.uint16)), RuntimeError,
+    "odd labels": (lambda: untyped.upsample_cross_entropy(Z, TARGET.to(torch.uint16)), RuntimeError,
         r"target is uint16; expected uint8, int16, int32 or int64"),
-    "no prediction": (lambda: hmsa_ext.confusion_matrix(None, TARGET, 3), TypeError,
+    "no prediction": (lambda: untyped.confusion_matrix(None, TARGET, 3), TypeError,
         r"^confusion_matrix: prediction is None; expected a tensor"),
-    "labels of numpy": (lambda: ops.class_tile_centroids(TARGET.numpy(), 4, 3), TypeError,
+    "labels of numpy": (lambda: untyped_ops.class_tile_centroids(TARGET.numpy(), 4, 3), TypeError,
         r"^class_tile_centroids: labels is a ndarray; expected a tensor \[B, H, W\]"),
-    "no boxes": (lambda: hmsa_ext.sample_crop(*CROP[:2], None, *CROP[3:], (2, 2), *COLOURS), TypeError,
+    "no boxes": (lambda: untyped.sample_crop(*CROP[:2], None, *CROP[3:], (2, 2), *COLOURS), TypeError,
         r"^sample_crop: boxes is a NoneType; expected a tensor"),
-    "no images": (lambda: hmsa_ext.sample_crop([None], *CROP[1:], (2, 2), *COLOURS), TypeError,
+    "no images": (lambda: untyped.sample_crop([None], *CROP[1:], (2, 2), *COLOURS), TypeError,
         r"^sample_crop: images\[0\] is None; expected a tensor \[H, W, 3\]"),
-    "colours": (lambda: hmsa_ext.sample_crop(*CROP, (2, 2), None, COLOURS[1]), TypeError,
+    "colours": (lambda: untyped.sample_crop(*CROP, (2, 2), None, COLOURS[1]), TypeError,
         r"^sample_crop: mean is None; expected a list of numbers"),
 }  # fmt: skip
 
@@ -98,9 +105,9 @@ def test_what_does_not_fit_is_named(case):
         call()
 
 
-def test_integers_of_numpy_and_torch_are_sizes():
-    for size in (np.array([16, 24]), torch.tensor([16, 24]), torch.Size([16, 24])):
-        assert hmsa_ext.upsample_argmax(Z, size)[0].shape == (1, 16, 24)
+@pytest.mark.parametrize("size", [np.array([16, 24]), torch.tensor([16, 24]), torch.Size([16, 24])], ids=type)
+def test_integers_of_numpy_and_torch_are_sizes(size):
+    assert hmsa_ext.upsample_argmax(Z, size)[0].shape == (1, 16, 24)
 
 
 # ---- ignore_index -----------------------------------------------------------------------------------------------
@@ -183,4 +190,4 @@ def test_help_is_complete(function):
 
 def test_unknown_options_are_of_the_type_of_python():
     with pytest.raises(ArgumentTypeError, match=r"^fuse_scales_rmi: got 'weight'; expected options among ignore_index"):
-        losses.rmi_loss([Z], [], [1.0], TARGET, weight=torch.ones(3))
+        untyped_losses.rmi_loss([Z], [], [1.0], TARGET, weight=torch.ones(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.library import opcheck
 
 import hmsa_ext
@@ -14,7 +15,7 @@ LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 MEGABYTE = 1 << 20
 
 
-def random_labels(shape, classes: int, device, *, seed: int = 0, ignored: float = 0.2) -> tuple:
+def random_labels(shape, classes: int, device, *, seed: int = 0, ignored: float = 0.2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     prediction, target = (torch.randint(0, classes, shape, generator=generator) for _ in range(2))
     target[torch.rand(shape, generator=generator) < ignored] = 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 import hypothesis
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import strategies
 from torch.library import opcheck
 
 from hmsa_ext.ops import draw_class_uniform_boxes, reference_sampling
+
+# Centroids, items of the classes, sizes of the images.
+Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # Random123's known answers: counter, key (low word first), result.
 KNOWN = [
@@ -26,7 +30,9 @@ KNOWN = [
 ]
 
 
-def make_tables(classes: int, centroids: int, images: int, *, seed: int = 0, largest: int = 300, items: int = 20):
+def make_tables(
+    classes: int, centroids: int, images: int, *, seed: int = 0, largest: int = 300, items: int = 20
+) -> Tables:
     """Random tables; only classes that have centroids have items."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -41,17 +47,18 @@ def make_tables(classes: int, centroids: int, images: int, *, seed: int = 0, lar
     return table, torch.cat([integers(items, 1), of_class]), sizes
 
 
-def on(device, tables) -> tuple:
-    return tuple(table.to(device) for table in tables)
+def on(device, tables: Iterable[torch.Tensor]) -> Tables:
+    centroids, class_items, image_sizes = (table.to(device) for table in tables)
+    return centroids, class_items, image_sizes
 
 
-def draw(tables, crop=(64, 96), **changes):
+def draw(tables: Tables, crop=(64, 96), **changes):
     arguments = {"scale": (0.5, 2.0), "uniform_images": len(tables[2]), "seed": 3, "epoch": 1, "first": 0}
     arguments |= {"count": int(tables[1].sum())} | changes
     return draw_class_uniform_boxes(*tables, crop, **arguments)
 
 
-def draw_plainly(tables, crop=(64, 96), **changes):
+def draw_plainly(tables: Tables, crop=(64, 96), **changes):
     arguments = {"scale": (0.5, 2.0), "uniform_images": len(tables[2]), "seed": 3, "epoch": 1, "first": 0}
     arguments |= {"count": int(tables[1].sum())} | changes
     return reference_sampling.draw_class_uniform_boxes(*tables, crop, **arguments)
@@ -119,7 +126,7 @@ def test_any_strides_are_read(device):
     tables = on(device, make_tables(4, 30, 6))
     wanted = draw(tables)
     transposed = (tables[0].T.contiguous().T, tables[1], tables[2].T.contiguous().T)
-    gaps = tuple(table.repeat_interleave(3, 0)[::3] for table in tables)
+    gaps = on(device, (table.repeat_interleave(3, 0)[::3] for table in tables))
     assert_same(draw(transposed), wanted)
     assert_same(draw(gaps), wanted)
 
@@ -148,7 +155,7 @@ def test_same_bits_for_every_number_of_threads():
 # ---- what the draws promise ----------------------------------------------------------------------------------------
 
 
-def whole_images(images: int, items: int, side: int = 50) -> tuple:
+def whole_images(images: int, items: int, side: int = 50) -> Tables:
     """Tables without classes: an epoch of images at random."""
     return torch.zeros((0, 4), dtype=torch.int64), torch.tensor([items]), torch.full((images, 2), side)
 

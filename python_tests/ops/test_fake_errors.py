@@ -55,10 +55,9 @@ def test_bad_labels_and_options_are_named(case):
 @pytest.mark.parametrize("case", [case for case in BAD_CROPS if case not in OF_VALUES and "gradient" not in case])
 def test_bad_crops_are_named(case):
     change, message = BAD_CROPS[case]
-    names = ("images", "labels", "boxes", "flip", "jitter", "size", "mean", "std")
     crops = Crops(0, "cpu", count=2, sizes=((12, 16),)).plain()
     crops.boxes = torch.tensor([[0, 2, 3, 8, 9], [1, 2, 3, 8, 9]])
-    arguments = dict(zip(names, crops.arguments(), strict=True))
+    arguments = crops.keywords()
     change(arguments)
     mode, fakes = faked(arguments)
     with mode, pytest.raises(RuntimeError, match=message):
@@ -69,9 +68,9 @@ def labels(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def chain() -> list:
+def chain() -> tuple[list[torch.Tensor], list[torch.Tensor], list[float]]:
     problem = make_problem([1.0, 0.5], SIZE)
-    return [[t.detach() for t in problem.logits], [t.detach() for t in problem.attention], problem.scales]
+    return [t.detach() for t in problem.logits], [t.detach() for t in problem.attention], problem.scales
 
 
 def draw(centroids=None, **changes):
@@ -138,13 +137,14 @@ def test_a_meta_tensor_among_others_is_an_error():
         hmsa_ext.fuse_scales_cross_entropy(logits, attention, scales, target, weight=meta(torch.ones(5)))
     with pytest.raises(RuntimeError, match="prediction is on meta, target on cpu; expected one device"):
         hmsa_ext.confusion_matrix(meta(target), target, 5)
-    crops = list(Crops(0, "cpu").arguments())
-    crops[2] = meta(crops[2])
+    crops = Crops(0, "cpu")
+    crops.boxes = meta(crops.boxes)
     with pytest.raises(RuntimeError, match="boxes is on meta; expected a CPU tensor wherever the images are"):
-        hmsa_ext.sample_crop(*crops)
+        hmsa_ext.sample_crop(*crops.arguments())
 
 
 def test_meta_tensors_alone_give_shapes_and_dtypes():
-    logits, attention, scales = ([meta(t) for t in x] if isinstance(x[0], torch.Tensor) else x for x in chain())
+    logits, attention, scales = chain()
+    logits, attention = ([meta(t) for t in tensors] for tensors in (logits, attention))
     fused = hmsa_ext.fuse_scales(logits, attention, scales, SIZE)
     assert (fused.shape, fused.dtype, fused.device.type) == ((2, 5, *SIZE), torch.float32, "meta")

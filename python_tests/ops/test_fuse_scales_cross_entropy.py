@@ -343,7 +343,7 @@ def test_total_weight_of_the_sum(device, weighted):
     weight = torch.rand(5, device=device) if weighted else None
     total, total_weight = cross_entropy_sum(*problem.args()[:3], target, weight=weight)
     valid = target[target != 255]
-    expected = weight.double()[valid].sum() if weighted else torch.tensor(float(valid.numel()), device=device)
+    expected = torch.tensor(float(valid.numel()), device=device) if weight is None else weight.double()[valid].sum()
     assert relative(total_weight, expected.double()) < 1e-6
     assert not total_weight.requires_grad
     assert total.requires_grad

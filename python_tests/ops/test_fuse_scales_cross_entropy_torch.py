@@ -78,8 +78,8 @@ def test_fake_tensors_are_like_real_ones(device, batch, reduction, dtype):
         target = make_target(problem)
         real = _facts(logits, attention, target, reduction)
         with FakeTensorMode() as mode:
-            fakes = [[mode.from_tensor(t) for t in tensors] for tensors in (logits, attention)]
-            assert _facts(*fakes, mode.from_tensor(target), reduction) == real
+            z, a = ([mode.from_tensor(t) for t in tensors] for tensors in (logits, attention))
+            assert _facts(z, a, mode.from_tensor(target), reduction) == real
 
 
 # ---- torch.compile ----------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_changing_sizes_are_compiled_at_most_twice(device):
         return op([high, low], [attention], [1.0, 0.5], target)
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
-    for *size, batch, classes in [(32, 48, 2, 5), (41, 63, 2, 5), (56, 40, 3, 7), (20, 97, 4, 2)]:
+    for size, batch, classes in [((32, 48), 2, 5), ((41, 63), 2, 5), ((56, 40), 3, 7), ((20, 97), 4, 2)]:
         problem = make_problem([1.0, 0.5], size, batch=batch, classes=classes, device=device)
         inputs, target = (problem.logits[1], problem.logits[0], problem.attention[0]), make_target(problem)
         loss, eager = compiled(*inputs, target), function(*inputs, target)
@@ -153,7 +153,7 @@ def test_vmap_is_a_loop_forward_and_backward(device, in_dims, reduction):
         tensors = zip([*leaves, inputs[3]], in_dims, strict=True)
         return [t if dim is None else t.select(dim, i) for t, dim in tensors]
 
-    mapped = torch.vmap(loss, in_dims)(*leaves, inputs[3])
+    mapped = torch.vmap(loss, in_dims)(leaves[0], leaves[1], leaves[2], inputs[3])
     alone = torch.stack([loss(*item(i)) for i in range(3)])
     torch.testing.assert_close(mapped, alone)
     if mapped.requires_grad:

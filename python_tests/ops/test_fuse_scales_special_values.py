@@ -38,10 +38,10 @@ GEOMETRIES = {
 
 
 def _problem(geometry: str, device, **options) -> Problem:
-    scales, strides = GEOMETRIES[geometry]
+    scales, (down, across) = GEOMETRIES[geometry]
     size = (24, 32)
     grids = [reference.grid_size(size, scale) for scale in scales]
-    heads = [tuple(-(-side // stride) for side, stride in zip(grid, strides, strict=True)) for grid in grids]
+    heads = [(-(-height // down), -(-width // across)) for height, width in grids]
     return make_problem(scales, size, batch=1, classes=3, head_sizes=heads, device=device, **options)
 
 

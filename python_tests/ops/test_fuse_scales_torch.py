@@ -78,8 +78,8 @@ def test_fake_tensors_have_the_strides_of_real_ones(device, head, batch, classes
         grad = torch.zeros(batch, classes, 26, 38, device=device)
         real = _strides_of_everything(logits, attention, grad)
         with FakeTensorMode() as mode:
-            fakes = [[mode.from_tensor(t) for t in tensors] for tensors in (logits, attention)]
-            assert _strides_of_everything(*fakes, mode.from_tensor(grad)) == real, name
+            z, a = ([mode.from_tensor(t) for t in tensors] for tensors in (logits, attention))
+            assert _strides_of_everything(z, a, mode.from_tensor(grad)) == real, name
 
 
 # ---- torch.compile ----------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def test_changing_sizes_are_compiled_at_most_twice(device):
         return op([high, low], [attention], [1.0, 0.5], (height, width))
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
-    shapes = [(32, 48, 2, 5), (41, 63, 2, 5), (56, 40, 3, 7), (20, 97, 4, 2), (33, 33, 2, 3)]
-    for *size, batch, classes in shapes:
+    shapes = [((32, 48), 2, 5), ((41, 63), 2, 5), ((56, 40), 3, 7), ((20, 97), 4, 2), ((33, 33), 2, 3)]
+    for size, batch, classes in shapes:
         problem = make_problem([1.0, 0.5], size, batch=batch, classes=classes, device=device)
         inputs = (problem.logits[1], problem.logits[0], problem.attention[0])
         fused = compiled(*inputs, *size)

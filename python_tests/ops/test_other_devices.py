@@ -11,7 +11,7 @@ import hmsa_ext
 from hmsa_ext import losses
 from hmsa_ext.ops import cross_entropy_sum, library
 
-from .problems import make_problem, make_target
+from .problems import Problem, make_problem, make_target
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def without_kernels(monkeypatch):
     monkeypatch.setattr(library, "has_kernels", lambda op, device: False)
 
 
-def results(problem, target, weight) -> list[torch.Tensor]:
+def results(problem: Problem, target: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
     arguments = *problem.args()[:3], target
     options = {"weight": weight, "label_smoothing": 0.1}
     losses_and_labels = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.library import opcheck
 
 import hmsa_ext
@@ -20,6 +22,10 @@ NOTHING = (1.0, 1.0, 1.0, 0.0)
 # 255 * std. The other types add half an ulp of values up to 2.7.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-6 + 2**-10, torch.bfloat16: 4e-6 + 2**-7}
 
+Colour = tuple[float, float, float]
+# Images, labels, boxes, flip, jitter, size, mean, std.
+CropArguments = tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor, tuple[int, int], Colour, Colour]
+
 
 class Crops:
     """Arguments of the op: random images, and boxes in, across and outside them."""
@@ -29,9 +35,9 @@ class Crops:
         generator = torch.Generator().manual_seed(seed)
         self.size = size
         shapes = [chance.choice(sizes) for _ in range(2)]
-        self.images = [torch.randint(0, 256, (*s, 3), generator=generator, dtype=torch.uint8) for s in shapes]
-        self.labels = [torch.randint(0, 200, s, generator=generator, dtype=torch.uint8) for s in shapes]
-        self.images, self.labels = ([x.to(device) for x in some] for some in (self.images, self.labels))
+        images = [torch.randint(0, 256, (*s, 3), generator=generator, dtype=torch.uint8) for s in shapes]
+        labels = [torch.randint(0, 200, s, generator=generator, dtype=torch.uint8) for s in shapes]
+        self.images, self.labels = [x.to(device) for x in images], [x.to(device) for x in labels]
         boxes = []
         for _ in range(count):
             image = chance.randrange(2)
@@ -52,8 +58,13 @@ class Crops:
         self.boxes = torch.tensor([[0, 0, 0, *self.labels[0].shape]]).repeat(len(self.boxes), 1)
         return self
 
-    def arguments(self) -> tuple:
+    def arguments(self) -> CropArguments:
         return self.images, self.labels, self.boxes, self.flip, self.jitter, self.size, MEAN, STD
+
+    def keywords(self) -> dict[str, Any]:
+        """The arguments by name, of any type: tests replace them by values that do not fit."""
+        names = ("images", "labels", "boxes", "flip", "jitter", "size", "mean", "std")
+        return dict(zip(names, self.arguments(), strict=True))
 
 
 def assert_agree(crops: Crops, **options) -> tuple:
@@ -199,10 +210,11 @@ def test_items_do_not_depend_on_each_other(device):
     crops = Crops(6, device, count=40, size=(18, 21))
     blur = torch.rand(40) * (torch.rand(40) < 0.5)
     images, labels = assert_agree(crops, blur=blur, antialias=True)
-    *tensors, size, mean, std = crops.arguments()
+    sources, truths, boxes, flip, jitter, size, mean, std = crops.arguments()
     for n in range(0, 40, 3):
-        some = [x[n : n + 1] for x in tensors[2:]]
-        one = hmsa_ext.sample_crop(*tensors[:2], *some, size, mean, std, blur=blur[n : n + 1], antialias=True)
+        item = slice(n, n + 1)
+        own = boxes[item], flip[item], jitter[item]
+        one = hmsa_ext.sample_crop(sources, truths, *own, size, mean, std, blur=blur[item], antialias=True)
         assert torch.equal(one[0][0], images[n])
         assert torch.equal(one[1][0], labels[n])
 
@@ -368,10 +380,9 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_named(device, case):
     change, message = BAD_INPUT[case]
-    names = ("images", "labels", "boxes", "flip", "jitter", "size", "mean", "std")
     crops = Crops(0, device, count=2, sizes=((12, 16),)).plain()
     crops.boxes = torch.tensor([[0, 2, 3, 8, 9], [1, 2, 3, 8, 9]])
-    arguments = dict(zip(names, crops.arguments(), strict=True))
+    arguments = crops.keywords()
     change(arguments)
     for name in ("images", "labels"):
         arguments[name] = [x.to(device) for x in arguments[name]]
@@ -382,8 +393,8 @@ def test_bad_input_is_named(device, case):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["boxes", "flip", "jitter", "blur"])
 def test_small_tensors_on_a_gpu_are_refused(name):
-    names = ("images", "labels", "boxes", "flip", "jitter", "size", "mean", "std")
-    arguments = dict(zip(names, Crops(0, "cuda").arguments(), strict=True)) | {"blur": torch.zeros(4)}
+    arguments = Crops(0, "cuda").keywords()
+    arguments["blur"] = torch.zeros(4)
     arguments[name] = arguments[name].cuda()
     with pytest.raises(RuntimeError, match=f"sample_crop: {name} is on cuda:0; expected a CPU tensor"):
         hmsa_ext.sample_crop(**arguments)
