@@ -1,4 +1,4 @@
-"""What the commands of this package share: their parsers, and how tables are printed."""
+"""Shared by the commands of this package: parsers and printed tables."""
 
 from __future__ import annotations
 

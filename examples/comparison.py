@@ -1,4 +1,4 @@
-"""What the examples share: their options, a batch, and two ways to a loss or a prediction held against each other."""
+"""Shared by the examples: options, a batch, and two ways to a loss or a prediction held against each other."""
 
 from __future__ import annotations
 

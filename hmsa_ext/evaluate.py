@@ -36,7 +36,7 @@ from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, valid
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What to evaluate, and where the results go."""
+    """The model and data to evaluate, and files for the results."""
 
     checkpoint: Annotated[str | None, Positional("RUN_OR_CHECKPOINT")] = None
     """Run folder (its last checkpoint), or a checkpoint file."""
@@ -126,7 +126,7 @@ def _positive(name: str, text: str) -> int:
 
 
 def evaluate(command: Evaluate, trained: TrainedModel | None, process: distributed.Process) -> EvaluationResult:
-    """Does what the settings say; every process returns the same result."""
+    """Evaluates as the settings say. Every process returns the same result."""
     assert trained is not None, "the parser asks for a checkpoint"
     run, machine = command.run, command.run.machine
     process = dataclasses.replace(process, text_to_stderr=command.json == "-")

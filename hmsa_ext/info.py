@@ -45,7 +45,7 @@ _KERNELS = {
 
 @dataclass(frozen=True)
 class Info:
-    """Where the facts go."""
+    """The file for the facts."""
 
     json: Annotated[str | None, Metavar("FILE")] = None
     """Write the same facts as JSON; - is standard output."""

@@ -35,7 +35,7 @@ from hmsa_ext.settings import FREE, Metavar, SettingError
 
 @dataclass(frozen=True)
 class Train:
-    """Where settings come from besides the flags."""
+    """Sources of settings besides the flags."""
 
     config: Annotated[str | None, FREE, Metavar("FILE")] = None
     """YAML file of settings, such as the config.yaml of a run; flags override it."""

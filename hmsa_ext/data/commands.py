@@ -1,4 +1,4 @@
-"""What the commands about data share: which data set the command line is about, and an older flag."""
+"""Shared by the commands: the data set that a command line names, flags of other data sets, and an older flag."""
 
 from __future__ import annotations
 

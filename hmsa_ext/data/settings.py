@@ -68,7 +68,7 @@ class DataSettings:
     val_length: Annotated[int | None, POSITIVE] = None
     """Use the first so many validation images; default: all."""
     damaged: Literal["stop", "skip"] = "stop"
-    """What a training image that cannot be read does: "stop" the run, or "skip" to another image with a warning."""
+    """If a training image cannot be read: "stop" the run, or "skip" to another image with a warning."""
     cache: Annotated[str | None, Metavar("FOLDER"), FREE] = None
     """Folder for the index of the label maps, or "none"; default: hmsa_ext in the user's cache folder."""
 

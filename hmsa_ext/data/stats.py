@@ -145,7 +145,7 @@ _OLDER = {
 
 @dataclass(frozen=True)
 class StatsSettings:
-    """Which crops are counted, and where the figures go."""
+    """The crops to count, and files for the figures."""
 
     data: DataSettings = field(default_factory=DataSettings)
     sampling: Sampling = field(default_factory=Sampling)

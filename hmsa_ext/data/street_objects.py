@@ -31,7 +31,7 @@ from hmsa_ext.data.street_canvas import (
     tint,
 )
 
-# What is thin has paint of its own: near, it is told apart by its colour, after a few minutes of training; far away and
+# Thin objects have their own colours. Near ones are told apart by it after a few minutes of training. Far away and
 # at small scales, where a post is less than a pixel wide, the colour is gone with the post.
 LAMP: Colour = (20.0, 120.0, 125.0)
 RUST: Colour = (190.0, 85.0, 35.0)

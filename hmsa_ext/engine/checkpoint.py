@@ -2,7 +2,7 @@
 
 A checkpoint is one dict. ``state_dict`` holds the weights under the published names. The rest is what a run needs to
 continue exactly: ``average`` (moving average or None), ``optimizer``, ``progress`` (step, epoch, batches done in that
-epoch, best result, seconds), ``log`` (what was counted since the last record), ``rng`` (PyTorch's generators, per
+epoch, best result, seconds), ``log`` (counts since the last record), ``rng`` (PyTorch's generators, per
 process; every other random number is a function of seed, epoch and index), ``config`` (the settings by flat name),
 ``class_names``, ``classes`` (names and colours) and ``versions``.
 """

@@ -1,4 +1,4 @@
-"""What a run says while it works: ``metrics.jsonl``, TensorBoard files, and progress on the console.
+"""The output of a run in progress: ``metrics.jsonl``, TensorBoard files, and progress on the console.
 
 ``metrics.jsonl`` has one JSON object a line. ``kind`` is ``train`` or ``validation``; null stands for a value that is
 not finite. A ``train`` record holds means over the ``steps`` steps that end with ``step``. A ``validation`` record

@@ -1,11 +1,11 @@
-"""Metrics: what is measured while a model is evaluated.
+"""Metrics of an evaluation.
 
 A metric is an object with three methods, which :func:`hmsa_ext.engine.evaluation.evaluate` calls in this order:
 
 - ``update(predictions)``, once for each batch, with :class:`Predictions`: the outputs of the model, the target labels,
   and the labels of each way to read the outputs (each scale alone, the mean, the attention), each computed once;
 - ``reduce(process)``, once in every process: adds up what the processes saw, so that all have the same sums;
-- ``result()``: a dictionary of what was measured. Its keys stand in the result of the evaluation, beside ``miou``. A
+- ``result()``: a dictionary of the results. Its keys stand in the result of the evaluation, beside ``miou``. A
   value is one number, or a dictionary with a number for each way, or one with a dictionary by class for each way.
 
 The object belongs to one evaluation: the next one takes a new object. :class:`Sums` does the adding up. A whole metric,
@@ -68,7 +68,7 @@ class Metric(Protocol):
         ...
 
     def result(self) -> Mapping[str, Any]:
-        """What was measured, by name; NaN where there was nothing to measure."""
+        """Results by name; NaN where no pixel was labelled."""
         ...
 
 

@@ -172,7 +172,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
 
     train, training, val_set = _build_data(train, process)
     classes, optimisation = val_set.classes, train.optimisation
-    build_metrics(train.evaluation.metrics, classes)  # what cannot be built is said now, not after the training
+    build_metrics(train.evaluation.metrics, classes)  # an error now, not after the training
     stored = None
     if old is not None:
         path = checkpoint.find(old)
@@ -213,7 +213,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
 
 
 def versions() -> dict[str, str]:
-    """What the run was computed with."""
+    """Versions of the package, its dependencies and the platform."""
     found = {
         "hmsa_ext": hmsa_ext.__version__,
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
 """Everything that decides a training run, as nested settings; :mod:`hmsa_ext.settings` says how they work.
 
 Values come from, later wins: the defaults, the recipe of the data set, the run that is resumed, a YAML file, flags.
-What is None in ``crop`` and ``epochs`` follows from the data when the run begins.
+``crop`` and ``epochs`` that are None follow from the data when the run begins.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Records:
-    """What a run writes, and how often it validates and saves."""
+    """The folder of a run, and how often the run validates and saves."""
 
     output: Annotated[str | None, FREE, Metavar("FOLDER")] = None
     """Run folder; default: runs/DATA-MODEL-TIME."""
@@ -186,7 +186,7 @@ def read_file(path: Path, argument: str) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: TrainSettings) -> dict[str, tuple[Any, Any]]:
-    """What a resumed run would compute differently: settings that are not free to differ, each before and now."""
+    """Settings that may not differ on resume, and do: each with its value before and now."""
     found = {}
     for option in settings.options(now):
         value = settings.to_plain(option.value)
@@ -214,6 +214,6 @@ def unnamed_parts(train: TrainSettings) -> dict[str, str]:
 
 
 def with_fitted(train: TrainSettings, *, crops: Augment, epochs: int | None) -> TrainSettings:
-    """The settings with what follows from the data filled in."""
+    """The settings, completed by those that follow from the data."""
     optimisation = dataclasses.replace(train.optimisation, epochs=epochs)
     return dataclasses.replace(train, crops=crops, optimisation=optimisation)

@@ -12,7 +12,7 @@ from hmsa_ext.settings import NOT_NEGATIVE, Flag, validate
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What training minimises."""
+    """The loss of the training."""
 
     name: Annotated[Part, Flag("loss"), one_of(LOSSES)] = field(
         default="ce",

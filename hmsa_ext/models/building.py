@@ -1,4 +1,4 @@
-"""Building a network from its name, from somebody's factory or from settings."""
+"""Building a network from its name, a factory or settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(
     """Builds a network: ``network(images, scales=(0.5, 1.0))`` -> :class:`ScaleOutputs`.
 
     Images are normalised RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`; a network
-    from somebody else's factory may expect something else.
+    from another factory may expect other values.
 
     A factory is called with ``num_classes``, and by keyword with those of the arguments below that its signature has
     and that are given; ``attention_channels`` comes as a number. It returns either a module whose

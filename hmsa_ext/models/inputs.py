@@ -1,4 +1,4 @@
-"""What the networks refuse to take."""
+"""The error for images that a network refuses."""
 
 from hmsa_ext.errors import HmsaError
 

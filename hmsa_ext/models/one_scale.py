@@ -1,4 +1,4 @@
-"""Running a network on images of one size: padding to the multiples that it needs, and checks of what it returns."""
+"""Running a network on images of one size: padding to the multiples that it needs, and checks of its outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmsa_ext.models.inputs import InputError
 
-# What networks say that cannot work on a size: skip connections that do not meet, and checks of their own.
+# Error messages of networks that cannot run at a size: skip connections of different sizes, and explicit checks.
 _ABOUT_SIZES = re.compile(r"must match|divisible|multiple|n't match|greater than actual input size")
 _ABOUT_BATCH_NORM = "more than 1 value per channel"
 

@@ -1,4 +1,4 @@
-"""What a multi-scale model hands over: to losses, to evaluation, to pictures."""
+"""The outputs of a multi-scale model: input of losses, evaluation and pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the public functions share: checks of their arguments, options of the losses, and the documentation of both.
+"""Shared by the public functions: checks of arguments, options of the losses, and the documentation of both.
 
 The checks here are of what the ops cannot see: objects that are no tensors, sizes that are no integers, options that
 were not chosen. Shapes, dtypes and values are checked by the ops themselves, and by the fake kernels with

@@ -1,4 +1,4 @@
-"""What the ops on a chain of scales share: the chain as one object, fake results, checks for them, FLOP counts."""
+"""Shared by the ops on a chain of scales: the chain as one object, fake results, checks for them, FLOP counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hmsa::_fuse_scales_rmi``: what the region mutual information loss reads of the fused logits.
+"""``hmsa::_fuse_scales_rmi``: the sums over the fused logits that the region mutual information loss needs.
 
 The kernels, the schema and the checks are in ``csrc/ops/fuse_scales_rmi.cpp``; :mod:`hmsa_ext.losses.rmi` makes losses
 of the op's results.

@@ -32,7 +32,7 @@ PROG = "hmsa data scan"
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """What is looked at, and where the result goes."""
+    """The splits to check, and files for the result."""
 
     data: DataSettings = field(default_factory=lambda: DataSettings.of("folder"))
     split: Names = ("train", "val")
@@ -74,7 +74,7 @@ def _command(arguments: list[str]) -> int:
 def scan(chosen: ScanSettings) -> int:
     """Checks the files and prints the result; returns 1 when training would fail, else 0.
 
-    Raises DataError for a wrong split or a missing root, and OutputError. What is wrong with files is in the findings.
+    Raises DataError for a wrong split or a missing root, and OutputError. Problems of files are in the findings.
     """
     source, name = chosen.data.source, object_name(chosen.data.name)
     file = Output(chosen.json, "json") if chosen.json else None
