@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ def run(command: Callable[[list[str]], int], arguments: Sequence[str] | None = N
         arguments: those of this process unless given.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the name of a class or file must not end a training
     try:
         with _raising_on_sigterm():
@@ -124,7 +125,8 @@ def parse(
     mirror = _mirror(settings, prog, shown, required=not misspelt)
     given: dict[str, Any] = {}
     kind: Any = tyro.conf.OmitArgPrefixes[mirror]
-    result: Any = tyro.cli(kind, prog=prog, description=description, args=arguments)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one shows help and errors
+    result: Any = tyro.cli(kind, prog=prog, description=description, args=arguments, console_outputs=first)
     for group in dataclasses.fields(result):
         part = getattr(result, group.name)
         given |= {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

@@ -92,6 +92,16 @@ def test_a_wrong_flag_ends_with_status_2_and_a_hint(
         assert word in error
 
 
+def test_of_several_processes_one_says_that_a_flag_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        parse("x", "--corp", "5x6")
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", "")
+
+
 def test_older_spellings_work_and_say_so_once(capsys: pytest.CaptureFixture[str]) -> None:
     older: dict[str, Callable[[str], list[str] | None] | list[str]] = {
         "no-cache": ["--cache", "none"],
