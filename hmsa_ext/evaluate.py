@@ -23,7 +23,7 @@ from torch import nn
 
 from hmsa_ext import command_line, data, models, settings
 from hmsa_ext.data import NAMES, Dataset, source_type
-from hmsa_ext.data.commands import flags_of_others, older_version
+from hmsa_ext.data.commands import flags_of_others, older_length, older_version
 from hmsa_ext.engine import checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
@@ -79,13 +79,6 @@ def _is_count_or_flag(value: str) -> bool:
     return value.removeprefix("-").isdecimal() or value.startswith("--")
 
 
-def _older(arguments: Sequence[str]) -> Mapping[str, Any]:
-    """:data:`OLDER`, and what ``--length`` was: the number of images of the split that is evaluated."""
-    if command_line.peek(arguments, "split") == "train":
-        return OLDER
-    return {**OLDER, "length": lambda value: ["--val-length", value]}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return command_line.run(_main, arguments)
@@ -113,7 +106,8 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
         run = dataclasses.replace(run, machine=Machine(dtype=run.machine.dtype))
         start = Evaluate(run=run)
     command = command_line.parse(
-        start, arguments, prog=prog, description=__doc__ or "", older=_older(arguments), shown=_is_shown,
+        start, arguments, prog=prog, description=__doc__ or "", older={**OLDER, **older_length(arguments, "val")},
+        shown=_is_shown,
         elsewhere=flags_of_others(start.run.data.name),
     )  # fmt: skip
     return command, trained

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from hmsa_ext.settings import Rule, SettingError, Spelling, load_object
+from hmsa_ext.settings import Rule, SettingError, Spelling, load_object, options
 
 Kind = TypeVar("Kind")
 
@@ -21,7 +21,8 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
 
 
-Part = Annotated[str | Callable[..., Any], Spelling("NAME|MODULE:OBJECT", _read, _show)]
+SPELLING = Spelling("NAME|MODULE:OBJECT", _read, _show)
+Part = Annotated[str | Callable[..., Any], SPELLING]
 """A name of a table, ``package.module:object``, or in Python the object itself."""
 
 
@@ -56,6 +57,17 @@ def find(part: str | Kind, table: Mapping[str, Kind], name: str) -> Kind:
     if ":" not in part:
         raise SettingError(name, part, expected_of(table))
     return load_object(part, name)
+
+
+def require_objects(settings: object) -> None:
+    """Looks up every part of some settings that is named ``package.module:object``.
+
+    Raises:
+        SettingError: there is no such module or object.
+    """
+    for option in options(settings):
+        if option.spelling is SPELLING and isinstance(option.value, str) and ":" in option.value:
+            load_object(option.value, option.name)
 
 
 def spelled(part: object) -> str:

@@ -187,6 +187,7 @@ Weights = Annotated[
 POSITIVE = Rule(lambda v: 0 < v < math.inf, "a number above 0")
 NOT_NEGATIVE = Rule(lambda v: 0 <= v < math.inf, "a number not below 0")
 BELOW_ONE = Rule(lambda v: 0 <= v < 1, "a number from 0 to below 1")
+SEED = Rule(lambda v: 0 <= v < 2**63, "an integer from 0 to 2**63 - 1")
 SHARE = Rule(lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
 
@@ -365,7 +366,8 @@ def load_object(name: str, what: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and misses another one
-            raise SettingError(what, name, f"package.module:name, but there is no module {module_name}") from error
+            there = f"there is no module {module_name}, installed or in {Path.cwd()}"
+            raise SettingError(what, name, f"package.module:name, but {there}") from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)

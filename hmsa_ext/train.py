@@ -85,10 +85,16 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
         if resume == "":
             raise SettingError("resume", resume, "the folder of a run")
         folder = checkpoint.run_folder(resume)
+        if not folder.is_dir():
+            raise SettingError("resume", resume, "the folder of a run; there is no such folder")
+        if Path(resume).is_file() and Path(resume).name != checkpoint.LAST:
+            raise SettingError("resume", resume, f"the folder of a run, which goes on from its {checkpoint.LAST}")
         before = read_file(folder / CONFIG, "resume")
         output = command_line.peek(arguments, "output")
-        if output is not None and Path(output) != folder:
+        if output is not None and Path(output).resolve() != folder.resolve():
             raise SettingError("output", output, f"no other folder than that of the run to resume, {folder}")
+    if config == "":
+        raise SettingError("config", config, "a YAML file of settings")
     values = before | (read_file(Path(config), "config") if config else {})
     start = TrainSettings.read(values, data=command_line.peek(arguments, "data"))
     command = command_line.parse(

@@ -174,7 +174,7 @@ def test_initial_weights_are_taken_and_reported(run: Path, tmp_path: Path, capsy
         (["--data", "camvid"], "root: camvid needs the folder that holds train"),
         (["--data", "camvid", "--root", "absent"], "root: no such folder"),
         (["--weights", "absent.pt"], "absent.pt"),
-        (["--resume", "absent"], "resume: got 'absent/config.yaml', expected a YAML file"),
+        (["--resume", "absent"], "resume: got 'absent', expected the folder of a run; there is no such folder"),
         (["--batch-size", "99"], "fewer than one batch"),
         (["--lr", "nan"], "lr: got nan, expected a number above 0"),
     ],

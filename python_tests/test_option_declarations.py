@@ -107,7 +107,7 @@ def test_settings_check_themselves_in_python() -> None:
 def test_objects_are_found_by_name_and_written_by_name() -> None:
     assert settings.load_object("collections:OrderedDict", "data") is __import__("collections").OrderedDict
     assert settings.to_plain(Paint) == f"{Paint.__module__}:Paint"
-    with pytest.raises(SettingError, match=r"data: got 'absent_module:x', expected .* no module absent_module"):
+    with pytest.raises(SettingError, match=r"data: got 'absent_module:x', expected .* no module absent_module, inst"):
         settings.load_object("absent_module:x", "data")
     with pytest.raises(SettingError, match="data: got 'collections:absent', expected a name in collections"):
         settings.load_object("collections:absent", "data")

@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import hmsa_ext
+
 COMMANDS = {
     "scan": "look at every file of a data set and list everything that is wrong",
     "stats": "class frequencies, and how they change under class-uniform sampling",
@@ -21,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"hmsa_ext.data.{arguments[0]}").main(arguments[1:])
     if arguments in (["-h"], ["--help"]):
         print(usage)
+        return 0
+    if arguments == ["--version"]:
+        print(f"hmsa_ext {hmsa_ext.__version__}")
         return 0
     got = repr(arguments[0]) if arguments else "none"
     print(f"{usage}\nerror: expected one of {', '.join(COMMANDS)}, got {got}", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmsa_ext import command_line
-from hmsa_ext.data.by_name import NAMES
+from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.settings import options_of_others
 
 
@@ -18,7 +18,8 @@ def required_data(arguments: Sequence[str], command: str) -> str:
     name = command_line.peek(arguments, "data")
     if name is None:
         if not {"--help", "-h", "--version"} & set(arguments):
-            raise command_line.UsageError(f"{command}: expected --data NAME, one of {', '.join(NAMES)}; got none")
+            names = [known for known in NAMES if command != "scan" or hasattr(source_type(known), "find")]
+            raise command_line.UsageError(f"{command}: expected --data NAME, one of {', '.join(names)}; got none")
         name = "folder"
     return name
 
@@ -26,6 +27,13 @@ def required_data(arguments: Sequence[str], command: str) -> str:
 def older_version(value: str) -> list[str] | None:
     """The flag ``--version`` as it was: that of the labels of mapillary, when a version follows it."""
     return ["--vistas-version", value] if value.removeprefix("v") in ("1.2", "2.0") else None
+
+
+def older_length(arguments: Sequence[str], default: str = "train") -> dict[str, Any]:
+    """What ``--length`` was: the number of images of the split that a command is about, whichever it is."""
+    if (command_line.peek(arguments, "split") or default) == "train":
+        return {}
+    return {"length": lambda value: ["--val-length", value]}
 
 
 def flags_of_others(name: Any) -> dict[str, str]:

@@ -84,7 +84,7 @@ class EpochSampler:
         self.index, self.sampling, self.extra = index, sampling, extra
         self.crop, self.scale, self.seed, self.long_edge = crop, scale, seed, long_edge
         names = index.classes.names
-        index.classes.numbers("weights", tuple(sampling.weights))
+        index.classes.numbers("sampling_weights", tuple(sampling.weights))
         extra_classes = index.classes.numbers("extra_classes", sampling.extra_classes)
         if extra is not None and extra.classes.names != names:
             raise DataError("extra: the extra images have other classes than the training images")

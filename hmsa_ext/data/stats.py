@@ -21,7 +21,7 @@ import numpy as np
 
 from hmsa_ext import command_line
 from hmsa_ext.data.augment import Augment
-from hmsa_ext.data.commands import flags_of_others, older_version, required_data
+from hmsa_ext.data.commands import flags_of_others, older_length, older_version, required_data
 from hmsa_ext.data.index import ClassIndex
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.progress import reader_threads, report
@@ -30,7 +30,7 @@ from hmsa_ext.data.settings import DataSettings, recipe
 from hmsa_ext.data.training_set import TrainingSet, open_training
 from hmsa_ext.data.types import ClassTable
 from hmsa_ext.files import Output
-from hmsa_ext.settings import NOT_NEGATIVE, POSITIVE, Flag, Metavar, options, to_dict, validate
+from hmsa_ext.settings import POSITIVE, SEED, Flag, Metavar, options, to_dict, validate
 from hmsa_ext.settings import replace as replace_settings
 from hmsa_ext.tables import text_table
 
@@ -152,7 +152,7 @@ class StatsSettings:
     crops: Augment = field(default_factory=Augment)
     split: Annotated[str, Metavar("NAME")] = "train"
     """Split of the data set."""
-    seed: Annotated[int, NOT_NEGATIVE] = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the crops; training with the same seed draws the same crops."""
     count_epochs: Annotated[int, POSITIVE, Flag("count-epochs", was=("epochs",))] = 1
     """Epochs of crops to count."""
@@ -181,7 +181,8 @@ def _command(arguments: list[str]) -> int:
     defaults = StatsSettings.of(required_data(arguments, "stats"))
     description = (__doc__ or "").rstrip()
     others = flags_of_others(defaults.data.name)
-    count(command_line.parse(defaults, arguments, prog=PROG, description=description, older=_OLDER, elsewhere=others))
+    older = {**_OLDER, **older_length(arguments)}
+    count(command_line.parse(defaults, arguments, prog=PROG, description=description, older=older, elsewhere=others))
     return 0
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hmsa_ext
-from hmsa_ext import data, models, settings
+from hmsa_ext import data, models, parts, settings
 from hmsa_ext.data import Dataset, TrainingSet
 from hmsa_ext.engine import checkpoint, distributed, schedule
 from hmsa_ext.engine.checkpoint import CheckpointError
@@ -162,8 +162,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
     old = None if resume is None else checkpoint.run_folder(resume)
     if process.is_main:
         _check_output(train, old)
-    if isinstance(train.crops.batch_hook, str):
-        settings.load_object(train.crops.batch_hook, "batch_hook")  # said now, not when a run has been begun
+    parts.require_objects(train)  # an error now, not after minutes of reading
     for option, part in unnamed_parts(train).items():
         process.print(
             f"note   {option}: {part} cannot be imported by this name, so that no command can resume or evaluate this "

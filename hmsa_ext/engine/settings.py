@@ -26,8 +26,8 @@ from hmsa_ext.settings import (
     FREE,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     Metavar,
-    Rule,
     SettingError,
     UnknownSettingError,
     require,
@@ -76,7 +76,7 @@ class Machine:
     """Loader processes per training process; 0: the training process loads the data itself."""
     threads: Annotated[int, NOT_NEGATIVE, FREE] = 0
     """CPU threads of PyTorch; 0: PyTorch's own choice."""
-    seed: Annotated[int, Rule(lambda v: 0 <= v < 2**63, "an integer from 0 to 2**63 - 1")] = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of weights, data and dropout."""
     deterministic: bool = False
     """Ask PyTorch for deterministic GPU kernels (slower). On the CPU a run is repeatable without it."""

@@ -126,7 +126,7 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
             "extra_classes: got , expected the classes that the extra images are for",
         ),
         (["--config", "absent.yaml"], r"config: got 'absent\.yaml', expected a YAML file"),
-        (["--resume", "absent"], "resume: got '.*absent/config.yaml', expected"),
+        (["--resume", "absent"], "resume: got 'absent', expected the folder of a run; there is no such folder"),
         (["--resume", ""], "resume: got '', expected the folder of a run"),
     ],
 )
@@ -182,7 +182,10 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
 
 def test_resume_takes_a_checkpoint_in_the_run_as_well(tmp_path: Path) -> None:
     parse("--lr", "0.5").save(tmp_path / "config.yaml")
-    (tmp_path / "last.pt").write_bytes(b"")
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SettingError, match=r"resume: got .*best\.pt', expected the folder of a run"):
+        parse("--resume", str(tmp_path / "best.pt"))
     assert parse("--resume", str(tmp_path / "last.pt")).optimisation.lr == 0.5
 
 

@@ -50,6 +50,7 @@ class ScanSettings:
 
     def __post_init__(self) -> None:
         validate(self)
+        require("split", self.split, self.split, "at least one split")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +88,8 @@ def scan(chosen: ScanSettings) -> int:
     ]
     findings = judge(name, scans)
     result = as_json(name, source.root, scans, findings)
-    print(as_text(name, source.root, scans, findings), file=sys.stderr if chosen.json == "-" else sys.stdout)
+    say = sys.stderr if chosen.json == "-" else sys.stdout
+    print(as_text(name, source.root, scans, findings), file=say)
     if file is not None:
         file.write(json.dumps(result, indent=2) + "\n")
     if description is not None:
@@ -95,6 +97,7 @@ def scan(chosen: ScanSettings) -> int:
         if not suggested:
             raise DataError("write_yaml: the label maps cannot be read, or store too many values to describe")
         description.write(suggested)
+        print(f"wrote {chosen.write_yaml}: give the classes their names there", file=say)
     return int(result["would_fail"])
 
 
