@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import hmsa_ext
 from hmsa_ext import evaluate, info, settings, train
@@ -128,3 +129,23 @@ def test_signatures_are_those_of_the_functions_and_not_of_any_keyword() -> None:
         parameters = inspect.signature(getattr(hmsa_ext.models, name)).parameters.values()
         assert "attention_channels" in {p.name for p in parameters}
         assert all(p.kind is not p.VAR_KEYWORD for p in parameters), name
+
+
+def test_arguments_that_do_not_fit_raise_the_base_of_all_errors() -> None:
+    target = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    with pytest.raises(hmsa_ext.HmsaError, match="RMI loss needs at least"):
+        hmsa_ext.losses.rmi_loss([torch.zeros(1, 3, 4, 4)], [], [1.0], target)
+    with pytest.raises(hmsa_ext.HmsaError, match="num_classes"):
+        hmsa_ext.models.hrnet_small_ocr(0)
+
+
+def test_packages_above_the_ops_raise_no_bare_errors() -> None:
+    found = [
+        f"{path}:{node.lineno}"
+        for module, path in modules()
+        if layer(module) in ("models", "losses", "data", "engine")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        if isinstance(node.exc.func, ast.Name) and node.exc.func.id in ("ValueError", "TypeError", "RuntimeError")
+    ]
+    assert not found

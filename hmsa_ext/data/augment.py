@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from hmsa_ext.data.types import Batch
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.parts import Part
 from hmsa_ext.settings import (
     NOT_NEGATIVE,
@@ -100,7 +101,9 @@ class Augment:
     def crop_size(self) -> tuple[int, int]:
         """(height, width) of the crops; raises ValueError where the crop is still to follow from the data."""
         if self.crop is None:
-            raise ValueError("crop: expected (height, width) in pixels, got none; hmsa_ext.data.fit_augment sets it")
+            raise ArgumentValueError(
+                "crop: expected (height, width) in pixels, got none; hmsa_ext.data.fit_augment sets it"
+            )
         return self.crop
 
     @property
@@ -138,7 +141,7 @@ def resized_size(height: int, width: int, long_edge: int) -> tuple[int, int]:
     Raises ValueError for less than 0.
     """
     if long_edge < 0:
-        raise ValueError(f"long_edge: expected pixels from 0 up, got {long_edge}")
+        raise ArgumentValueError(f"long_edge: expected pixels from 0 up, got {long_edge}")
     if long_edge == 0:
         return height, width
     factor = long_edge / max(height, width)

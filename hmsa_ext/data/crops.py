@@ -14,6 +14,7 @@ from hmsa_ext import ops
 from hmsa_ext.data.augment import Looks
 from hmsa_ext.data.normalise import MEAN, STD
 from hmsa_ext.data.types import Batch, DataError, Sample
+from hmsa_ext.errors import ArgumentValueError
 
 
 @dataclass
@@ -74,7 +75,7 @@ def piece_of(sample: Sample, box: tuple[int, int, int, int], looks: Looks, size:
     """The part of a picture that a box covers; the rest is not copied to the device."""
     height, width = sample.label.shape
     if sample.image.shape != (height, width, 3):
-        raise ValueError(
+        raise ArgumentValueError(
             f"sample {sample.name}: expected an image [{height}, {width}, 3] as its label map has it, "
             f"got {list(sample.image.shape)}"
         )
@@ -89,7 +90,7 @@ def collate(pieces: list[Piece]) -> DecodedBatch:
     """Pieces of one size as a batch. Raises ValueError for none, and for several sizes."""
     sizes = {piece.size for piece in pieces}
     if len(sizes) != 1:
-        raise ValueError(f"pieces: expected at least one, all of one size, got sizes {sorted(sizes)}")
+        raise ArgumentValueError(f"pieces: expected at least one, all of one size, got sizes {sorted(sizes)}")
     looks = [piece.looks for piece in pieces]
     return DecodedBatch(
         images=[torch.from_numpy(piece.image) for piece in pieces],

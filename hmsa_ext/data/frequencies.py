@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hmsa_ext.errors import ArgumentValueError
+
 
 def balanced_weights(frequencies: np.ndarray, exponent: float) -> np.ndarray:
     """Class weights ``frequency ** -exponent``, scaled so that a pixel's weight is 1 on average: float64 [C].
@@ -16,7 +18,7 @@ def balanced_weights(frequencies: np.ndarray, exponent: float) -> np.ndarray:
     Raises ValueError for an exponent below 0 or not finite.
     """
     if not 0 <= exponent < float("inf"):
-        raise ValueError(f"exponent: expected a number of at least 0, got {exponent}")
+        raise ArgumentValueError(f"exponent: expected a number of at least 0, got {exponent}")
     present = frequencies > 0
     if not present.any():
         return np.ones_like(frequencies)

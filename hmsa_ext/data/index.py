@@ -29,6 +29,7 @@ from hmsa_ext import ops
 from hmsa_ext.data.check import inspect_item, problem_report
 from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import ClassTable, DataError, Dataset
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import replacing
 
 FORMAT = 1  # of the file; raised whenever its content or the way it is made changes
@@ -90,7 +91,7 @@ def build_index(
     Raises DataError that lists the problems, and for an empty data set; ValueError for a tile below 1.
     """
     if tile < 1:
-        raise ValueError(f"tile: expected at least 1 pixel, got {tile}")
+        raise ArgumentValueError(f"tile: expected at least 1 pixel, got {tile}")
     if len(dataset) == 0:
         raise DataError("the data set is empty: expected at least 1 image")
     builder = _Builder(dataset, tile, reader_threads(threads), quiet)

@@ -10,6 +10,7 @@ import numpy as np
 from hmsa_ext.data.files import read_colours, read_label
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import IGNORE_LABEL, DataError
+from hmsa_ext.errors import ArgumentValueError
 
 NO_CLASS = 254  # the entry of values that are no class
 # More colours than this in label maps are no classes, of which there are at most 254: they come from a photograph, from
@@ -33,9 +34,11 @@ class LabelTable:
         values, numbers = (np.array(list(part), np.int64) for part in (classes.keys(), classes.values()))
         size = 1 << (24 if colours else 16)
         if ((values < 0) | (values >= size)).any():
-            raise ValueError(f"classes: expected stored values of 0..{size - 1}, got {sorted(classes)}")
+            raise ArgumentValueError(f"classes: expected stored values of 0..{size - 1}, got {sorted(classes)}")
         if (((numbers < 0) | (numbers >= NO_CLASS)) & (numbers != IGNORE_LABEL)).any():
-            raise ValueError(f"classes: expected class numbers 0..{NO_CLASS - 1} or {IGNORE_LABEL}, got {numbers}")
+            raise ArgumentValueError(
+                f"classes: expected class numbers 0..{NO_CLASS - 1} or {IGNORE_LABEL}, got {numbers}"
+            )
         self.entries = np.full(size, NO_CLASS, np.uint8)
         self.entries[values] = numbers
         self.expected, self.colours = expected, colours

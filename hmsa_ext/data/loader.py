@@ -20,6 +20,7 @@ from hmsa_ext.data.crops import DecodedBatch, Piece, collate, piece_of
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.training_set import TrainingSet
 from hmsa_ext.data.types import DataError, Dataset, Sample
+from hmsa_ext.errors import ArgumentValueError
 
 ATTEMPTS = 8  # at another image in place of a damaged one
 DAMAGED = ("stop", "skip")
@@ -57,13 +58,13 @@ def training_loader(
     """
     _check_ranks(rank, world_size, workers)
     if damaged not in DAMAGED:
-        raise ValueError(f"damaged: expected one of {', '.join(DAMAGED)}, got {damaged!r}")
+        raise ArgumentValueError(f"damaged: expected one of {', '.join(DAMAGED)}, got {damaged!r}")
     for name, value, low in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("epochs", epochs, 1)):
         if value < low:
-            raise ValueError(f"{name}: expected a number from {low} up, got {value}")
+            raise ArgumentValueError(f"{name}: expected a number from {low} up, got {value}")
     batches = batches_per_epoch(training, batch_size, world_size)
     if not 0 <= start_batch <= batches:
-        raise ValueError(f"start_batch: expected 0..{batches}, the batches of an epoch, got {start_batch}")
+        raise ArgumentValueError(f"start_batch: expected 0..{batches}, the batches of an epoch, got {start_batch}")
     places = _Places(batches, batch_size, rank, world_size, first=epoch * batches + start_batch, epochs=epoch + epochs)
     return _loader(_Crops(training, damaged == "skip"), places, workers)
 
@@ -94,7 +95,7 @@ def evaluation_loader(
     """
     _check_ranks(rank, world_size, workers)
     if long_edge < 0:
-        raise ValueError(f"long_edge: expected pixels from 0 up, got {long_edge}")
+        raise ArgumentValueError(f"long_edge: expected pixels from 0 up, got {long_edge}")
     return _loader(_Whole(dataset, long_edge), [[i] for i in range(rank, len(dataset), world_size)], workers)
 
 
@@ -227,6 +228,6 @@ def _loader(items: _Crops | _Whole, places: _Places | list[list[int]], workers: 
 
 def _check_ranks(rank: int, world_size: int, workers: int) -> None:
     if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank, world_size: expected 0 <= rank < world_size, got rank {rank} of {world_size}")
+        raise ArgumentValueError(f"rank, world_size: expected 0 <= rank < world_size, got rank {rank} of {world_size}")
     if workers < 0:
-        raise ValueError(f"workers: expected a number from 0 up, got {workers}")
+        raise ArgumentValueError(f"workers: expected a number from 0 up, got {workers}")

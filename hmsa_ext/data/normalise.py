@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from hmsa_ext.data.types import ClassTable
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.normalisation import MEAN, STD
 
 
 def denormalise(image: torch.Tensor) -> np.ndarray:
     """The picture that was normalised: float [3, H, W] on any device to uint8 [H, W, 3]."""
     if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image: expected [3, H, W], got {list(image.shape)}")
+        raise ArgumentValueError(f"image: expected [3, H, W], got {list(image.shape)}")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     picture = (image.detach().float().cpu() * std + mean) * 255
     return picture.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
@@ -25,10 +26,10 @@ def colourise(label: np.ndarray | torch.Tensor, classes: ClassTable) -> np.ndarr
     """
     array = label.detach().cpu().numpy() if isinstance(label, torch.Tensor) else np.asarray(label)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"label: expected integers [H, W], got {array.dtype} {list(array.shape)}")
+        raise ArgumentValueError(f"label: expected integers [H, W], got {array.dtype} {list(array.shape)}")
     wrong = (array != classes.ignore_label) & ((array < 0) | (array >= classes.num_classes))
     if wrong.any():
-        raise ValueError(
+        raise ArgumentValueError(
             f"label: expected 0..{classes.num_classes - 1} or {classes.ignore_label}, got {array[wrong][0]} "
             f"and such in {wrong.sum()} pixels"
         )

@@ -20,6 +20,7 @@ import torch
 from hmsa_ext import ops
 from hmsa_ext.data.index import ClassIndex
 from hmsa_ext.data.types import DataError
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.settings import NOT_NEGATIVE, POSITIVE, SHARE, Flag, Names, Weights, validate
 
 
@@ -80,7 +81,7 @@ class EpochSampler:
         extra: ClassIndex | None = None,
     ) -> None:
         if seed < 0:
-            raise ValueError(f"seed: expected a number from 0 up, got {seed}")
+            raise ArgumentValueError(f"seed: expected a number from 0 up, got {seed}")
         self.index, self.sampling, self.extra = index, sampling, extra
         self.crop, self.scale, self.seed, self.long_edge = crop, scale, seed, long_edge
         names = index.classes.names

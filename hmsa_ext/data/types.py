@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from hmsa_ext.errors import HmsaError
+from hmsa_ext.errors import ArgumentValueError, HmsaError
 
 IGNORE_LABEL = 255
 
@@ -34,17 +34,19 @@ class ClassTable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         if not 0 < len(self.names) <= IGNORE_LABEL:
-            raise ValueError(f"names: expected 1 to {IGNORE_LABEL} classes, got {len(self.names)}")
+            raise ArgumentValueError(f"names: expected 1 to {IGNORE_LABEL} classes, got {len(self.names)}")
         if len(set(self.names)) != len(self.names):
-            raise ValueError(f"names: expected each class once, got {list(self.names)}")
+            raise ArgumentValueError(f"names: expected each class once, got {list(self.names)}")
         colours = np.array(self.colours)
         if colours.shape != (len(self.names), 3) or colours.min() < 0 or colours.max() > 255:
-            raise ValueError(f"colours: expected [{len(self.names)}, 3] values of 0..255, got shape {colours.shape}")
+            raise ArgumentValueError(
+                f"colours: expected [{len(self.names)}, 3] values of 0..255, got shape {colours.shape}"
+            )
         colours = colours.astype(np.uint8)
         colours.setflags(write=False)
         object.__setattr__(self, "colours", colours)
         if self.ignore_label != IGNORE_LABEL:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"ignore_label: data sets return {IGNORE_LABEL} for ignored pixels, got {self.ignore_label}"
             )
 
@@ -62,10 +64,10 @@ class ClassTable:
         """The table that :meth:`to_dict` wrote. Raises ValueError where names or colours are missing or do not fit."""
         missing = {"names", "colours"} - content.keys()
         if missing:
-            raise ValueError(f"classes: expected names and colours, got no {' and no '.join(sorted(missing))}")
+            raise ArgumentValueError(f"classes: expected names and colours, got no {' and no '.join(sorted(missing))}")
         names, colours = content["names"], content["colours"]
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"names: expected a list of texts, got {names!r}")
+            raise ArgumentValueError(f"names: expected a list of texts, got {names!r}")
         return cls(tuple(names), np.array(colours))
 
     def numbers(self, what: str, names: Sequence[str]) -> list[int]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.ops import arguments, fuse_scales_cross_entropy
 from hmsa_ext.ops.arguments import CROSS_ENTROPY_DEFAULTS, CrossEntropyOptions
 
@@ -58,9 +59,9 @@ def bootstrapped_cross_entropy(
     >>> bootstrapped_cross_entropy([logits], [], [1.0], target, share=0.2, threshold=0.7).backward()
     """
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"share: expected a number above 0 and up to 1, got {share!r}")
+        raise ArgumentValueError(f"share: expected a number above 0 and up to 1, got {share!r}")
     if threshold is not None and not 0.0 < threshold < 1.0:
-        raise ValueError(f"threshold: expected a probability between 0 and 1, or None, got {threshold!r}")
+        raise ArgumentValueError(f"threshold: expected a probability between 0 and 1, or None, got {threshold!r}")
     losses = fuse_scales_cross_entropy(logits, attention, scales, target, reduction="none", **options)
     if losses.numel() == 0:
         return losses.sum()

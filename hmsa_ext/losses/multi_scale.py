@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hmsa_ext import parts
+from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 from hmsa_ext.losses.table import Loss, find_loss
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 
@@ -48,9 +49,11 @@ class MultiScaleLoss(nn.Module):
         self.functions = find_loss(main, "main")
         for name, value in (("aux_weight", aux_weight), ("scale_weight", scale_weight)):
             if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+                raise ArgumentValueError(f"{name}: expected a number of at least 0, got {value!r}")
         if class_weight is not None and not self.functions.class_weights:
-            raise ValueError(f"class_weight: expected None, since the main loss {parts.spelled(main)} takes none")
+            raise ArgumentValueError(
+                f"class_weight: expected None, since the main loss {parts.spelled(main)} takes none"
+            )
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.main = parts.spelled(main)
         self.aux_weight = float(aux_weight)
@@ -73,20 +76,20 @@ class MultiScaleLoss(nn.Module):
             ValueError: ``target`` has another shape; the ignored label was not chosen and is a class.
         """
         if not isinstance(outputs, ScaleOutputs):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"outputs: expected ScaleOutputs, got {type(outputs).__name__}; the models of hmsa_ext.models return "
                 "them, and MultiScale makes any network do so. The loss of one map of logits is a function: "
                 "hmsa_ext.losses.cross_entropy([logits], [], [1.0], target)"
             )
         if not isinstance(target, Tensor):
-            raise TypeError(f"target: expected a tensor of labels [B, H, W], got {type(target).__name__}")
+            raise ArgumentTypeError(f"target: expected a tensor of labels [B, H, W], got {type(target).__name__}")
         expected = (outputs.logits[0].shape[0], *outputs.size)
         if tuple(target.shape) != expected:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"target: expected shape {list(expected)}, labels at the size of the images, got {list(target.shape)}"
             )
         if self._ignores_by_default and outputs.logits[0].shape[1] > self.ignore_index:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"ignore_index: {self.ignore_index} is one of the {outputs.logits[0].shape[1]} classes; expected it to "
                 "be given"
             )

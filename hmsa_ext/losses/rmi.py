@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.ops import arguments, chain
 from hmsa_ext.ops.arguments import LOSS_DEFAULTS, LossOptions
 from hmsa_ext.ops.fuse_scales_rmi import POOL, RADIUS, fuse_scales_rmi
@@ -75,7 +76,7 @@ def rmi_loss(
     >>> rmi_loss([logits], [], [1.0], torch.ones(1, 16, 16, dtype=torch.uint8)).backward()
     """
     if isinstance(target, Tensor) and target.dim() == 3 and min(target.shape[-2:]) < SMALLEST_SIDE:
-        raise ValueError(
+        raise ArgumentValueError(
             f"target: the RMI loss needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {list(target.shape)}"
         )
     bce, valid, _, covariance = fuse_scales_rmi(logits, attention, scales, target, **options)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hmsa_ext.errors import ArgumentValueError
+
 BATCH_NORM_MOMENTUM = 0.1
 BOTTLENECK_EXPANSION = 4
 
@@ -39,10 +41,12 @@ class HRNetConfig:
         for name, count in (("widths", 4), ("modules", 3)):
             values = getattr(self, name)
             if len(values) != count or any(v < 1 for v in values):
-                raise ValueError(f"HRNetConfig.{name}: expected {count} positive integers, got {values!r}")
+                raise ArgumentValueError(f"HRNetConfig.{name}: expected {count} positive integers, got {values!r}")
         for name in ("blocks", "stem_channels", "bottleneck_channels", "bottleneck_blocks"):
             if getattr(self, name) < 1:
-                raise ValueError(f"HRNetConfig.{name}: expected a positive integer, got {getattr(self, name)!r}")
+                raise ArgumentValueError(
+                    f"HRNetConfig.{name}: expected a positive integer, got {getattr(self, name)!r}"
+                )
 
     @property
     def out_channels(self) -> int:

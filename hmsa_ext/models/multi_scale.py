@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 from hmsa_ext.models.initialisation import initialise
 from hmsa_ext.models.inputs import InputError
 from hmsa_ext.models.one_scale import check_divisor, run_network
@@ -90,7 +91,7 @@ class MultiScale(nn.Module):
         """The network alone: images [B, 3, H, W] -> (logits, aux or None, features) at the stride of the network."""
         logits, aux, features = run_network(self.network, images, self.divisor)
         if features.shape[1] != self.feature_channels:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"network: it returned features of {features.shape[1]} channels {list(features.shape)}, "
                 f"the attention head was built for feature_channels={self.feature_channels}"
             )
@@ -163,30 +164,30 @@ def descending_scales(scales: Sequence[float]) -> tuple[float, ...]:
     (2.0, 1.0, 0.5)
     """
     if not isinstance(scales, Sequence) or isinstance(scales, str):
-        raise ValueError(f"scales: expected a sequence of numbers such as (0.5, 1.0), got {scales!r}")
+        raise ArgumentValueError(f"scales: expected a sequence of numbers such as (0.5, 1.0), got {scales!r}")
     if not 1 <= len(scales) <= MAX_SCALES:
-        raise ValueError(f"scales: expected 1 to {MAX_SCALES} of them, got {len(scales)}: {tuple(scales)}")
+        raise ArgumentValueError(f"scales: expected 1 to {MAX_SCALES} of them, got {len(scales)}: {tuple(scales)}")
     ordered = tuple(sorted((float(s) for s in scales), reverse=True))
     if not all(math.isfinite(s) and s > 0 for s in ordered):
-        raise ValueError(f"scales: expected finite numbers above 0, got {tuple(scales)}")
+        raise ArgumentValueError(f"scales: expected finite numbers above 0, got {tuple(scales)}")
     if len(set(ordered)) != len(ordered):
-        raise ValueError(f"scales: each may be given once, got {tuple(scales)}")
+        raise ArgumentValueError(f"scales: each may be given once, got {tuple(scales)}")
     if len(ordered) > 1 and 1.0 not in ordered:
-        raise ValueError(f"scales: 1.0 must be among several scales, got {tuple(scales)}")
+        raise ArgumentValueError(f"scales: 1.0 must be among several scales, got {tuple(scales)}")
     return ordered
 
 
 def check_attention_statistics(value: str) -> None:
     """Raises ValueError unless ``value`` is one of the two ways that :func:`forward_scales` describes."""
     if value not in ("all", "used"):
-        raise ValueError(f'attention_statistics: expected "all" or "used", got {value!r}')
+        raise ArgumentValueError(f'attention_statistics: expected "all" or "used", got {value!r}')
 
 
 def _check_images(images: Tensor) -> None:
     if images.dim() != 4:
-        raise ValueError(f"images: expected [B, 3, H, W], got a tensor of shape {list(images.shape)}")
+        raise ArgumentValueError(f"images: expected [B, 3, H, W], got a tensor of shape {list(images.shape)}")
     if not images.is_floating_point():
-        raise TypeError(f"images: expected normalised floating point, got {images.dtype}")
+        raise ArgumentTypeError(f"images: expected normalised floating point, got {images.dtype}")
 
 
 def _resize_images(images: Tensor, size: tuple[int, int], scale: float) -> Tensor:
@@ -201,12 +202,12 @@ def _resize_images(images: Tensor, size: tuple[int, int], scale: float) -> Tenso
 def _attend(scale_attention: nn.Module, features: Tensor, logits: Tensor) -> Tensor:
     attention = scale_attention(features)
     if attention.dim() != 4 or attention.shape[-2:] != logits.shape[-2:]:
-        raise ValueError(
+        raise ArgumentValueError(
             f"attention_head: expected [B, 1 or C, h, w] at the size of the logits {list(logits.shape)}, got "
             f"{list(attention.shape)}"
         )
     if attention.shape[1] not in (1, logits.shape[1]):
-        raise ValueError(
+        raise ArgumentValueError(
             f"attention_channels: expected 1 or the {logits.shape[1]} classes of the network, got {attention.shape[1]}"
         )
     return attention

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.initialisation import initialise
 from hmsa_ext.models.multi_scale import DEFAULT_SCALES, check_attention_statistics, forward_scales
@@ -69,10 +70,10 @@ class OCRNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes: expected a positive integer, got {num_classes!r}")
+            raise ArgumentValueError(f"num_classes: expected a positive integer, got {num_classes!r}")
         width = attention_width(attention_channels, num_classes)
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
+            raise ArgumentValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
         check_attention_statistics(attention_statistics)
         self.backbone = build_trunk(trunk)
         in_channels, _, _ = stated(self.backbone)

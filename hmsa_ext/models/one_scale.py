@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 from hmsa_ext.models.inputs import InputError
 
 # Error messages of networks that cannot run at a size: skip connections of different sizes, and explicit checks.
@@ -56,7 +57,7 @@ def run_network(
 def check_divisor(divisor: int) -> None:
     """Raises ValueError unless ``divisor`` is a positive integer."""
     if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:
-        raise ValueError(f"divisor: expected a positive integer, got {divisor!r}")
+        raise ArgumentValueError(f"divisor: expected a positive integer, got {divisor!r}")
 
 
 def _shown(side: int, of_padded: int, of_logits: int, divisor: int, padded: torch.Size, logits: Tensor) -> int:
@@ -98,17 +99,19 @@ def _call(network: Callable[[Tensor], Any], images: Tensor) -> Any:
 def _checked(outputs: Any) -> tuple[Tensor, Tensor | None, Tensor]:
     if not isinstance(outputs, tuple | list) or len(outputs) not in (2, 3):
         got = f"{len(outputs)} values" if isinstance(outputs, tuple | list) else type(outputs).__name__
-        raise TypeError(f"network: expected it to return (logits, features) or (logits, aux, features), got {got}")
+        raise ArgumentTypeError(
+            f"network: expected it to return (logits, features) or (logits, aux, features), got {got}"
+        )
     for value in outputs:
         if not isinstance(value, Tensor) or value.dim() != 4:
             got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"network: expected it to return tensors [B, *, h, w], got {got}")
+            raise ArgumentTypeError(f"network: expected it to return tensors [B, *, h, w], got {got}")
     logits, features = outputs[0], outputs[-1]
     aux = outputs[1] if len(outputs) == 3 else None
     if aux is not None and aux.shape != logits.shape:
-        raise ValueError(f"network: aux {list(aux.shape)} differs from logits {list(logits.shape)}")
+        raise ArgumentValueError(f"network: aux {list(aux.shape)} differs from logits {list(logits.shape)}")
     if features.shape[-2:] != logits.shape[-2:]:
-        raise ValueError(
+        raise ArgumentValueError(
             f"network: features {list(features.shape)} and logits {list(logits.shape)} must be of one height and width"
         )
     return logits, aux, features

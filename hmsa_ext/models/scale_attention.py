@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_ext import parts
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.settings import SettingError
 
 PUBLISHED_BOTTLENECK = 256
@@ -82,5 +83,7 @@ def attention_width(attention_channels: Literal["one", "classes"] | int, num_cla
     """Channels of the attention: 1 for ``"one"`` or 1, ``num_classes`` for ``"classes"`` or that number."""
     width = {"one": 1, "classes": num_classes}.get(attention_channels, attention_channels)  # type: ignore[call-overload]
     if width not in (1, num_classes):
-        raise ValueError(f"attention_channels: expected 1 or num_classes={num_classes}, got {attention_channels!r}")
+        raise ArgumentValueError(
+            f"attention_channels: expected 1 or num_classes={num_classes}, got {attention_channels!r}"
+        )
     return width

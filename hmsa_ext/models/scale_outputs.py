@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.ops import fuse_scales, fuse_scales_argmax
 
 
@@ -40,12 +41,14 @@ class ScaleOutputs:
     def __post_init__(self) -> None:
         count = len(self.scales)
         if len(self.logits) != count or len(self.attention) != max(count - 1, 0) or count == 0:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"ScaleOutputs: {count} scales need {count} logits and {max(count - 1, 0)} attention maps, "
                 f"got {len(self.logits)} and {len(self.attention)}"
             )
         if self.aux is not None and len(self.aux) != count:
-            raise ValueError(f"ScaleOutputs: {count} scales need {count} aux logits or None, got {len(self.aux)}")
+            raise ArgumentValueError(
+                f"ScaleOutputs: {count} scales need {count} aux logits or None, got {len(self.aux)}"
+            )
 
     def fuse(self) -> Tensor:
         """Logits of all scales, combined by the attention: [B, C, H, W]."""
@@ -54,7 +57,7 @@ class ScaleOutputs:
     def fuse_aux(self) -> Tensor:
         """Auxiliary logits of all scales, combined by the same attention: [B, C, H, W]."""
         if self.aux is None:
-            raise ValueError("ScaleOutputs.fuse_aux: the network has no auxiliary logits (aux is None)")
+            raise ArgumentValueError("ScaleOutputs.fuse_aux: the network has no auxiliary logits (aux is None)")
         return fuse_scales(self.aux, self.attention, self.scales, self.size)
 
     def single_scale(self, index: int) -> Tensor:

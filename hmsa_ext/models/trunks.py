@@ -18,6 +18,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from hmsa_ext import parts
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.settings import SettingError
 
@@ -71,13 +72,13 @@ def check_features(features: object, images: Tensor, out_channels: int, stride: 
     """Raises ValueError unless the features of ``images`` have the channels and the stride that their trunk states."""
     if not isinstance(features, Tensor) or features.dim() != 4:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"trunk: expected features [B, {out_channels}, h, w], got {got}")
+        raise ArgumentValueError(f"trunk: expected features [B, {out_channels}, h, w], got {got}")
     fits = features.shape[1] == out_channels and all(
         abs(of_features * stride - of_image) < stride
         for of_features, of_image in zip(features.shape[-2:], images.shape[-2:], strict=True)
     )
     if not fits:
-        raise ValueError(
+        raise ArgumentValueError(
             f"trunk: it states out_channels={out_channels} and stride={stride}, but made features "
             f"{list(features.shape)} of images {list(images.shape)}"
         )

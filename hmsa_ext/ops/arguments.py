@@ -15,21 +15,13 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from hmsa_ext.errors import HmsaError
+from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGER = (torch.uint8, torch.int16, torch.int32, torch.int64)
 IGNORED = 255
 """``ignore_index`` where none is chosen."""
 _F = TypeVar("_F", bound=Callable)
-
-
-class ArgumentValueError(HmsaError, ValueError):
-    """An argument of an op has a value that does not fit."""
-
-
-class ArgumentTypeError(HmsaError, TypeError):
-    """An argument of an op is of a type that does not fit."""
 
 
 # ---- options of the losses --------------------------------------------------------------------------------------
