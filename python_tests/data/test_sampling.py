@@ -175,7 +175,7 @@ def test_a_bad_seed_is_named():
 
 
 def test_classes_that_do_not_exist_are_named():
-    with pytest.raises(data.DataError, match="weights: no class 'rar'; expected some of ground, common, rare, never"):
+    with pytest.raises(data.DataError, match="sampling_weights: no class 'rar'; expected some of ground, common, rare"):
         sampler(sampling=data.Sampling(weights={"rar": 2.0}))
     with pytest.raises(data.DataError, match="extra_classes: no class 'x'"):
         sampler(sampling=data.Sampling(extra_classes=("x",)))
