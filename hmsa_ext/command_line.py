@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -27,6 +28,8 @@ from hmsa_ext.settings import Option
 Settings = TypeVar("Settings")
 
 WRONG_USE, INTERRUPTED, TERMINATED = 2, 130, 143
+SECONDS_TO_SPEAK = 1.0
+"""That a process waits for the first one to print an error which both have."""
 
 _OLDER = Mapping[str, Sequence[str] | Callable[[str], Sequence[str] | None]]
 
@@ -80,6 +83,8 @@ def complain(error: object) -> int:
         _end(f"error: {error}", WRONG_USE)
     elif local:
         _end(f"error in process {rank}: {error}", WRONG_USE)
+    else:
+        time.sleep(SECONDS_TO_SPEAK)  # torchrun ends all processes as soon as one ends
     return WRONG_USE
 
 
