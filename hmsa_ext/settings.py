@@ -167,7 +167,7 @@ Size = Annotated[
     Rule(lambda v: len(v) == 2 and min(v) > 0, "HxW in pixels, for example 128x256"),
 ]
 """(height, width) in pixels."""
-Range = Annotated[tuple[float, float], Spelling("LOW,HIGH", _read_range, _join)]
+Range = Annotated[tuple[float, float], Spelling("SMALLEST,LARGEST", _read_range, _join)]
 """(smallest, largest)."""
 Scales = Annotated[
     tuple[float, ...],
