@@ -184,7 +184,9 @@ def test_of_several_processes_the_first_speaks_and_one_that_alone_knows(
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_command_with_their_status_and_one_line(number: int, status: int) -> None:
     code = (
-        "import sys, time; from hmsa_ext import command_line\n"
+        "import signal, sys, time; from hmsa_ext import command_line\n"
+        # A job in the background of a shell ignores Ctrl-C, and so does what it starts.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def command(arguments):\n    print('began', flush=True); time.sleep(60); return 0\n"
         "sys.exit(command_line.run(command, []))"
     )

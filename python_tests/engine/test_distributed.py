@@ -77,7 +77,7 @@ def test_of_two_processes_one_reads_the_labels_and_both_hear_of_problems(tmp_pat
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("read 2 label maps") == 2  # of train and of val, each once
     assert cv2.imwrite(str(tmp_path / "trainannot" / "b.png"), np.full((64, 64), 99, np.uint8))
-    done = train_with_two(tmp_path, *data)
+    done = train_with_two(tmp_path / "again", *data)
     assert done.returncode != 0
     assert done.stderr.count("error: 1 problem in 2 images") == 1
     assert "b.png: values that are no class: 99 in 4096 pixels" in done.stderr
