@@ -17,11 +17,17 @@ def _read(value: object) -> object:
     return value
 
 
-def _show(value: Any) -> str:
+def object_name(value: Any) -> str:
+    """A function or class as files and command lines write its name: ``package.module:name``; texts as they are.
+
+    >>> from pathlib import PurePath
+    >>> object_name(PurePath)
+    'pathlib:PurePath'
+    """
     return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
 
 
-SPELLING = Spelling("NAME|MODULE:OBJECT", _read, _show)
+SPELLING = Spelling("NAME|MODULE:OBJECT", _read, object_name)
 Part = Annotated[str | Callable[..., Any], SPELLING]
 """A name of a table, ``package.module:object``, or in Python the object itself."""
 

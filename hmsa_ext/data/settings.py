@@ -11,18 +11,8 @@ from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.index import cache_folder
 from hmsa_ext.data.labelled_files import Listing
 from hmsa_ext.data.types import Dataset
-from hmsa_ext.parts import Part, one_of
+from hmsa_ext.parts import Part, object_name, one_of
 from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, options, validate
-
-
-def object_name(value: Any) -> str:
-    """A function or class as it is written in files and on command lines: ``package.module:name``; texts as they are.
-
-    >>> from pathlib import PurePath
-    >>> object_name(PurePath)
-    'pathlib:PurePath'
-    """
-    return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
 
 
 def recipe(name: Any) -> Mapping[str, object]:

@@ -22,9 +22,10 @@ from hmsa_ext.data.commands import flags_of_others, older_version, required_data
 from hmsa_ext.data.scan.findings import judge, suggested_description
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
-from hmsa_ext.data.settings import DataSettings, object_name
+from hmsa_ext.data.settings import DataSettings
 from hmsa_ext.data.types import DataError
 from hmsa_ext.files import Output
+from hmsa_ext.parts import object_name
 from hmsa_ext.settings import POSITIVE, Metavar, Names, SettingError, require, validate
 
 PROG = "hmsa data scan"
