@@ -1,7 +1,8 @@
 """Hierarchical multi-scale attention for semantic segmentation: fused ops, models and a trainer.
 
-``hmsa_ext.models``, ``hmsa_ext.losses`` and ``hmsa_ext.data`` are imported when they are first used, so that the ops
-alone cost nothing else.
+``hmsa_ext.load`` opens a trained model that predicts photos. It, ``hmsa_ext.models``, ``hmsa_ext.losses``,
+``hmsa_ext.data`` and ``hmsa_ext.prediction`` are imported when they are first used, so that the ops alone cost nothing
+else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hmsa_ext.ops import (
 )
 
 if TYPE_CHECKING:
-    from hmsa_ext import data, losses, models
+    from hmsa_ext import data, losses, models, prediction
+    from hmsa_ext.prediction import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,8 +34,10 @@ __all__ = [
     "fuse_scales",
     "fuse_scales_argmax",
     "fuse_scales_cross_entropy",
+    "load",
     "losses",
     "models",
+    "prediction",
     "sample_crop",
     "upsample_argmax",
     "upsample_cross_entropy",
@@ -41,8 +45,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ("data", "losses", "models"):
+    if name in ("data", "losses", "models", "prediction"):
         return importlib.import_module(f"hmsa_ext.{name}")
+    if name == "load":
+        return importlib.import_module("hmsa_ext.prediction").load
     raise AttributeError(f"module 'hmsa_ext' has no attribute {name!r}")
 
 

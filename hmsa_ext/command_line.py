@@ -123,6 +123,8 @@ def parse(
             print(f"hmsa_ext {hmsa_ext.__version__}")
             raise SystemExit(0)
     arguments = _joined(_rewritten(arguments, options, older or {}), options)
+    if any(option.positional is not None and option.positional.many for option in options):
+        arguments = _positional_first(arguments, {o.flag for o in options if o.kind is bool} | {"help", "version"})
     _refuse(arguments, {option.flag for option in options}, elsewhere or {})
     # An unknown flag may have swallowed the positional argument: then the flag is the error to report.
     known = {"help", *(option.flag for option in options), *(f"no-{option.flag}" for option in options)}
@@ -154,16 +156,28 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
 
 def peek_positional(arguments: Sequence[str], switches: Collection[str]) -> str | None:
     """The first argument that is neither a flag nor the value of one. ``switches``: flags without a value."""
+    return next((word for word, is_positional in _sorted_words(arguments, switches) if is_positional), None)
+
+
+def _sorted_words(arguments: Sequence[str], switches: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """The arguments, each with whether it is neither a flag nor the value of one."""
     takes_value = False
     for argument in arguments:
         if takes_value:
             takes_value = False
+            yield argument, False
         elif argument.startswith("--"):
             name = _flag_name(argument)
             takes_value = "=" not in argument and name not in switches and name.removeprefix("no-") not in switches
-        elif not argument.startswith("-") or argument == "-":
-            return argument
-    return None
+            yield argument, False
+        else:
+            yield argument, not argument.startswith("-") or argument == "-"
+
+
+def _positional_first(arguments: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The arguments with all positional ones in front: the parser takes several only where they stand together."""
+    words = list(_sorted_words(arguments, switches))
+    return [word for word, first in words if first] + [word for word, first in words if not first]
 
 
 def _flag_name(argument: str) -> str:
@@ -285,7 +299,7 @@ def _mirror(settings: Any, prog: str, shown: Callable[[Option], bool], *, requir
 
 
 def _default(option: Option, required: bool) -> Any:
-    missing = required and option.positional is not None and option.value is None
+    missing = required and option.positional is not None and option.value in (None, ())
     return dataclasses.field() if missing else dataclasses.field(default_factory=lambda: option.value)
 
 
@@ -294,7 +308,7 @@ def _annotated(option: Option) -> Any:
 
     text = option.help
     if option.positional is not None:
-        spec = _spec(option, option.positional)
+        spec = _spec(option, option.positional.metavar, many=option.positional.many)
         return Annotated[Any, spec, tyro.conf.Positional, tyro.conf.arg(name=option.name, help=text)]
     about = tyro.conf.arg(name=option.flag, help=text, help_behavior_hint=_hint(option))
     if option.kind is bool and not option.optional:
@@ -315,10 +329,12 @@ def _metavar(option: Option) -> str:
     return {int: "N", float: "X"}.get(option.kind, option.metavar or "TEXT")
 
 
-def _spec(option: Option, metavar: str) -> Any:
+def _spec(option: Option, metavar: str, *, many: bool = False) -> Any:
     import tyro
 
     def read(words: list[str]) -> Any:
+        if many:
+            return tuple(words)
         value = words[0]
         if option.optional and value.lower() == "none" and option.kind in (int, float, tuple):
             return None
@@ -331,9 +347,9 @@ def _spec(option: Option, metavar: str) -> Any:
         return found
 
     return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
+        nargs="*" if many else 1,
         metavar=metavar,
         instance_from_str=read,
         is_instance=lambda value: True,
-        str_from_instance=lambda value: [option.show(value)],
+        str_from_instance=lambda value: list(value) if many else [option.show(value)],
     )

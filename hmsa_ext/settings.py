@@ -84,9 +84,13 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Positional:
-    """Marks an option that is given by its place on a command line, and how it is shown there."""
+    """Marks an option that is given by its place on a command line, and how it is shown there.
+
+    many: it takes all words that are no flags, and is a tuple of texts.
+    """
 
     metavar: str
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ class Option:
     spelling: Spelling | None
     rules: tuple[Rule, ...]
     free: bool
-    positional: str | None = None
+    positional: Positional | None = None
     metavar: str | None = None
 
     @property
@@ -468,7 +472,7 @@ def _declare(field: dataclasses.Field, hint: Any, text: str) -> Option:
         spelling=next((mark for mark in reversed(marks) if isinstance(mark, Spelling)), None),
         rules=tuple(mark for mark in marks if isinstance(mark, Rule)),
         free=any(isinstance(mark, _Free) for mark in marks),
-        positional=next((mark.metavar for mark in marks if isinstance(mark, Positional)), None),
+        positional=next((mark for mark in marks if isinstance(mark, Positional)), None),
         metavar=next((mark.name for mark in marks if isinstance(mark, Metavar)), None),
     )
 

@@ -15,24 +15,69 @@ SECONDS_BETWEEN_LINES = 10.0
 Result = TypeVar("Result")
 
 
-def report(results: Iterable[Result], count: int, *, what: str, quiet: bool = False) -> Iterator[Result]:
-    """Yields the results, and shows on standard error how many there are so far.
+class Progress:
+    """Progress on standard error: a bar with rate and time left on a terminal, a line every ten seconds elsewhere.
 
-    count: number of results.
-    what: name of the work ("checking the data").
-    quiet: show nothing.
+    count: number of results; None where nobody knows. what: name of the work ("checking the data"). unit: what is
+    counted. quiet: show nothing.
     """
-    if quiet:
-        yield from results
-    elif sys.stderr.isatty():
-        yield from tqdm(results, total=count, desc=what, unit="image", leave=False)
-    else:
-        last = time.monotonic()
-        for done, result in enumerate(results, 1):
+
+    def __init__(self, count: int | None, *, what: str, unit: str = "image", quiet: bool = False) -> None:
+        self.done, self._count, self._what, self._unit = 0, count, what, unit
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(total=count, desc=what, unit=unit, leave=False, dynamic_ncols=True)
+        self._lines = not quiet and self._bar is None
+        self._begin = self._last = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self) -> None:
+        """One more result is there."""
+        self.done += 1
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update()
+        elif self._lines and now - self._last > SECONDS_BETWEEN_LINES:
+            self._last = now
+            print(self._line(now - self._begin), file=sys.stderr, flush=True)
+
+    def print(self, text: str) -> None:
+        """Prints a line on standard error, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        of = "" if self._count is None else f" of {self._count}"
+        line = f"{self._what}: {self.done}{of} {self._unit}s, {self.done / seconds:.3g} a second"
+        if self._count is None:
+            return line
+        return f"{line}, {duration((self._count - self.done) * seconds / self.done)} left"
+
+
+def report(results: Iterable[Result], count: int, *, what: str, quiet: bool = False) -> Iterator[Result]:
+    """Yields the results, and shows how many there are so far: see :class:`Progress`."""
+    with Progress(count, what=what, quiet=quiet) as progress:
+        for result in results:
             yield result
-            if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                print(f"{what}: {done} of {count} images", file=sys.stderr)
+            progress.step()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``41s``, ``4m10s`` or ``2h05m``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 def usable_cores() -> int:

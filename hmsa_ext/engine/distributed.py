@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,10 +44,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def start(device: str = "auto") -> Iterator[Process]:
+def start(device: str = "auto", *, patience: timedelta | None = None) -> Iterator[Process]:
     """Joins the processes that torchrun started, if it did, and leaves them at the end.
 
-    NCCL carries what lies on GPUs, Gloo what lies on the CPU.
+    NCCL carries what lies on GPUs, Gloo what lies on the CPU. ``patience``: how long a process waits for another;
+    PyTorch's own, half an hour, unless given.
 
     Raises :class:`hmsa_ext.settings.SettingError` for more processes on a machine than it has GPUs.
     """
@@ -60,7 +62,8 @@ def start(device: str = "auto") -> Iterator[Process]:
         yield Process(chosen, reason)
         return
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
+    device_id = chosen if chosen.type == "cuda" else None
+    dist.init_process_group(backend, device_id=device_id, timeout=patience)
     try:
         yield Process(chosen, reason, dist.get_rank(), dist.get_world_size())
     finally:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hmsa_ext.data.progress import duration
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.files import replacing
@@ -232,16 +233,6 @@ def memory_gib(device: torch.device) -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``41s``, ``4m10s`` or ``2h05m``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

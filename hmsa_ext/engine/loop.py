@@ -15,7 +15,7 @@ from hmsa_ext.engine import distributed, pictures, schedule
 from hmsa_ext.engine.device import arithmetic
 from hmsa_ext.engine.evaluation import ATTENTION, evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
-from hmsa_ext.engine.logging import RunLog, duration, progress_bar, timed
+from hmsa_ext.engine.logging import RunLog, progress_bar, timed
 from hmsa_ext.engine.metrics import Loss, build_metrics
 from hmsa_ext.engine.run import Run
 

@@ -16,7 +16,7 @@ from hmsa_ext.data import Batch, Dataset
 from hmsa_ext.engine import curve, loop, pictures
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import EvaluationResult, EvaluationSettings, evaluate, table
-from hmsa_ext.engine.logging import duration, progress_bar
+from hmsa_ext.engine.logging import progress_bar
 from hmsa_ext.engine.metrics import Loss, build_metrics
 from hmsa_ext.engine.run import PICTURES, RESULTS, Run, versions
 from hmsa_ext.files import Output

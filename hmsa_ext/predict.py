@@ -1,0 +1,219 @@
+"""Predicts photos, folders of photos and videos with a trained model, and writes labels and pictures.
+
+    hmsa predict photo.jpg --model runs/NAME --output OUT                          # OUT/photo.png: label numbers
+    hmsa predict PHOTOS --model runs/NAME --output OUT --write labels,overlay      # a folder, the same tree out
+    hmsa predict clip.mp4 --model runs/NAME --output OUT                           # OUT/clip.overlay.mp4
+    hmsa predict "DAY*/*.jpg" @LIST.txt --model runs/NAME --output OUT             # globs, files with names
+    find . -name "*.jpg" | hmsa predict - --model runs/NAME --output OUT           # names on standard input
+    hmsa predict PHOTOS --model FILE.pth --network hrnet_w48_ocr --classes cityscapes --output OUT
+    hmsa predict PHOTOS --model runs/NAME --output OUT --shard 3/8                 # the third of eight machines
+    torchrun --nproc-per-node 8 -m hmsa_ext.predict PHOTOS --model runs/NAME --output OUT
+
+A second call goes on where the first one was stopped: files that were made with this model and these settings are not
+made again. OUT/classes.json says what the numbers mean.
+
+Exit status: 0 when everything is predicted, 1 when some sources could not be read (they are named), 2 for an error that
+stopped the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from hmsa_ext import command_line, settings
+from hmsa_ext.data.progress import duration
+from hmsa_ext.engine import distributed
+from hmsa_ext.engine.distributed import Process
+from hmsa_ext.engine.evaluation import EvaluationSettings
+from hmsa_ext.engine.settings import Machine
+from hmsa_ext.engine.trained import TrainedModel, open_model
+from hmsa_ext.files import Output, writable_folder
+from hmsa_ext.parts import Part, one_of
+from hmsa_ext.models import NAMES
+from hmsa_ext.prediction.batch import Summary, predict_all
+from hmsa_ext.prediction.outputs import Outputs
+from hmsa_ext.prediction.predictor import Predictor
+from hmsa_ext.prediction.settings import PictureSettings, PredictionSettings
+from hmsa_ext.prediction.sources import Item, Shard, find_sources, shard
+from hmsa_ext.settings import POSITIVE, Flag, Metavar, Positional, require, validate
+
+PATIENCE = timedelta(days=30)
+"""That a process waits at the end for the others."""
+MORE_SHOWN = 10
+"""Sources that could not be read, in the last lines."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What to predict, with which model, and where to."""
+
+    sources: Annotated[tuple[str, ...], Positional("SOURCE", many=True)] = ()
+    """Photos, folders, globs, @FILE (a file with one name a line), - (names on standard input), videos, camera:0, or the
+    address of a stream."""
+    trained: Annotated[str | None, Flag("model"), Metavar("RUN")] = None
+    """Run folder (its last checkpoint), checkpoint or .safetensors file."""
+    output: Annotated[str | None, Metavar("FOLDER")] = None
+    """Folder for the results."""
+    network: Annotated[Part | None, one_of(NAMES)] = None
+    """Network of a checkpoint that is not from a run."""
+    num_classes: Annotated[int | None, POSITIVE] = None
+    """Classes of such a checkpoint; default: as many as its weights have."""
+    classes: Annotated[str | None, Metavar("NAME")] = None
+    """Data set whose classes such a checkpoint has, such as cityscapes: names, colours and numbers for the results."""
+    shard: Shard = (1, 1)
+    """Predict the K-th of N parts of the sources, for N machines that share the work."""
+    frames: Annotated[int | None, POSITIVE] = None
+    """Predict the first so many frames of a video, camera or stream."""
+    redo: bool = False
+    """Predict again what is there already."""
+    json: Annotated[str | None, Metavar("FILE")] = None
+    """Write what was done as JSON to this file; "-" is standard output, and the text then goes to standard error."""
+    pictures: PictureSettings = field(default_factory=PictureSettings)
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    machine: Machine = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+SHOWN = {"eval_scales", "flip", "device", "dtype", "threads"}
+"""Options of evaluation and machine that a prediction has as well."""
+
+
+def _is_shown(option: settings.Option) -> bool:
+    return option.path[0] not in ("evaluation", "machine") or option.name in SHOWN
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return command_line.run(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    command, trained = parse(arguments)
+    with distributed.start(command.machine.device, patience=PATIENCE) as process:
+        summary = predict(command, trained, process)
+        # Together: torchrun ends all processes as soon as one ends with a status other than 0.
+        return int(any(distributed.gather(process, bool(summary.skipped))))
+
+
+def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Predict, TrainedModel]:
+    """The settings that a command line asks for, and the model; scales are those of the run unless given."""
+    start = Predict()
+    name = command_line.peek(arguments, "model")
+    trained = None
+    if name is not None and not {"--help", "-h", "--version"} & set(arguments):
+        classes = command_line.peek(arguments, "num-classes")
+        number = None if classes is None else settings.read_number(classes, int) if classes.isdecimal() else -1
+        require("num_classes", classes, number is None or number > 0, "a whole number above 0")
+        trained = open_model(
+            name, command_line.peek(arguments, "network"), number, command_line.peek(arguments, "classes")
+        )
+        ran = dict(trained.settings or {})
+        kept = {key: ran[key] for key in ("eval_scales", "flip") if key in ran}
+        start = dataclasses.replace(start, evaluation=settings.replace(start.evaluation, kept))
+    command = command_line.parse(start, arguments, prog=prog, description=__doc__ or "", shown=_is_shown)
+    require("sources", None, command.sources, "photos, folders or videos to predict")
+    require("model", command.trained, trained is not None, _runs_here())
+    require("output", command.output, command.output, "a folder for the results")
+    assert trained is not None
+    return command, trained
+
+
+def _runs_here() -> str:
+    """What --model takes, with the runs that lie in the usual place."""
+    runs = sorted(Path("runs").glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    here = f"; the newest run here is {runs[-1].parent}" if runs else ""
+    return f"a run folder, a checkpoint or a .safetensors file{here}"
+
+
+def predict(command: Predict, trained: TrainedModel, process: Process) -> Summary:
+    """Predicts as the settings say; this process takes its share of the sources."""
+    assert command.output is not None
+    process = dataclasses.replace(process, text_to_stderr=command.json == "-")
+    report = Output(command.json, "json", parents=True) if process.is_main and command.json else None
+    folder = writable_folder(command.output, "output")
+    # One process looks: standard input is for one, and all take their shares of the same list.
+    found = find_sources(command.sources, output=folder, stdin=sys.stdin) if process.is_main else None
+    items: list[Item] = distributed.from_main(process, found)
+    if command.machine.threads:
+        torch.set_num_threads(command.machine.threads)
+    predictor = Predictor(
+        trained, process.device, dtype=command.machine.dtype, scales=command.evaluation.scales,
+        flip=command.evaluation.flip, settings=command.prediction,
+    )  # fmt: skip
+    outputs = Outputs(folder, predictor, command.pictures)
+    outputs.require_apart(items)
+    if process.is_main:
+        outputs.describe()
+    part, parts = command.shard
+    own = shard(items, (part - 1) * process.world_size + process.rank, parts * process.world_size)
+    _announce(predictor, items, own, process)
+    begin = time.perf_counter()
+    summary = predict_all(
+        predictor, own, outputs, redo=command.redo, frames=command.frames, quiet=not process.is_main,
+        say=process.print,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    _conclude(summary, seconds, command.output, process)
+    if report is not None:
+        report.write(json.dumps(_as_json(summary, predictor, seconds), indent=2) + "\n")
+    return summary
+
+
+def _announce(predictor: Predictor, items: Sequence[Item], own: Sequence[Item], process: Process) -> None:
+    classes = predictor.classes
+    scales = ", ".join(f"{scale:g}" for scale in predictor.scales)
+    share = "" if len(own) == len(items) else f"; this process takes {len(own)}"
+    process.print(
+        f"device {process.reason or predictor.device_reason}\ndtype  {predictor.dtype_reason}\n"
+        f"model  {predictor.trained.path}, {classes.num_classes} classes\n"
+        f"scales {scales}{', and mirrored' if predictor.flip else ''}\n"
+        f"to do  {len(items)} source{'s' * (len(items) != 1)}{share}"
+    )
+
+
+def _conclude(summary: Summary, seconds: float, output: str, process: Process) -> None:
+    what = f"{summary.predicted} predicted"
+    if summary.frames:
+        what += f" ({summary.frames} video frames)"
+    if summary.pictures:
+        spent = summary.seconds
+        what += (
+            f" in {duration(seconds)}, {(summary.pictures - bool(summary.frames)) / seconds:.3g} pictures a second; "
+            f"the network waited {100 * spent.waited / max(seconds, 1e-9):.0f} % of the time"
+        )
+    process.print(f"{what}\neverything is in {output}")
+    if summary.skipped:
+        names = [path for path, _ in summary.skipped]
+        more = f" and {len(names) - MORE_SHOWN} more" if len(names) > MORE_SHOWN else ""
+        print(f"{len(names)} could not be predicted: {', '.join(names[:MORE_SHOWN])}{more}", file=sys.stderr)
+
+
+def _as_json(summary: Summary, predictor: Predictor, seconds: float) -> dict[str, Any]:
+    spent = dataclasses.asdict(summary.seconds)
+    return {
+        "predicted": summary.predicted,
+        "frames": summary.frames,
+        "already_done": summary.already,
+        "skipped": [{"source": path, "reason": reason} for path, reason in summary.skipped],
+        "seconds": round(seconds, 3),
+        "seconds_by_part": {name: round(value, 3) for name, value in spent.items()},
+        "peak_bytes": summary.peak,
+        "model": str(predictor.trained.path),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

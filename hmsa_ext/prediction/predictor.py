@@ -1,0 +1,429 @@
+"""From a trained model to the labels of any photo: :func:`load`, and the :class:`Predictor` that it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hmsa_ext import ops
+from hmsa_ext.data import ClassTable
+from hmsa_ext.data.photos import Photo, as_photo
+from hmsa_ext.engine import evaluation
+from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode, place
+from hmsa_ext.engine.evaluation import EvaluationSettings
+from hmsa_ext.engine.pictures import scale_shares
+from hmsa_ext.engine.trained import TrainedModel, open_model
+from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.normalisation import MEAN, STD
+from hmsa_ext.prediction import tiles
+from hmsa_ext.prediction.memory import Footprint, allowed, footprint
+from hmsa_ext.prediction.prediction import Prediction
+from hmsa_ext.prediction.settings import LEAST_TILE, PredictionSettings, show_bytes
+from hmsa_ext.settings import SettingError
+
+WHITE = 65535
+UNWATCHED = 2**20
+"""Pixels, over all scales, up to which a photo is predicted whole without asking what that takes: about 1 GiB."""
+ENOUGH = 4 * 2**30
+"""Bytes: such photos are watched all the same where less than this is allowed."""
+TILE_STEP = 64
+"""Pixels that tiles are multiples of where the scales allow it: trunks divide sizes by 32, at scale 0.5 by 64."""
+SIZES_DIFFER = 2.0
+"""Factor beyond the sizes of the training from which a photo's size is worth a word."""
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    *,
+    network: str | Callable[..., nn.Module] | None = None,
+    num_classes: int | None = None,
+    classes: str | Sequence[str] | ClassTable | None = None,
+    dtype: str = "auto",
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+    resize_to: int | tuple[int, int] | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: float = 0.25,
+    memory: str | int | None = None,
+) -> Predictor:
+    """A predictor from a trained model; the data set of its training need not be there.
+
+    Images need no preparation: the predictor normalises them, chooses the scales that the model was evaluated at, and
+    cuts large ones into tiles that fit the memory.
+
+    Args:
+        path: a run folder (its last checkpoint), a checkpoint, a ``.safetensors`` file, or a published checkpoint.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        network: which network a published checkpoint is of, such as ``"hrnet_w48_ocr"``; files of our runs say so.
+        num_classes: of such a file; found from its weights unless given.
+        classes: of such a file: the name of a data set (``"cityscapes"``), names, or a table.
+        dtype: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on GPUs that are fast in it.
+        scales, flip: scales to combine, and whether to average in the mirrored photo; default: as the run evaluates.
+        resize_to, tile, overlap, memory: see :class:`hmsa_ext.prediction.settings.PredictionSettings`.
+
+    Raises :class:`hmsa_ext.HmsaError` for a file that is no model, and for settings that do not fit.
+    """
+    trained = open_model(os.fspath(path), network, num_classes, classes)
+    given: dict[str, Any] = {"resize_to": resize_to, "tile": tile, "overlap": overlap, "memory": memory}
+    settings = PredictionSettings()
+    settings = dataclasses.replace(settings, **_read(settings, given))
+    return Predictor(trained, device, dtype=dtype, scales=scales, flip=flip, settings=settings)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a photo of one size is predicted.
+
+    size: (height, width) that the network sees. layout: the tiles, None for the whole photo at once. peak: bytes that
+    this takes at most beside the network's weights, None where nobody looked. limit: bytes that it may take.
+    """
+
+    size: tuple[int, int]
+    layout: tiles.Layout | None
+    peak: int | None
+    limit: int
+
+    def __str__(self) -> str:
+        height, width = self.size
+        how = f"{height}x{width} at once"
+        if self.layout is not None:
+            tile = "x".join(map(str, self.layout.tile))
+            how = f"{height}x{width} in {len(self.layout)} tiles of {tile}"
+        needs = "" if self.peak is None else f", at most {show_bytes(self.peak)}"
+        return f"{how}{needs} (limit {show_bytes(self.limit)})"
+
+
+class Predictor:
+    """A trained model that takes photos as they are: :meth:`predict`.
+
+    trained: the model and what is known of it. device, dtype, scales, flip: as for :func:`load`.
+
+    >>> predictor = hmsa_ext.load("runs/NAME")  # doctest: +SKIP
+    >>> predictor.predict("photo.jpg").save("labels.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        device: str | torch.device = "auto",
+        *,
+        dtype: str = "auto",
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        settings: PredictionSettings | None = None,
+    ) -> None:
+        self.trained, self.settings = trained, settings or PredictionSettings()
+        self.device, self.device_reason = choose_device(str(device))
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise SettingError("dtype", dtype, "auto, float32 or bfloat16")
+        self.dtype, self.dtype_reason = choose_dtype(dtype, self.device)
+        ran = trained.settings or {}
+        start = EvaluationSettings()
+        chosen = ran.get("eval_scales", start.scales) if scales is None else scales
+        self.scales = _scales(chosen)
+        self.flip = bool(ran.get("flip", start.flip) if flip is None else flip)
+        self.model = place(trained.model, self.device, channels_last=bool(ran.get("channels_last", True))).eval()
+        self._footprints: dict[tuple[tuple[float, ...], bool], Footprint] = {}
+
+    def __repr__(self) -> str:
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        return f"Predictor({self.trained.path}, {self.classes.num_classes} classes, scales {scales}, {self.device})"
+
+    @property
+    def classes(self) -> ClassTable:
+        """Names and colours of the classes."""
+        assert self.trained.classes is not None
+        return self.trained.classes
+
+    @overload
+    def predict(self, image: list[Any], scales: Sequence[float] | None = ..., flip: bool | None = ..., *,
+                logits: bool = ..., per_scale: bool = ..., white: int = ...) -> list[Prediction]: ...  # fmt: skip
+
+    @overload
+    def predict(self, image: Any, scales: Sequence[float] | None = ..., flip: bool | None = ..., *,
+                logits: bool = ..., per_scale: bool = ..., white: int = ...) -> Prediction: ...  # fmt: skip
+
+    def predict(
+        self,
+        image: Any,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        *,
+        logits: bool = False,
+        per_scale: bool = False,
+        white: int = WHITE,
+    ) -> Prediction | list[Prediction]:
+        """Labels and confidence of a photo of any size, at its own size.
+
+        Both come from the fused argmax, :func:`hmsa_ext.fuse_scales_argmax`: logits at the size of the photo exist only
+        where they are asked for.
+
+        Args:
+            image: a path; a PIL image; an array uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] (red, green, blue) or
+                [H, W, 4]; a tensor [3, H, W], uint8 or floating point from 0 to 1; or a list of such. Files and PIL
+                images are turned upright as their EXIF orientation says; transparency is left out.
+            scales, flip: instead of those of the predictor.
+            logits: keep the fused logits too, 4 bytes per class and pixel.
+            per_scale: keep the labels of each scale alone, and its share in the result.
+            white: the value of white in images of 16 bits, such as 4095 for 12 bits stored in 16.
+
+        Returns:
+            A :class:`hmsa_ext.prediction.Prediction`; of a list one for each, in order.
+
+        Raises :class:`hmsa_ext.HmsaError` for an image that cannot be read or is too small for a scale.
+        """
+        if isinstance(image, list):
+            return [
+                self.predict(one, scales, flip, logits=logits, per_scale=per_scale, white=white) for one in image
+            ]
+        photo = as_photo(image, white=white)
+        return self.predict_photo(photo, scales, flip, logits=logits, per_scale=per_scale)
+
+    def predict_photo(
+        self,
+        photo: Photo,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        *,
+        logits: bool = False,
+        per_scale: bool = False,
+    ) -> Prediction:
+        """:meth:`predict` for a photo that was read already."""
+        ordered = self.scales if scales is None else _scales(scales)
+        mirrored = self.flip if flip is None else flip
+        size = photo.pixels.shape[:2]
+        plan = self.plan(size, ordered, mirrored, logits=logits, per_scale=per_scale)
+        found = _Results(size, self.classes.num_classes, ordered, logits=logits, per_scale=per_scale)
+        with evaluation_mode(self.model):
+            pixels = torch.from_numpy(np.ascontiguousarray(photo.pixels)).to(self.device, non_blocking=True)
+            if plan.layout is None:
+                outputs = self._run(_cut(pixels, (0, 0, *size), plan.size), ordered, mirrored)
+                found.read(dataclasses.replace(outputs, aux=None, size=size), mirrored, 0, 0, size[0])
+            else:
+                self._predict_tiles(pixels, plan, ordered, mirrored, found)
+        return Prediction(
+            labels=found.labels, confidence=found.confidence, classes=self.classes, image=photo.pixels,
+            scales=ordered, flip=mirrored, name=photo.name, orientation=photo.orientation, notes=photo.notes,
+            logits=found.logits, scale_labels=found.scale_labels, shares=found.shares,
+        )  # fmt: skip
+
+    def plan(
+        self,
+        size: tuple[int, int],
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        *,
+        logits: bool = False,
+        per_scale: bool = False,
+        stated: bool = False,
+    ) -> Plan:
+        """How a photo of this (height, width) is predicted: the size for the network, the tiles, the memory.
+
+        ``stated``: find out the memory of small photos too, which takes a second or three for a new network.
+
+        Raises :class:`hmsa_ext.settings.SettingError` where the memory that is allowed is too little.
+        """
+        ordered = self.scales if scales is None else _scales(scales)
+        mirrored = self.flip if flip is None else flip
+        chosen, limit = self.settings, allowed(self.device, self.settings.memory)
+        height, width = self._network_size(size)
+        views = 2 if mirrored else 1
+        everything = height * width * sum(scale * scale for scale in ordered) * views
+        if chosen.tile is None and not stated and everything <= UNWATCHED and limit >= ENOUGH:
+            return Plan((height, width), None, None, limit)
+
+        needs = self._footprint(ordered, mirrored)
+        per_pixel = 3 + 5 + (4 * self.classes.num_classes * 2 if logits else 0) + (5 * len(ordered) if per_scale else 0)
+        results = size[0] * size[1] * per_pixel + (height * width * 3 if (height, width) != size else 0)
+        at_once = needs.peak(height * width) + results
+        if chosen.tile is None and at_once <= limit:
+            return Plan((height, width), None, at_once, limit)
+        if needs.strides is None:
+            raise self._no_tiles(at_once, limit)
+        descending = ordered[::-1]
+        step = tiles.step_of(descending, needs.strides)
+        wide = TILE_STEP if TILE_STEP % step == 0 else step
+        if (height, width) != size:  # resized in any case: to a size whose maps end with the image
+            height, width = (max(step, round(side / step) * step) for side in (height, width))
+
+        def needed(layout: tiles.Layout) -> int:
+            rows = layout.size[0] if (height, width) != size else 2 * layout.tile[0]
+            maps = 2 * needs.kept * min(rows, layout.size[0]) * layout.size[1]  # a second one while rows are added
+            return int(needs.peak(layout.tile[0] * layout.tile[1]) + maps) + results
+
+        if chosen.tile is not None:
+            tile = chosen.tile if isinstance(chosen.tile, tuple) else (chosen.tile, chosen.tile)
+            layout = tiles.layout((height, width), tile, chosen.overlap, wide if min(tile) >= 2 * wide else step)
+            if chosen.memory is not None and needed(layout) > limit:
+                raise SettingError("memory", show_bytes(limit), f"{show_bytes(needed(layout))} for tiles of this size")
+            return Plan((height, width), layout, needed(layout), limit)
+        side = max(height, width)
+        while side > LEAST_TILE:
+            side = max(LEAST_TILE, int(side * 0.9))
+            layout = tiles.layout((height, width), (side, side), chosen.overlap, wide)
+            if needed(layout) <= limit:
+                return Plan((height, width), layout, needed(layout), limit)
+        raise self._no_tiles(needed(layout), limit)
+
+    def size_note(self, size: tuple[int, int]) -> str:
+        """A sentence where a photo of this (height, width) differs much from what the model was trained on, else "".
+
+        A network knows its classes at the sizes that it saw. What counts is how long the sides are that the network
+        gets, beside those of the training images and their random zoom.
+        """
+        trained = self.trained.image_size
+        if trained is None:
+            return ""
+        seen = self._network_size(size)
+        factor = (seen[0] * seen[1] / (trained[0] * trained[1])) ** 0.5
+        ran = self.trained.settings or {}
+        low, high = ran.get("scale_range") or (1.0, 1.0)
+        if min(low, 1) / SIZES_DIFFER <= factor <= max(high, 1) * SIZES_DIFFER:
+            return ""
+        long_edge = max(trained)
+        return (
+            f"predicted at {seen[0]}x{seen[1]}, but the model was trained on images of about "
+            f"{trained[0]}x{trained[1]}: if things look {'larger' if factor > 1 else 'smaller'} in the photos than there, "
+            f"resize-to {long_edge} predicts better{' and faster' if factor > 1 else ''}"
+        )
+
+    # ---- one photo ----------------------------------------------------------------------------------------------
+
+    def _run(self, images: Tensor, scales: Sequence[float], flip: bool) -> ScaleOutputs:
+        return evaluation.run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
+
+    def _predict_tiles(
+        self, pixels: Tensor, plan: Plan, scales: Sequence[float], flip: bool, found: _Results
+    ) -> None:
+        assert plan.layout is not None
+        size = (pixels.shape[0], pixels.shape[1])
+        resized = plan.size != size
+        if resized:
+            shrinks = plan.size[0] < size[0]
+            there = cv2.resize(
+                pixels.cpu().numpy(), plan.size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            )
+            pixels = torch.from_numpy(there).to(self.device)
+
+        def one(row: int, column: int, height: int, width: int) -> ScaleOutputs:
+            tile = _cut(pixels, (row, column, row + height, column + width), (height, width))
+            return self._run(tile, scales, flip)
+
+        strides = self._footprint(scales, flip).strides
+        assert strides is not None
+        for band in tiles.blended(one, plan.layout, scales[::-1], strides, whole=resized):
+            if resized:
+                outputs = _cropped(band.outputs, plan.layout.size, plan.size)
+                found.read(dataclasses.replace(outputs, size=size), flip, 0, 0, size[0])
+            else:
+                found.read(band.outputs, flip, band.margin, band.first, band.last)
+
+    def _network_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) at which the network sees a photo."""
+        wanted = self.settings.resize_to
+        if wanted is None:
+            wanted = (self.trained.settings or {}).get("long_edge") or None
+        if wanted is None:
+            return size
+        if isinstance(wanted, tuple):
+            return wanted
+        factor = wanted / max(size)
+        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+    def _footprint(self, scales: Sequence[float], flip: bool) -> Footprint:
+        key = (tuple(scales), flip)
+        if key not in self._footprints:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._footprints[key] = footprint(self.model, scales, self.device, dtype=self.dtype, flip=flip)
+        return self._footprints[key]
+
+    def _no_tiles(self, needed: int, limit: int) -> SettingError:
+        return SettingError(
+            "memory", show_bytes(limit),
+            f"at least {show_bytes(needed)} for this photo; give more, predict it smaller (resize_to), or at fewer scales",
+        )  # fmt: skip
+
+
+class _Results:
+    """What is kept of a photo, filled band by band."""
+
+    def __init__(
+        self, size: tuple[int, int], num_classes: int, scales: Sequence[float], *, logits: bool, per_scale: bool
+    ) -> None:
+        kind = np.uint8 if num_classes <= 256 else np.int32
+        self.size = size
+        self.labels, self.confidence = np.empty(size, kind), np.empty(size, np.float32)
+        self.logits = np.empty((num_classes, *size), np.float32) if logits else None
+        self.scale_labels = {scale: np.empty(size, kind) for scale in scales} if per_scale else None
+        self.shares = {scale: np.empty(size, np.float32) for scale in scales} if per_scale else None
+
+    def read(self, outputs: ScaleOutputs, flip: bool, margin: int, first: int, last: int) -> None:
+        """Reads rows ``first`` to ``last`` of the photo from outputs that begin ``margin`` rows above them."""
+        views = 2 if flip else 1
+        last = min(last, self.size[0])
+        if last <= first:
+            return
+
+        def keep(target: np.ndarray, maps: Tensor) -> None:
+            rows = maps[..., margin : margin + last - first, : self.size[1]]
+            target[..., first:last, :] = rows.float().cpu().numpy() if maps.is_floating_point() else rows.cpu().numpy()
+
+        labels, confidence = outputs.argmax(views=views)
+        keep(self.labels, labels[0])
+        keep(self.confidence, confidence[0])
+        if self.logits is not None:
+            keep(self.logits, evaluation.unmirrored(outputs.fuse(), flip=flip)[0])
+        if self.scale_labels is not None and self.shares is not None:
+            for index, scale in enumerate(outputs.scales):
+                keep(self.scale_labels[scale], outputs.single_scale_argmax(index, views=views)[0][0])
+            for scale, maps in scale_shares(outputs).items():
+                keep(self.shares[scale], evaluation.unmirrored(maps, flip=flip)[0, 0])
+
+
+def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """A box of a photo [H, W, 3], resized and normalised as evaluation does it: float32 [1, 3, height, width]."""
+    label = torch.zeros(1, dtype=torch.uint8, device=pixels.device).expand(pixels.shape[:2])
+    images, _ = ops.sample_crop(
+        [pixels], [label], torch.tensor([[0, *box]]), torch.zeros(1, dtype=torch.bool),
+        torch.tensor([[1.0, 1.0, 1.0, 0.0]]), size, MEAN, STD, antialias=True,
+    )  # fmt: skip
+    return images
+
+
+def _cropped(outputs: ScaleOutputs, covered: tuple[int, int], size: tuple[int, int]) -> ScaleOutputs:
+    """The maps without what lies beyond the image; of mirrored images that is on the left."""
+
+    def crop(maps: Tensor) -> Tensor:
+        rows, columns = (
+            side * inner // outer for side, inner, outer in zip(maps.shape[-2:], size, covered, strict=True)
+        )
+        straight = maps[:1, :, :rows, :columns]
+        return torch.cat([straight, maps[1:, :, :rows, maps.shape[-1] - columns :]])
+
+    return ScaleOutputs(
+        [crop(m) for m in outputs.logits], [crop(m) for m in outputs.attention], None, outputs.scales, size
+    )
+
+
+def _scales(values: Sequence[float]) -> tuple[float, ...]:
+    """Ascending, checked."""
+    from hmsa_ext.models.multi_scale import descending_scales
+
+    return descending_scales(tuple(values) if isinstance(values, list) else values)[::-1]
+
+
+def _read(settings: PredictionSettings, values: dict[str, Any]) -> dict[str, Any]:
+    from hmsa_ext.settings import options
+
+    return {option.name: option.read(values[option.name]) for option in options(settings)}

@@ -1,0 +1,208 @@
+"""Prediction in overlapping tiles whose outputs are blended before they are fused.
+
+A network gives logits and attention at the stride of its heads, which is a sixteenth of the pixels. These small maps
+are what is blended: each tile adds its own, weighted by ramps that fall across the overlaps and sum to one. The result
+is one :class:`ScaleOutputs` like that of a whole image, and the fused ops read it as any other. So no tile is argmaxed
+alone, no seam is left, and no full-resolution logits exist.
+
+The maps of a large image are not kept either. Rows of tiles are finished from top to bottom, and each yields a band of
+rows that no further tile changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models import ScaleOutputs
+
+MOST_STEP = 512
+"""Pixels: scales whose maps meet no earlier have no common grid."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tiles of an image lie, in pixels of the image at scale 1.0.
+
+    rows, columns: first row of each row of tiles, and first column of each column. tile: (height, width) of every
+    tile. overlap: (rows, columns) that neighbours share. All are multiples of ``step``. The last tiles may reach beyond
+    the image.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    tile: tuple[int, int]
+    overlap: tuple[int, int]
+    step: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) that the tiles cover together."""
+        return self.rows[-1] + self.tile[0], self.columns[-1] + self.tile[1]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Finished rows of a tiled image.
+
+    outputs: those of some rows of the image, with ``margin`` rows above those that are finished. first, last: the
+    finished rows, in pixels of the image.
+    """
+
+    outputs: ScaleOutputs
+    margin: int
+    first: int
+    last: int
+
+
+def step_of(scales: Sequence[float], strides: Sequence[int]) -> int:
+    """The smallest number of pixels that is a whole number of logits at every scale.
+
+    >>> step_of((2.0, 1.0, 0.5), (4, 4, 4)), step_of((1.0, 0.75), (4, 4))
+    (8, 16)
+
+    Raises ValueError where the scales have no such number up to 512.
+    """
+    step = 1
+    for scale, stride in zip(scales, strides, strict=True):
+        exact = Fraction(scale).limit_denominator(1000)
+        needed = stride * exact.denominator
+        step = math.lcm(step, needed // math.gcd(needed, exact.numerator))
+        if abs(float(exact) - scale) > 1e-9 or step > MOST_STEP:
+            raise ArgumentValueError(
+                f"scales: tiles need scales that share a grid, such as multiples of 0.25; got {tuple(scales)}; predict "
+                "whole photos (more memory, or resize_to), or choose other scales"
+            )
+    return step
+
+
+def layout(size: tuple[int, int], tile: tuple[int, int], overlap: float, step: int) -> Layout:
+    """Tiles of at most ``tile`` pixels for an image of (height, width) ``size``, evenly spread.
+
+    >>> found = layout((1000, 500), (512, 512), 0.25, 8)
+    >>> found.rows, found.columns, found.tile, found.overlap
+    ((0, 296, 592), (0,), (424, 504), (128, 128))
+    """
+    starts, sides, shared = [], [], []
+    for length, side in zip(size, tile, strict=True):
+        side = max(step, side // step * step)
+        common = min(round(side * overlap / step), side // (2 * step)) * step
+        if length <= side:
+            side = -(-length // step) * step
+            count = 1
+        else:
+            # Fewer pixels beyond the image: tiles as small as their number allows.
+            count = math.ceil((length - common) / (side - common))
+            side = math.ceil(((length - common) / count + common) / step) * step
+            side = max(side, 2 * common)
+            count = math.ceil((length - common) / (side - common))
+        starts.append(tuple(k * (side - common) for k in range(count)))
+        sides.append(side)
+        shared.append(common)
+    return Layout(starts[0], starts[1], (sides[0], sides[1]), (shared[0], shared[1]), step)
+
+
+def blended(
+    run: Callable[[int, int, int, int], ScaleOutputs],
+    plan: Layout,
+    scales: Sequence[float],
+    strides: Sequence[int],
+    *,
+    whole: bool = False,
+) -> Iterator[Band]:
+    """The blended outputs of all tiles, in bands from top to bottom.
+
+    With L_t the logits (or attention) of tile t and w_t its ramps, a map is ``sum_t w_t L_t`` with ``sum_t w_t = 1``.
+    An attention that lies in [0, 1] stays there.
+
+    Args:
+        run: (first row, first column, height, width) of a tile, in pixels of the image -> its outputs. A batch of two
+            is the tile and its mirror image, still mirrored.
+        plan: see :func:`layout`.
+        scales, strides: descending; the strides of the logits at each scale.
+        whole: yield one band of everything.
+    """
+    height, width = plan.size
+    # Two resizes look one pixel of their maps aside: at the smallest scale that is its stride, and then one pixel.
+    reach = max((stride + 1) / scale for scale, stride in zip(scales, strides, strict=True))
+    margin = math.ceil(reach / plan.step) * plan.step
+    cells = [Fraction(scale).limit_denominator(1000) / stride for scale, stride in zip(scales, strides, strict=True)]
+    maps: list[Tensor] = []
+    top = done = 0  # first row of the maps, and first row that was not yielded yet
+    for number, row in enumerate(plan.rows):
+        last_row = number == len(plan.rows) - 1
+        bottom = row + plan.tile[0]
+        for place, column in enumerate(plan.columns):
+            outputs = run(row, column, *plan.tile)
+            parts = [*outputs.logits, *outputs.attention]
+            of_scale = [*range(len(scales)), *range(1, len(scales))]
+            if place == 0:
+                maps = [
+                    _extended(old, part, cells[k], (bottom - top, width))
+                    for old, part, k in zip(maps or [None] * len(parts), parts, of_scale, strict=True)
+                ]
+            for target, part, k in zip(maps, parts, of_scale, strict=True):
+                _add(target, part, cells[k], plan, (number, place), top)
+            del outputs, parts
+        finished = height if last_row else plan.rows[number + 1] - margin
+        if (whole and not last_row) or finished <= done:
+            continue
+        above = max(0, done - margin)
+        below = height if last_row else plan.rows[number + 1]
+        cut = [m[..., int((above - top) * cells[k]) : int((below - top) * cells[k]), :]
+               for m, k in zip(maps, of_scale, strict=True)]  # fmt: skip
+        found = ScaleOutputs(cut[: len(scales)], cut[len(scales) :], None, tuple(scales), (below - above, width))
+        yield Band(found, done - above, done, finished)
+        done = finished
+        keep = max(0, done - margin)
+        maps = [m[..., int((keep - top) * cells[k]) :, :] for m, k in zip(maps, of_scale, strict=True)]
+        top = keep
+
+
+def _extended(old: Tensor | None, part: Tensor, cell: Fraction, size: tuple[int, int]) -> Tensor:
+    """The map with zeros below for the rows of the next tiles; a new one where there is none."""
+    rows, columns = int(size[0] * cell), int(size[1] * cell)
+    new = part.new_zeros(*part.shape[:2], rows, columns)
+    if old is not None:
+        new[..., : old.shape[-2], :] = old
+    return new
+
+
+def _add(target: Tensor, part: Tensor, cell: Fraction, plan: Layout, place: tuple[int, int], top: int) -> None:
+    """Adds a tile's map, weighted, where the tile lies; the second half of a batch at the mirrored place."""
+    height, width = part.shape[-2:]
+    expected = tuple(int(side * cell) for side in plan.tile)
+    if (height, width) != expected:
+        raise ArgumentValueError(
+            f"network: expected logits of {expected[0]} x {expected[1]} for a tile of {plan.tile[0]} x "
+            f"{plan.tile[1]} pixels, got {height} x {width}; predict whole photos (more memory, or resize_to)"
+        )
+    down = _ramp(height, int(plan.overlap[0] * cell), place[0], len(plan.rows), part)
+    across = _ramp(width, int(plan.overlap[1] * cell), place[1], len(plan.columns), part)
+    row, column = int((plan.rows[place[0]] - top) * cell), int(plan.columns[place[1]] * cell)
+    rows = slice(row, row + height)
+    views = part.shape[0]
+    target[:1, :, rows, column : column + width] += part[:1] * (down[:, None] * across)
+    if views == 2:
+        column = target.shape[-1] - column - width
+        target[1:, :, rows, column : column + width] += part[1:] * (down[:, None] * across.flip(0))
+
+
+def _ramp(length: int, overlap: int, number: int, count: int, like: Tensor) -> Tensor:
+    """Weights along one side of a tile: rising and falling across the overlaps, 1 elsewhere and at the borders."""
+    weights = torch.ones(length, dtype=like.dtype, device=like.device)
+    rise = (torch.arange(overlap, dtype=like.dtype, device=like.device) + 0.5) / max(overlap, 1)
+    if number > 0:
+        weights[:overlap] = rise
+    if number < count - 1:
+        weights[length - overlap :] = 1 - rise
+    return weights
