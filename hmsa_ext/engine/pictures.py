@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,21 +13,21 @@ from torch import Tensor, nn
 from hmsa_ext.data import ClassTable, Dataset, collate, cut, denormalise, whole_piece
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
-from hmsa_ext.engine.lettering import FAINT, INK, width_of, write
+from hmsa_ext.engine.legend import IGNORED, IGNORED_LINES, WRONG, WRONG_LINES, Entry, occurring
 from hmsa_ext.engine.metrics import ATTENTION, MEAN, Predictions
+from hmsa_ext.engine.panels import (
+    Panel,
+    compose_page,
+    errors_panel,
+    labels_panel,
+    overlay_panel,
+    photo_panel,
+    shares_panel,
+    zoom_of,
+)
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
 from hmsa_ext.models import ScaleOutputs
-
-TILE_WIDTH = (320, 640)  # pixels: smaller images are enlarged, larger ones reduced
-MARGIN, HEAD_HEIGHT, TITLE_HEIGHT, LEGEND_HEIGHT = 12, 36, 26, 26
-PAPER = (250, 250, 250)
-# Both are hatched, so that no class of a like colour is taken for them: (colour, colour of the lines).
-WRONG, WRONG_LINES = (225, 45, 45), (120, 0, 0)
-IGNORED, IGNORED_LINES = (20, 20, 20), (120, 120, 120)
-
-_Panel = tuple[str, "np.ndarray | None"]
-"""Title and picture; a panel without picture is the key of the shares' colours."""
 
 
 class PictureError(HmsaError, OSError):
@@ -120,154 +119,63 @@ def compose(
     With one scale all predictions are the same: one row, with the prediction over the photo as its fifth panel. Then
     the legend.
     """
-    zoom = _zoom(image.shape[1])
+    zoom = zoom_of(image.shape[1])
     fused = predictions[ATTENTION]
     several = len(shares) > 1
     valid = truth != classes.ignore_label
     errors = "errors: nothing is labelled"
     if valid.any():
         errors = f"errors: {100 * (fused != truth)[valid].mean():.1f} % of the labelled pixels"
-    over: _Panel = ("prediction over the photo", overlay(_photo(image, zoom), _enlarged(fused, zoom), classes.colours))
-    rows: list[list[_Panel]] = [
+    over: Panel = ("prediction over the photo", overlay_panel(image, fused, classes, zoom))
+    rows: list[list[Panel]] = [
         [
-            ("photo", _photo(image, zoom)),
-            ("truth", _labels(truth, classes, zoom)),
-            ("prediction: attention over all scales" if several else "prediction", _labels(fused, classes, zoom)),
-            (errors, _errors(image, (fused != truth) & valid, ~valid, zoom)),
+            ("photo", photo_panel(image, zoom)),
+            ("truth", labels_panel(truth, classes, zoom)),
+            ("prediction: attention over all scales" if several else "prediction", labels_panel(fused, classes, zoom)),
+            (errors, errors_panel(image, (fused != truth) & valid, ~valid, zoom)),
         ]
     ]
     if several:
         alone = [(way, labels) for way, labels in predictions.items() if way != ATTENTION]
         titles = ["mean of the scales" if way == MEAN else f"scale {way} alone" for way, _ in alone]
-        panels = [_labels(labels, classes, zoom) for _, labels in alone]
+        panels = [labels_panel(labels, classes, zoom) for _, labels in alone]
         rows.append([over, *zip(titles, panels, strict=True)])
-        maps = [(f"share of scale {s} in the attention", _heat(m, zoom)) for s, m in shares.items()]
-        rows.append([("share in the attention, per pixel", None), *maps])
+        rows.append(_share_panels(shares, zoom))
     else:
         rows[0].append(over)
-    return _page(rows, classes, name)
+    return compose_page(rows, _all_entries(classes), name)
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """The photo under the colours of its labels: uint8 [H, W, 3].
-
-    image: uint8 [H, W, 3]. labels: [H, W]; those without a colour (ignored) leave the photo as it is. colours: uint8
-    [C, 3]. opacity: 0 shows the photo alone, 1 the colours alone.
-    """
-    has_colour = labels < len(colours)
-    painted = colours[np.where(has_colour, labels, 0)].astype(np.float32)
-    share = np.where(has_colour, np.float32(opacity), np.float32(0))[..., None]
-    return (image * (1 - share) + painted * share + 0.5).astype(np.uint8)
-
-
-def _page(rows: list[list[_Panel]], classes: ClassTable, name: str) -> np.ndarray:
-    height, width = next(tile.shape[:2] for _, tile in rows[0] if tile is not None)
-    page_width = MARGIN + max(len(row) for row in rows) * (width + MARGIN)
-    legend = _legend(classes, page_width)
-    row_height = TITLE_HEIGHT + height + MARGIN
-    page = np.full((HEAD_HEIGHT + len(rows) * row_height + len(legend), page_width, 3), PAPER, np.uint8)
-    write(page, name, MARGIN, 25, scale=0.6, width=page_width - 2 * MARGIN)
-    for r, row in enumerate(rows):
-        top = HEAD_HEIGHT + r * row_height + TITLE_HEIGHT
-        for c, (title, tile) in enumerate(row):
-            left = MARGIN + c * (width + MARGIN)
-            write(page, title, left, top - 9, width=width)
-            if tile is None:
-                _share_key(page, left, top, width, height)
-                continue
-            page[top : top + height, left : left + width] = tile
-            # A frame: areas of a class as light as the paper end somewhere, too.
-            cv2.rectangle(page, (left - 1, top - 1), (left + width, top + height), FAINT, 1)
-    page[len(page) - len(legend) :] = legend
-    return page
-
-
-def _zoom(width: int) -> float:
-    smallest, largest = TILE_WIDTH
-    if width < smallest:
-        return math.ceil(smallest / width)
-    return min(1.0, largest / width)
-
-
-def _resized(picture: np.ndarray, zoom: float, interpolation: int) -> np.ndarray:
-    if zoom == 1:
-        return picture
-    size = max(1, round(picture.shape[1] * zoom)), max(1, round(picture.shape[0] * zoom))
-    return cv2.resize(picture, size, interpolation=interpolation)
-
-
-def _photo(image: np.ndarray, zoom: float) -> np.ndarray:
-    return _resized(image, zoom, cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
-
-
-def _enlarged(labels: np.ndarray, zoom: float) -> np.ndarray:
-    return _resized(labels.astype(np.uint8), zoom, cv2.INTER_NEAREST)
-
-
-def _labels(labels: np.ndarray, classes: ClassTable, zoom: float) -> np.ndarray:
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: classes.num_classes] = classes.colours
-    labels = _enlarged(labels, zoom)
-    ignored = (labels >= classes.num_classes)[..., None]
-    return np.where(ignored, _hatch(labels.shape, IGNORED, IGNORED_LINES), palette[labels])
-
-
-def _errors(image: np.ndarray, wrong: np.ndarray, ignored: np.ndarray, zoom: float) -> np.ndarray:
-    """A pale grey photo with the wrong pixels in red and the ignored ones in black, both hatched."""
-    pale = 170 + _photo(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), zoom)[..., None] // 3
-    for mask, colours in ((wrong, (WRONG, WRONG_LINES)), (ignored, (IGNORED, IGNORED_LINES))):
-        # Of a picture that is reduced, a pixel may be wrong in part.
-        share = _resized(mask.astype(np.float32), zoom, cv2.INTER_AREA if zoom < 1 else cv2.INTER_NEAREST)[..., None]
-        pale = pale * (1 - share) + _hatch(share.shape[:2], *colours) * share
-    return (pale + 0.5).astype(np.uint8)
-
-
-def _hatch(
-    size: tuple[int, ...], colour: tuple[int, int, int], lines: tuple[int, int, int], distance: int = 8
+def shares_page(
+    image: np.ndarray, labels: np.ndarray, shares: dict[float, np.ndarray], classes: ClassTable, name: str
 ) -> np.ndarray:
-    """An area [H, W, 3] of one colour, with diagonal lines."""
-    y, x = np.ogrid[: size[0], : size[1]]
-    return np.where(((x + y) % distance < 2)[..., None], np.array(lines, np.uint8), np.array(colour, np.uint8))
+    """The page of a prediction without truth, as uint8 RGB.
 
-
-def _heat(share: np.ndarray, zoom: float) -> np.ndarray:
-    """Values 0..1 as colours, dark to bright, in the same map for every picture."""
-    values = np.clip(share * 255 + 0.5, 0, 255).astype(np.uint8)
-    values = _resized(values, zoom, cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
-    return cv2.cvtColor(cv2.applyColorMap(values, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-
-
-def _share_key(page: np.ndarray, left: int, top: int, width: int, height: int) -> None:
-    """The colours of the shares, 0 to 1, drawn into the place of a panel."""
-    bar_width, bar_height = 18, max(20, height - 24)
-    ramp = np.linspace(1, 0, bar_height, dtype=np.float32)[:, None].repeat(bar_width, axis=1)
-    top += (height - bar_height) // 2
-    left += width - 60  # beside the first map
-    page[top : top + bar_height, left : left + bar_width] = _heat(ramp, 1)
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = top + round((1 - value) * (bar_height - 1))
-        cv2.line(page, (left - 6, y), (left - 1, y), INK, 1)
-        write(page, f"{value:g}", left - 12 - width_of(f"{value:g}"), y + 5)
-
-
-def _legend(classes: ClassTable, width: int) -> np.ndarray:
-    """Rows of colour fields with the class names, as wide as the page."""
-    field = (16, 22)
-    entries = [
-        *((name, np.full((*field, 3), colour)) for name, colour in zip(classes.names, classes.colours, strict=True)),
-        ("ignored", _hatch(field, IGNORED, IGNORED_LINES)),
-        ("wrong", _hatch(field, WRONG, WRONG_LINES)),
+    image: uint8 [H, W, 3]. labels: [H, W], the prediction. shares: by scale, float [H, W]: see :func:`scale_shares`.
+    First row: the photo, the prediction over it, and the prediction alone. Second row, with several scales: the share
+    of each in the attention. The legend has the classes that occur.
+    """
+    zoom = zoom_of(image.shape[1])
+    rows: list[list[Panel]] = [
+        [
+            ("photo", photo_panel(image, zoom)),
+            ("prediction over the photo", overlay_panel(image, labels, classes, zoom)),
+            ("prediction", labels_panel(labels, classes, zoom)),
+        ]
     ]
-    entry_width = min(44 + max(width_of(name) for name, _ in entries), width - 2 * MARGIN)
-    per_row = max(1, (width - 2 * MARGIN) // entry_width)
-    rows = math.ceil(len(entries) / per_row)
-    strip = np.full((rows * LEGEND_HEIGHT + 14, width, 3), PAPER, np.uint8)
-    for i, (name, colours) in enumerate(entries):
-        x, y = MARGIN + (i % per_row) * entry_width, 8 + (i // per_row) * LEGEND_HEIGHT
-        strip[y : y + field[0], x : x + field[1]] = colours
-        cv2.rectangle(strip, (x - 1, y - 1), (x + field[1], y + field[0]), FAINT, 1)
-        write(strip, name, x + 30, y + 13, width=entry_width - 34)
-    return strip
+    if len(shares) > 1:
+        rows.append(_share_panels(shares, zoom))
+    return compose_page(rows, occurring(classes, labels), name)
+
+
+def _share_panels(shares: dict[float, np.ndarray], zoom: float) -> list[Panel]:
+    maps = [(f"share of scale {s} in the attention", shares_panel(m, zoom)) for s, m in shares.items()]
+    return [("share in the attention, per pixel", None), *maps]
+
+
+def _all_entries(classes: ClassTable) -> list[Entry]:
+    named = [Entry(name, colour) for name, colour in zip(classes.names, classes.colours, strict=True)]
+    return [*named, Entry("ignored", IGNORED, IGNORED_LINES), Entry("wrong", WRONG, WRONG_LINES)]
 
 
 def _place(folder: Path, name: str, taken: Sequence[Path]) -> Path:

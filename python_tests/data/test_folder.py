@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from hmsa_ext import data
-from hmsa_ext.data.palette import distinct_colours
 
 from .pictures import on_disk, png, write, write_image
 
@@ -318,11 +317,3 @@ def test_jpeg_masks_are_refused_when_read(tmp_path):
     write(root / "masks/train/a.jpg", LABEL)
     with pytest.raises(data.DataError, match=r"a\.jpg: JPEG is lossy: it alters labels at class borders"):
         data.check(build(root), quiet=True)
-
-
-def test_generated_colours_are_far_apart():
-    colours = distinct_colours(254).astype(int)
-    apart = np.abs(colours[:, None] - colours[None]).max(-1) + 999 * np.eye(254, dtype=int)
-    assert apart.min() >= 30
-    assert colours.max(1).min() >= 30  # none looks like the black of ignored pixels
-    assert np.array_equal(distinct_colours(5), colours[:5])

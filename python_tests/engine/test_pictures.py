@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hmsa_ext.data import ClassTable, Sample
-from hmsa_ext.engine import pictures
+from hmsa_ext.engine import panels, pictures
+from hmsa_ext.engine.overlay import overlay
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs, build
 
@@ -81,7 +82,7 @@ def test_files_are_written_and_hold_a_picture(
     page = read(files[0])
     width = 96 * 4  # the tiles are enlarged to at least 320 pixels
     # With one scale every prediction is the same, and is shown once.
-    assert page.shape[1] == columns * (width + pictures.MARGIN) + pictures.MARGIN
+    assert page.shape[1] == columns * (width + panels.MARGIN) + panels.MARGIN
     assert page.shape[0] >= rows * width * 64 // 96
     assert page.shape[0] < (rows + 1) * width * 64 // 96
 
@@ -136,7 +137,7 @@ def test_truth_and_prediction_have_the_colours_of_the_classes() -> None:
         {1.0: np.ones((64, 96), np.float32)}, CLASSES, "name",
     )  # fmt: skip
     colours = {tuple(c) for c in page.reshape(-1, 3).tolist()}
-    assert {(200, 0, 0), (0, 200, 0), (0, 0, 200), pictures.IGNORED, pictures.WRONG} <= colours
+    assert {(200, 0, 0), (0, 200, 0), (0, 0, 200), panels.IGNORED, panels.WRONG} <= colours
 
 
 @pytest.mark.parametrize("size", [(20, 30), (1024, 2048), (300, 100)])
@@ -147,7 +148,7 @@ def test_any_image_size_fits_the_page(size: tuple[int, int]) -> None:
         np.zeros((*size, 3), np.uint8), label, {"0.5": label, "1.0": label, "mean": label, "attention": label},
         {0.5: share, 1.0: share}, CLASSES, "a name with ümlauts",
     )  # fmt: skip
-    assert page.shape[1] <= 4 * (pictures.TILE_WIDTH[1] + pictures.MARGIN) + pictures.MARGIN
+    assert page.shape[1] <= 4 * (panels.TILE_WIDTH[1] + panels.MARGIN) + panels.MARGIN
 
 
 def page_of(classes: ClassTable, label: np.ndarray, fused: np.ndarray) -> np.ndarray:
@@ -159,45 +160,45 @@ def page_of(classes: ClassTable, label: np.ndarray, fused: np.ndarray) -> np.nda
 
 def panel(page: np.ndarray, column: int, size: tuple[int, int]) -> np.ndarray:
     """A panel of the first row, without its frame."""
-    top, left = pictures.HEAD_HEIGHT + pictures.TITLE_HEIGHT, pictures.MARGIN + column * (size[1] + pictures.MARGIN)
+    top, left = panels.HEAD_HEIGHT + panels.TITLE_HEIGHT, panels.MARGIN + column * (size[1] + panels.MARGIN)
     return page[top : top + size[0], left : left + size[1]]
 
 
 def test_the_overlay_mixes_photo_and_colours_and_leaves_ignored_pixels() -> None:
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 2, 255]], np.uint8)
-    mixed = pictures.overlay(image, labels, CLASSES.colours)
+    mixed = overlay(image, labels, CLASSES.colours)
     assert mixed.tolist() == [[[150, 50, 50], [50, 50, 150], [100, 100, 100]]]
-    assert pictures.overlay(image, labels, CLASSES.colours, 1.0).tolist() == [[[200, 0, 0], [0, 0, 200], [100] * 3]]
+    assert overlay(image, labels, CLASSES.colours, 1.0).tolist() == [[[200, 0, 0], [0, 0, 200], [100] * 3]]
     page = page_of(CLASSES, np.zeros((320, 320), np.uint8), np.ones((320, 320), np.uint8))
     assert (panel(page, 4, (320, 320)) == [64, 164, 64]).all()
 
 
 def test_a_class_as_light_as_the_paper_has_an_outline() -> None:
-    white = ClassTable(("snow", "sky"), np.array([pictures.PAPER, [0, 0, 200]]))
+    white = ClassTable(("snow", "sky"), np.array([panels.PAPER, [0, 0, 200]]))
     label = np.zeros((320, 320), np.uint8)
     page = page_of(white, label, label)
-    top, left = pictures.HEAD_HEIGHT + pictures.TITLE_HEIGHT, pictures.MARGIN
-    assert (page[top : top + 320, left : left + 320] != pictures.PAPER).any()  # the photo
-    left += 320 + pictures.MARGIN
-    assert (page[top : top + 320, left : left + 320] == pictures.PAPER).all()
+    top, left = panels.HEAD_HEIGHT + panels.TITLE_HEIGHT, panels.MARGIN
+    assert (page[top : top + 320, left : left + 320] != panels.PAPER).any()  # the photo
+    left += 320 + panels.MARGIN
+    assert (page[top : top + 320, left : left + 320] == panels.PAPER).all()
     frame = [page[top - 1, left : left + 320], page[top + 320, left : left + 320]]
     frame += [page[top : top + 320, left - 1], page[top : top + 320, left + 320]]
-    assert all((side != pictures.PAPER).all() for side in frame)
+    assert all((side != panels.PAPER).all() for side in frame)
 
 
 def test_wrong_and_ignored_differ_from_classes_of_their_colours() -> None:
-    alike = ClassTable(("bus", "night"), np.array([pictures.WRONG, pictures.IGNORED]))
+    alike = ClassTable(("bus", "night"), np.array([panels.WRONG, panels.IGNORED]))
     label = np.zeros((320, 320), np.uint8)
     label[:160] = 255
     page = page_of(alike, label, np.ones_like(label))
     truth, errors = panel(page, 1, (320, 320)), panel(page, 3, (320, 320))
-    lines = (errors[160:] == pictures.WRONG_LINES).all(2)
+    lines = (errors[160:] == panels.WRONG_LINES).all(2)
     assert 0.1 < lines.mean() < 0.5
-    assert ((errors[160:] == pictures.WRONG).all(2) | lines).all()
-    assert (truth[160:] == pictures.WRONG).all()  # a class has no lines
-    assert 0.1 < (truth[:160] == pictures.IGNORED_LINES).all(2).mean() < 0.5
-    assert 0.1 < (errors[:160] == pictures.IGNORED_LINES).all(2).mean() < 0.5
+    assert ((errors[160:] == panels.WRONG).all(2) | lines).all()
+    assert (truth[160:] == panels.WRONG).all()  # a class has no lines
+    assert 0.1 < (truth[:160] == panels.IGNORED_LINES).all(2).mean() < 0.5
+    assert 0.1 < (errors[:160] == panels.IGNORED_LINES).all(2).mean() < 0.5
 
 
 def test_single_wrong_pixels_of_a_reduced_picture_stay_visible() -> None:
@@ -218,4 +219,4 @@ def test_pages_of_long_names_keep_their_ends() -> None:
     label = np.zeros((64, 96), np.uint8)
     long = ClassTable(("x" * 400, "sky"), np.array([[1, 2, 3], [4, 5, 6]]))
     page = page_of(long, label, label)
-    assert page.shape[1] == 5 * (96 * 4 + pictures.MARGIN) + pictures.MARGIN
+    assert page.shape[1] == 5 * (96 * 4 + panels.MARGIN) + panels.MARGIN
