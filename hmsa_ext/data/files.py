@@ -27,7 +27,7 @@ from hmsa_ext.data.headers import (
     check_readable,
     jpeg_segments,
     parse_header,
-    without_orientation,
+    plain_tiff,
 )
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import DataError
@@ -48,14 +48,28 @@ def read_image(path: Path, *, white: int = WHITE) -> np.ndarray:
     """
     data = read_bytes(path)
     header = check_whole(path, data)
-    data, flags = _as_stored(data, header), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    if header.depth == 16 and white != WHITE:
-        image = _decode(path, data, flags | cv2.IMREAD_ANYDEPTH)
-        stretched = np.minimum(np.arange(1 << 16) * 255 / white + 0.5, 255).astype(np.uint8)
-        image = stretched[image] if image.dtype == np.uint16 else image
-    else:
-        image = _decode(path, data, flags)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return reduce_depth(decode_image(path, data, header), white)
+
+
+def decode_image(path: Path, data: bytes, header: Header) -> np.ndarray:
+    """The picture in the bytes of a file, [H, W, 3], red, green, blue, uint8, or uint16 of files of 16 bits.
+
+    The orientation is not followed. header: that which :func:`check_whole` returned. Raises DataError.
+    """
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if header.depth == 16 else 0)
+    return cv2.cvtColor(_decode(path, _as_stored(data, header), flags), cv2.COLOR_BGR2RGB)
+
+
+def reduce_depth(image: np.ndarray, white: int = WHITE) -> np.ndarray:
+    """An image of 16 bits as one of 8: value / white * 255, larger values become white; one of 8 bits as it is.
+
+    For 65535 this is the upper byte, as OpenCV does it when it decodes to 8 bits.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if white == WHITE:
+        return (image >> 8).astype(np.uint8)
+    return np.minimum(np.arange(1 << 16) * 255 / white + 0.5, 255).astype(np.uint8)[image]
 
 
 def largest_value(path: Path) -> int:
@@ -202,7 +216,7 @@ def _refuse_lossy(path: Path, header: Header) -> None:
 
 
 def _as_stored(data: bytes, header: Header) -> bytes:
-    return without_orientation(data) if header.format == "TIFF" and header.orientation != 1 else data
+    return plain_tiff(data) if header.format == "TIFF" and (header.orientation != 1 or header.alpha) else data
 
 
 def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:

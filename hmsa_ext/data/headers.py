@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +22,21 @@ _CHANNEL_NAMES = {1: "greyscale", 2: "greyscale and alpha", 3: "RGB", 4: "RGB an
 # Values of TIFF tags: kinds of samples, and of colours.
 _SAMPLES = {1: "", 2: "signed ", 3: "float "}
 _GREY, _RGB, _CMYK, _YCBCR = (0, 1), 2, 5, 6
+_REDUCED, _MASK = 1, 4  # bits of the tag that tells overviews and masks from pages
+_ORIENTATION, _EXTRA_SAMPLES, _DNG_VERSION = 274, 338, 50706
 _EXIF_BYTES = 4096  # the tag of the orientation is among the first
 
-MOST_PIXELS = 1 << 30  # that OpenCV decodes
+MOST_PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 MOST_SIDE = 1 << 20
+
+
+def _most_pixels() -> int:
+    """How many pixels OpenCV decodes. It reads the variable once, when it is loaded."""
+    text = os.environ.get(MOST_PIXELS_VARIABLE, "")
+    return int(text) if text.isdecimal() else 1 << 30
+
+
+MOST_PIXELS = _most_pixels()
 
 
 class FormatError(DataError):
@@ -91,8 +103,9 @@ def check_readable(path: Path, header: Header) -> None:
         raise FormatError(f"{path}: {header.refusal}")
     if header.height * header.width > MOST_PIXELS or max(header.size) > MOST_SIDE:
         raise FormatError(
-            f"{path}: {header.width}x{header.height} pixels are more than OpenCV decodes (2^30, and 2^20 along a "
-            "side); cut the picture into parts"
+            f"{path}: {header.width}x{header.height} pixels are more than OpenCV decodes ({MOST_PIXELS}, and "
+            f"{MOST_SIDE} along a side); cut the picture into parts, or raise the first limit by setting the "
+            f"environment variable {MOST_PIXELS_VARIABLE} before the program starts"
         )
 
 
@@ -139,6 +152,40 @@ def parse_header(path: Path, file: BinaryIO | bytes) -> Header:
     except (struct.error, KeyError, IndexError) as error:
         raise DataError(f"{path}: the file is damaged: its header cannot be read") from error
     raise DataError(f"{path}: not a picture: expected a PNG, JPEG, BMP, TIFF or WebP file")
+
+
+def tiff_pages(path: Path, file: BinaryIO | bytes) -> list[int]:
+    """The positions of the directories of a TIFF file that describe pages; those of overviews and masks do not.
+
+    Raises DataError where the file ends before one of them.
+    """
+    if isinstance(file, bytes):
+        file = io.BytesIO(file)
+    file.seek(0)
+    start = file.read(8)
+    order = "<" if start[:2] == b"II" else ">"
+    found: dict[int, bool] = {}
+    try:
+        (position,) = struct.unpack_from(order + "I", start, 4)
+        while position and position not in found:  # a directory that comes again would be a circle
+            tags = _tiff_tags(file, position)
+            found[position] = not tags.get(254, 0) & (_REDUCED | _MASK)
+            file.seek(position)
+            (count,) = struct.unpack(order + "H", file.read(2))
+            file.seek(position + 2 + 12 * count)
+            (position,) = struct.unpack(order + "I", file.read(4))
+    except struct.error as error:
+        raise DataError(
+            f"{path}: the file is damaged: the directory of page {len(found) + 1} cannot be read"
+        ) from error
+    return [position for position, is_page in found.items() if is_page] or list(found)[:1]
+
+
+def at_page(data: bytes, position: int) -> bytes:
+    """The TIFF file that begins with another of its pages, given the position of the directory of that page."""
+    order = "<" if data[:2] == b"II" else ">"
+    start = data[:4] + struct.pack(order + "I", position)
+    return data if data.startswith(start) else start + data[8:]
 
 
 def jpeg_segments(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
@@ -203,9 +250,11 @@ def _bmp(start: bytes) -> Header:
 def _tiff(file: BinaryIO) -> Header:
     tags = _tiff_tags(file)
     bands, depth, photometric = tags.get(277, 1), tags.get(258, 1), tags.get(262)
-    alpha, samples = tags.get(338) in (1, 2), tags.get(339, 1)
+    alpha, samples = tags.get(_EXTRA_SAMPLES) in (1, 2), tags.get(339, 1)
     colours, refusal = "", ""
-    if samples not in (1, 4) or depth > 16:
+    if _DNG_VERSION in tags:
+        refusal = "a raw photo of a camera (DNG) is not read; develop it to PNG, JPEG or TIFF"
+    elif samples not in (1, 4) or depth > 16:
         kind = f"{_SAMPLES.get(samples, '')}{depth}-bit samples"
         refusal = f"a TIFF with {kind} is not read; save the picture with 8 or 16 bits, unsigned"
     elif photometric == _CMYK and bands == 4:
@@ -220,17 +269,16 @@ def _tiff(file: BinaryIO) -> Header:
             f"a TIFF with {bands} bands that are not said to be red, green and blue is not read: "
             "save images as RGB, and label maps with one band"
         )
-    return Header(
-        "TIFF", tags[257], tags[256], depth, bands, photometric == 3, colours, _upright(tags.get(274, 1)), refusal
-    )  # fmt: skip
+    orientation = _upright(tags.get(_ORIENTATION, 1))
+    return Header("TIFF", tags[257], tags[256], depth, bands, photometric == 3, colours, orientation, refusal)
 
 
-def _tiff_tags(file: BinaryIO) -> dict[int, int]:
-    """The first value of each tag with integers in the first directory of a TIFF file."""
+def _tiff_tags(file: BinaryIO, position: int | None = None) -> dict[int, int]:
+    """The first value of each tag with integers in a directory of a TIFF file; the first one unless told."""
     file.seek(0)
     start = file.read(8)
     order = "<" if start[:2] == b"II" else ">"
-    file.seek(struct.unpack_from(order + "I", start, 4)[0])
+    file.seek(struct.unpack_from(order + "I", start, 4)[0] if position is None else position)
     (count,) = struct.unpack(order + "H", file.read(2))
     tags = {}
     for entry in struct.iter_unpack("12s", file.read(12 * count)):
@@ -248,14 +296,17 @@ def _tiff_tags(file: BinaryIO) -> dict[int, int]:
     return tags
 
 
-def without_orientation(data: bytes) -> bytes:
-    """The TIFF file with an orientation of 1. OpenCV follows the tag of a TIFF even with IMREAD_IGNORE_ORIENTATION."""
+def plain_tiff(data: bytes) -> bytes:
+    """The TIFF file with an orientation of 1, and with alpha by which the colours are said to be multiplied already.
+
+    OpenCV follows the orientation of a TIFF even with IMREAD_IGNORE_ORIENTATION, and multiplies colours by their alpha.
+    """
     order = "<" if data[:2] == b"II" else ">"
     (place,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, place)
     changed = bytearray(data)
     for entry in range(place + 2, place + 2 + 12 * count, 12):
-        if struct.unpack_from(order + "HH", data, entry) == (274, 3):
+        if struct.unpack_from(order + "HH", data, entry) in ((_ORIENTATION, 3), (_EXTRA_SAMPLES, 3)):
             struct.pack_into(order + "H", changed, entry + 8, 1)
     return bytes(changed)
 
@@ -263,7 +314,7 @@ def without_orientation(data: bytes) -> bytes:
 def _orientation(exif: bytes) -> int:
     """The orientation in EXIF data, which have the form of a TIFF file; 1 where they cannot be read."""
     try:
-        return _upright(_tiff_tags(io.BytesIO(exif)).get(274, 1))
+        return _upright(_tiff_tags(io.BytesIO(exif)).get(_ORIENTATION, 1))
     except struct.error:
         return 1
 
