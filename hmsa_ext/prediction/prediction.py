@@ -14,7 +14,9 @@ import numpy as np
 
 from hmsa_ext.data import ClassTable, colourise
 from hmsa_ext.data.photos import as_stored
-from hmsa_ext.engine import pictures
+from hmsa_ext.engine import overlay as drawn
+from hmsa_ext.engine.legend import with_legend
+from hmsa_ext.engine.pictures import shares_page
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import OutputError, replacing
 from hmsa_ext.prediction.marks import encode_jpeg, encode_png
@@ -91,8 +93,8 @@ class Prediction:
         """
         if not 0 <= opacity <= 1:
             raise ArgumentValueError(f"opacity: expected a number from 0 to 1, got {opacity!r}")
-        picture = pictures.overlay(self.image, self.labels, self.classes.colours, opacity)
-        return pictures.with_legend(picture, self.classes, self.labels) if legend else picture
+        picture = drawn.overlay(self.image, self.labels, self.classes.colours, opacity)
+        return with_legend(picture, self.classes, self.labels) if legend else picture
 
     def probabilities(self) -> np.ndarray:
         """The confidence in bytes, ``floor(255 p)``, 0 where it is no number: uint8 [H, W]."""
@@ -107,7 +109,7 @@ class Prediction:
             raise ArgumentValueError(
                 "attention: this prediction has no shares of its scales; expected one of predict(image, per_scale=True)"
             )
-        return pictures.shares_page(self.image, self.labels, dict(self.shares), self.classes, self.name)
+        return shares_page(self.image, self.labels, dict(self.shares), self.classes, self.name)
 
     def save(
         self,
@@ -195,5 +197,5 @@ class Prediction:
         size = [max(1, math.floor(side * shrink)) for side in reversed(self.labels.shape)]
         image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA)
         labels = cv2.resize(self.labels.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
-        picture = pictures.overlay(image, labels, self.classes.colours)
-        return encode_png(pictures.with_legend(picture, self.classes, labels), "")
+        picture = drawn.overlay(image, labels, self.classes.colours)
+        return encode_png(with_legend(picture, self.classes, labels), "")

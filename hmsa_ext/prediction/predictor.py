@@ -142,7 +142,6 @@ class Predictor:
     @property
     def classes(self) -> ClassTable:
         """Names and colours of the classes."""
-        assert self.trained.classes is not None
         return self.trained.classes
 
     @overload

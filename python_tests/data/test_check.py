@@ -1,5 +1,6 @@
 """Problems of an item that the check before training and the readers of label maps report, and their progress."""
 
+import re
 import sys
 
 import numpy as np
@@ -72,9 +73,20 @@ def test_the_report_is_cut_after_ten():
 def test_progress_passes_results_on_and_writes_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     assert list(progress.report(iter("abc"), 3, what="looking")) == ["a", "b", "c"]
-    assert capsys.readouterr().err.splitlines()[1] == "looking: 2 of 3 images"
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"looking: 2 of 3 images, [\d.e+]+ a second, \ds left", lines[1])
     assert list(progress.report(iter("abc"), 3, what="looking", quiet=True)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
+
+
+def test_progress_without_an_end_shows_no_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.Progress(None, what="clip", unit="frame") as shown:
+        shown.step()
+        shown.print("a line")
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"clip: 1 frames, [\d.e+]+ a second", first)
+    assert second == "a line"
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):

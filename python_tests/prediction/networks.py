@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmsa_ext.models import MultiScale
+from hmsa_ext.data import ClassTable
+from hmsa_ext.data.palette import distinct_colours
+from hmsa_ext.engine.trained import TrainedModel
+from hmsa_ext.models import ModelSettings, MultiScale
 
 
 class Local(nn.Module):
@@ -42,3 +50,18 @@ def local_network(num_classes: int = 5, attention_channels: int = 1) -> MultiSca
     return MultiScale(
         network, network.feature_channels, attention_channels=attention_channels, attention_head=PointwiseAttention
     ).eval()
+
+
+def trained(model: nn.Module | None = None, num_classes: int = 5, **given: Any) -> TrainedModel:
+    """A trained model without a file."""
+    classes = ClassTable(tuple(f"c{k}" for k in range(num_classes)), distinct_colours(num_classes))
+    fields: dict[str, Any] = {"settings": None, "image_size": None, "classes": classes, "digest": "0" * 64} | given
+    return TrainedModel(
+        model or local_network(num_classes), Path("m.pt"), num_classes, network=ModelSettings(), **fields
+    )
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours, so that labels form areas: uint8 [H, W, 3]."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
