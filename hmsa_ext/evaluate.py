@@ -15,13 +15,11 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import nn
 
-from hmsa_ext import command_line, data, models, settings
+from hmsa_ext import command_line, data, settings
 from hmsa_ext.data import NAMES, Dataset, source_type
 from hmsa_ext.data.commands import flags_of_others, older_length, older_version
 from hmsa_ext.engine import checkpoint, distributed, results
@@ -29,8 +27,8 @@ from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.settings import Machine, TrainSettings
+from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.files import Output, writable_folder
-from hmsa_ext.models import ModelSettings
 from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, validate
 
 
@@ -101,7 +99,11 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
     start, trained = Evaluate(run=TrainSettings.of(wanted or "synthetic")), None
     asks = {"--help", "-h", "--version"} & set(arguments)
     if name is not None and not asks:
+        if foreign is not None and classes is None:
+            raise SettingError("num_classes", None, "the number of the checkpoint's classes beside --model")
         trained = open_model(name, foreign, classes if classes is None else _positive("num_classes", classes))
+        if foreign is not None:  # the file is asked for its weights alone
+            trained = dataclasses.replace(trained, settings=None, classes_known=False)
         run = TrainSettings.read(trained.settings, data=wanted) if trained.settings else start.run
         run = dataclasses.replace(run, machine=Machine(dtype=run.machine.dtype))
         start = Evaluate(run=run)
@@ -144,54 +146,10 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model with its weights. ``class_names`` and ``settings`` (flat) are None when the file does not say."""
-
-    model: nn.Module
-    path: Path
-    num_classes: int
-    class_names: tuple[str, ...] | None
-    settings: Mapping[str, Any] | None
-
-
-def open_model(run_or_file: str, name: str | None = None, num_classes: int | None = None) -> TrainedModel:
-    """The model in a run folder or checkpoint; ``name`` and ``num_classes`` are needed for files that do not say.
-
-    Of our own checkpoints the moving average of the weights is taken, where there is one. Raises
-    :class:`CheckpointError` unless every weight of the model is in the file.
-    """
-    path = checkpoint.find(run_or_file)
-    values: Mapping[str, Any] | None = None
-    class_names: tuple[str, ...] | None = None
-    if name is not None:
-        if num_classes is None:
-            raise SettingError("num_classes", None, "the number of the checkpoint's classes beside --model")
-        model, weights = models.build(name, num_classes), path
-    else:
-        content = _own_checkpoint(path)
-        class_names = tuple(content["class_names"])
-        if num_classes not in (None, len(class_names)):
-            raise CheckpointError(f"checkpoint: {path} has {len(class_names)} classes, --num-classes is {num_classes}")
-        num_classes, values = len(class_names), content["config"]
-        model = models.build(_model_settings(content["config"]), num_classes)
-        weights = content["average"] or content["state_dict"]
-    report = models.load_weights(model, weights)
-    if report.missing or report.mismatched:
-        raise CheckpointError(f"checkpoint: {path} does not fit the model\n{report}")
-    return TrainedModel(model, path, num_classes, class_names, values)
-
-
-def _model_settings(values: Mapping[str, Any]) -> ModelSettings:
-    """The network of a run alone: its data may not be here."""
-    names = {option.name for option in settings.options(ModelSettings())}
-    return settings.replace(ModelSettings(), {name: value for name, value in values.items() if name in names})
-
-
 def open_data(command: Evaluate, trained: TrainedModel) -> Dataset:
     """The data set to evaluate on; raises when its classes are not those of the model."""
     dataset = command.run.data.open(command.split)
-    if trained.class_names is not None:
+    if trained.classes_known:
         checkpoint.require_classes({"class_names": trained.class_names}, dataset.classes.names, trained.path)
     if trained.num_classes != dataset.classes.num_classes:
         raise CheckpointError(
@@ -200,18 +158,6 @@ def open_data(command: Evaluate, trained: TrainedModel) -> Dataset:
         )
     data.check(dataset)
     return dataset
-
-
-def _own_checkpoint(path: Path) -> dict[str, Any]:
-    hint = f"for a file of another source say which network it is: --model NAME --num-classes N --data NAME ({path})"
-    try:
-        content = checkpoint.load(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}\n{hint}") from error
-    missing = {"state_dict", "average", "config", "class_names"} - content.keys()
-    if missing:
-        raise CheckpointError(f"checkpoint: {path} has no {', '.join(sorted(missing))}: it is not one of ours; {hint}")
-    return content
 
 
 if __name__ == "__main__":

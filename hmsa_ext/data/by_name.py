@@ -11,7 +11,7 @@ from typing import Any
 
 from hmsa_ext.data import sets
 from hmsa_ext.data.source import name_of, source_of_function, unknown_option
-from hmsa_ext.data.types import DataError, Dataset
+from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.parts import expected_of
 from hmsa_ext.settings import SettingError, load_object
 
@@ -43,6 +43,17 @@ def build(source: Any, split: str, *, length: int | None = None, **options: obje
     except SettingError as error:
         raise DataError(str(error)) from error
     return declared.open(split, length=length)
+
+
+def class_table(name: str) -> ClassTable | None:
+    """The classes of a data set of this package; None where its own files say them, and for any other name.
+
+    >>> class_table("camvid").names[:2], class_table("folder")
+    (('Sky', 'Building'), None)
+    """
+    if name not in NAMES:
+        return None
+    return getattr(importlib.import_module(f"hmsa_ext.data.sets.{name}"), "CLASSES", None)
 
 
 def source_type(source: Any) -> Any:

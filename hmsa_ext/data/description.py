@@ -88,7 +88,7 @@ def _describe(content: Mapping[str, Any]) -> Description:
     table = _table(content, numbers, colours, by_colour=masks == "colours")
     shown = distinct_colours(len(names)) if colours is None else np.array([_split_colour(c) for c in colours])
     return Description(
-        ClassTable(tuple(names), shown),
+        ClassTable(tuple(names), shown, ids=table.ids(len(names))),
         table,
         content.get("images"),
         content.get("masks_dir"),

@@ -45,6 +45,15 @@ class LabelTable:
         pairs = " ".join(f"{value}>{number}" for value, number in sorted(classes.items()))
         self.identity = f"{'colours' if colours else 'values'} {pairs}"
 
+    def ids(self, num_classes: int) -> tuple[int, ...] | None:
+        """The smallest stored value of each class; None for colours, and where a class has no value."""
+        if self.colours:
+            return None
+        numbers, values = np.unique(self.entries, return_index=True)
+        smallest = dict(zip(numbers.tolist(), values.tolist(), strict=True))
+        ids = [smallest.get(number) for number in range(num_classes)]
+        return None if None in ids else tuple(value for value in ids if value is not None)
+
     @property
     def table(self) -> LabelTable:
         """Itself: the table is its own reader of label files."""

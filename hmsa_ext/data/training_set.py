@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hmsa_ext.data.augment import Augment
+from hmsa_ext.data.augment import Augment, resized_size
 from hmsa_ext.data.fit import fit_augment
 from hmsa_ext.data.index import ClassIndex, build_index
 from hmsa_ext.data.learnable import require_two_classes
@@ -29,6 +29,15 @@ class TrainingSet:
     index: ClassIndex
     sampler: EpochSampler
     augment: Augment
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Typical (height, width) of the training images in pixels: their median, at the size that ``long_edge`` gives.
+
+        The index has the sizes, so that no file is read.
+        """
+        height, width = np.median(self.index.sizes[self.index.usable], axis=0)
+        return resized_size(int(height), int(width), self.augment.long_edge)
 
 
 def prepare(

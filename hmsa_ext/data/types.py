@@ -12,6 +12,7 @@ import torch
 from hmsa_ext.errors import ArgumentValueError, HmsaError
 
 IGNORE_LABEL = 255
+LARGEST_ID = 65535  # label files have 8 or 16 bits
 
 
 class DataError(HmsaError, ValueError):
@@ -20,16 +21,20 @@ class DataError(HmsaError, ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ClassTable:
-    """Names and display colours of the classes.
+    """Names and display colours of the classes, and the values that files store for them.
 
     names: one per class, in the order of the label values.
     colours: uint8 [C, 3], red, green, blue; kept as a read-only copy.
     ignore_label: the value of pixels that belong to no class, as data sets return it; always 255.
+    ids: for each class the value, 0 to 65535, that label files of the data set store for it; the smallest one where
+        several values mean the class. None: the files store colours, or it is not known. Tables that differ in nothing
+        else are equal: the classes are the same, however files store them.
     """
 
     names: tuple[str, ...]
     colours: np.ndarray
     ignore_label: int = IGNORE_LABEL
+    ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -49,6 +54,14 @@ class ClassTable:
             raise ArgumentValueError(
                 f"ignore_label: data sets return {IGNORE_LABEL} for ignored pixels, got {self.ignore_label}"
             )
+        if self.ids is not None:
+            object.__setattr__(self, "ids", tuple(int(value) for value in self.ids))
+            fits = all(0 <= value <= LARGEST_ID for value in self.ids)
+            if not fits or not len(set(self.ids)) == len(self.ids) == len(self.names):
+                raise ArgumentValueError(
+                    f"ids: expected a value of 0..{LARGEST_ID} of its own for each of {len(self.names)} classes, got "
+                    f"{list(self.ids)}"
+                )
 
     @property
     def num_classes(self) -> int:
@@ -56,19 +69,26 @@ class ClassTable:
         return len(self.names)
 
     def to_dict(self) -> dict[str, object]:
-        """Names and colours as plain lists, for JSON, YAML and checkpoints; :meth:`from_dict` reads them."""
-        return {"names": list(self.names), "colours": self.colours.tolist()}
+        """Names, colours and ids as plain lists, for JSON, YAML and checkpoints; :meth:`from_dict` reads them."""
+        ids = None if self.ids is None else list(self.ids)
+        return {"names": list(self.names), "colours": self.colours.tolist(), "ids": ids}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object]) -> ClassTable:
-        """The table that :meth:`to_dict` wrote. Raises ValueError where names or colours are missing or do not fit."""
+        """The table that :meth:`to_dict` wrote. Raises ValueError where names or colours are missing or do not fit.
+
+        Tables of earlier versions have no ids.
+        """
         missing = {"names", "colours"} - content.keys()
         if missing:
             raise ArgumentValueError(f"classes: expected names and colours, got no {' and no '.join(sorted(missing))}")
         names, colours = content["names"], content["colours"]
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ArgumentValueError(f"names: expected a list of texts, got {names!r}")
-        return cls(tuple(names), np.array(colours))
+        ids = content.get("ids")
+        if ids is not None and (not isinstance(ids, list | tuple) or not all(isinstance(value, int) for value in ids)):
+            raise ArgumentValueError(f"ids: expected a list of whole numbers, got {ids!r}")
+        return cls(tuple(names), np.array(colours), ids=None if ids is None else tuple(ids))
 
     def numbers(self, what: str, names: Sequence[str]) -> list[int]:
         """Class numbers of the names; ``what`` names the option that they came with. Raises DataError."""

@@ -4,7 +4,8 @@ A checkpoint is one dict. ``state_dict`` holds the weights under the published n
 continue exactly: ``average`` (moving average or None), ``optimizer``, ``progress`` (step, epoch, batches done in that
 epoch, best result, seconds), ``log`` (counts since the last record), ``rng`` (PyTorch's generators, per
 process; every other random number is a function of seed, epoch and index), ``config`` (the settings by flat name),
-``class_names``, ``classes`` (names and colours) and ``versions``.
+``class_names``, ``classes`` (names, colours and ids), ``image_size`` (typical height and width of the training images
+in pixels, at the size that ``long_edge`` gives) and ``versions``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hmsa_ext.files import replacing
 from hmsa_ext.models import WeightError, read_checkpoint
 
 LAST, BEST = "last.pt", "best.pt"
+RUNS_SHOWN = 5
 
 
 class CheckpointError(HmsaError, ValueError):
@@ -45,11 +47,14 @@ def remove_leftovers(folder: Path) -> None:
 def find(run_or_file: str | Path) -> Path:
     """The checkpoint file that a run folder (its last one) or a file name means."""
     path = Path(run_or_file).expanduser()
-    if path.is_dir():
-        path = path / LAST
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint: no file {path}; expected a checkpoint, or a run folder with a {LAST}")
-    return path
+    if path.is_file():
+        return path
+    file = path / LAST if path.is_dir() else path
+    if not file.is_file():
+        inside = sorted(str(found.parent) for found in path.glob(f"*/{LAST}"))
+        hint = f"; these are runs: {', '.join(inside[:RUNS_SHOWN])}" if inside else ""
+        raise CheckpointError(f"checkpoint: no file {file}; expected a checkpoint, or a run folder with a {LAST}{hint}")
+    return file
 
 
 def run_folder(run_or_file: str | Path) -> Path:

@@ -133,6 +133,7 @@ class Run:
             "config": settings.to_dict(self.settings),
             "class_names": list(classes.names),
             "classes": classes.to_dict(),
+            "image_size": list(self.training.image_size),
             "versions": versions(),
         }
         # The best one first: a run that is killed between the two then writes it again.

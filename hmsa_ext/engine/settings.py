@@ -195,13 +195,13 @@ def differences(before: Mapping[str, Any], now: TrainSettings) -> dict[str, tupl
     return found
 
 
-def unnamed_parts(train: TrainSettings) -> dict[str, str]:
+def unnamed_parts(chosen: object) -> dict[str, str]:
     """Settings whose function or class cannot be imported by the name that files get: ``{setting: that name}``.
 
     Such are lambdas, functions in functions, objects that are called, and what a script or notebook defines itself.
     """
     found = {}
-    for option in settings.options(train):
+    for option in settings.options(chosen):
         if callable(option.value):
             name = str(settings.to_plain(option.value))
             try:

@@ -19,7 +19,8 @@ from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead,
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.settings import ModelSettings
 from hmsa_ext.models.trunks import TRUNKS, build_trunk
-from hmsa_ext.models.weights import WeightError, WeightReport, load_weights, read_checkpoint
+from hmsa_ext.models.weight_files import WeightError, read_checkpoint
+from hmsa_ext.models.weights import WeightReport, load_weights
 
 __all__ = [
     "ATTENTION_HEADS",

@@ -43,7 +43,8 @@ class ModelSettings:
     dropout: Annotated[float | None, BELOW_ONE] = None
     """Dropout of the features before the logits, in training; default: the network's own (0.05, published)."""
     weights: Annotated[str | None, Metavar("FILE"), FREE] = None
-    """Initial weights: a checkpoint (a published one, a trunk's) or a run folder; what does not fit is listed."""
+    """Initial weights: a checkpoint (a published one, a trunk's), a safetensors file or a run folder; what does not fit
+    is listed."""
     scales: Annotated[Scales, WITH_ONE] = (0.5, 1.0)
     """Scales of the images in training, separated by commas."""
     channels_last: bool = True

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from hmsa_ext.errors import HmsaError
+from hmsa_ext.models.weight_files import WeightError, file_of, read_checkpoint
 
 # Wrappers leave these before every name: data parallelism, torch.compile, and the HRNet repository's own trainer.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -27,23 +20,10 @@ PLACES = ("", "backbone.", "network.")
 STATE_KEYS = ("state_dict", "model")
 # Under this key our runs keep the moving average of the weights, or None.
 AVERAGE_KEY = "average"
-LAST = "last.pt"
-"""The checkpoint that a run folder stands for."""
 NAMES_SHOWN = 8
 
 # The rule of load_weights: shares of parameters (counted in numbers, not in tensors).
 OF_MODEL, OF_CHILD, CHILD_OF_MODEL = 0.5, 0.9, 0.1
-
-
-class WeightError(HmsaError, ValueError):
-    """A file of weights that cannot be used, or not as strictly as was asked."""
-
-
-class WeightFileNotFoundError(WeightError, FileNotFoundError):
-    """There is no such file."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -81,7 +61,11 @@ class WeightReport:
 
 
 def load_weights(
-    model: nn.Module, path_or_dict: str | Path | Mapping[str, object], *, strict: bool = False
+    model: nn.Module,
+    path_or_dict: str | Path | Mapping[str, object],
+    *,
+    strict: bool = False,
+    source: str | None = None,
 ) -> WeightReport:
     """Copies weights from a checkpoint into ``model``, as far as names and shapes agree, and reports the rest.
 
@@ -107,8 +91,9 @@ def load_weights(
 
     Args:
         model: any module.
-        path_or_dict: a file, a run folder (its ``last.pt``), or the content of a file.
+        path_or_dict: a file (of PyTorch or safetensors), a run folder (its ``last.pt``), or the content of a file.
         strict: raise unless file and model have exactly the same entries and shapes.
+        source: what messages call the content of a file; default: "state dict".
 
     Returns:
         The names of all entries of file and model, by what became of them.
@@ -117,11 +102,34 @@ def load_weights(
         WeightError: not a file of weights; weights that cannot be copied; too few parameters that fit; or any deviation
             with ``strict``. Where there is no such file it is a FileNotFoundError too.
     """
+    report, found, entries = _match(model, path_or_dict, source)
+    parameters = {name: value.numel() for name, value in model.named_parameters()}
+    if not any(name in found for name in parameters):
+        raise WeightError(_nothing_fits(report, entries, model.state_dict()))
+    if strict and not report.complete:
+        raise WeightError(f"strict loading failed, nothing was changed\n{report}")
+    _require_enough(report, parameters)
+    model.load_state_dict(found, strict=False)
+    return report
+
+
+def compare_weights(model: nn.Module, path_or_dict: str | Path | Mapping[str, object]) -> WeightReport:
+    """The report that :func:`load_weights` would give; the model stays as it is, however little fits.
+
+    Raises :class:`WeightError` for what is no file of weights.
+    """
+    return _match(model, path_or_dict, None)[0]
+
+
+def _match(
+    model: nn.Module, path_or_dict: str | Path | Mapping[str, object], source: str | None
+) -> tuple[WeightReport, dict[str, Tensor], dict[str, object]]:
+    """What fits where: the report, the values by the model's names, and the entries of the file."""
     if isinstance(path_or_dict, Mapping):
-        source, content = "state dict", path_or_dict
+        source, content = source or "state dict", path_or_dict
     else:
-        path = _file_of(path_or_dict)
-        source, content = str(path), read_checkpoint(path)
+        path = file_of(path_or_dict)
+        source, content = source or str(path), read_checkpoint(path)
     entries, is_average = _state_dict(content, source)
     if is_average:
         source += " (moving average of the weights)"
@@ -144,117 +152,7 @@ def load_weights(
 
     missing = [name for name in shapes if name not in found and name not in mismatched]
     report = WeightReport([name for name in shapes if name in found], missing, unexpected, mismatched, source)
-    parameters = {name: value.numel() for name, value in model.named_parameters()}
-    if not any(name in found for name in parameters):
-        raise WeightError(_nothing_fits(report, entries, shapes))
-    if strict and not report.complete:
-        raise WeightError(f"strict loading failed, nothing was changed\n{report}")
-    _require_enough(report, parameters)
-    model.load_state_dict(found, strict=False)
-    return report
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file, or of the last checkpoint of a run folder, on the CPU.
-
-    Only tensors, plain values and NumPy scalars are read; nothing in the file is executed.
-
-    Raises:
-        WeightError: the file is no checkpoint, is damaged, or holds something else than a dictionary of such values.
-            Where there is no such file it is a FileNotFoundError too.
-    """
-    path = _file_of(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
-    _require_archive(path, start)
-    try:
-        with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PyTorch warns of is an error below, or no matter
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch.load raises almost anything for damaged files
-        raise WeightError(f"{path}: {_reason(error, path, start)}") from error
-    if not isinstance(content, Mapping):
-        raise WeightError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
-    return dict(content)
-
-
-def _file_of(path: str | Path) -> Path:
-    """The file that a file name or a run folder means."""
-    path = Path(path)
-    if path.is_dir():
-        if not (path / LAST).is_file():
-            raise WeightFileNotFoundError(f"weights: no {LAST} in the folder {path}; expected a run folder or a file")
-        return path / LAST
-    if not path.exists():
-        raise WeightFileNotFoundError(f"weights: no such file: {path}")
-    return path
-
-
-_NOT_A_CHECKPOINT = "not a checkpoint that can be read with weights_only=True"
-
-
-def _require_archive(path: Path, start: bytes) -> None:
-    """Raises for files that are often found where a checkpoint should be."""
-    if not start:
-        raise WeightError(f"{path}: not a checkpoint: the file is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightError(
-            f"{path}: not a checkpoint but a Git LFS pointer to it; fetch the file itself with: git lfs pull"
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise WeightError(
-            f"{path}: not a checkpoint but a web page; the download went to a page that asks for something, such as a "
-            "login or a confirmation"
-        )
-    # A zip archive (since PyTorch 1.6), a pickle (before) or a tar archive (long before).
-    is_archive = start.startswith((b"PK\x03\x04", b"\x80")) or re.match(rb"[\w./-]+\0", start)
-    if not is_archive:
-        raise WeightError(
-            f"{path}: {_NOT_A_CHECKPOINT} (neither an archive nor a pickle: it begins with {start[:16]!r})"
-        )
-
-
-def _reason(error: Exception, path: Path, start: bytes) -> str:
-    """The message for a file that looked like a checkpoint; without PyTorch's advice to load it unsafely."""
-    text = str(error)
-    refused = re.search(r"GLOBAL ([\w.]+)|Trying to (?:call|instantiate) class ([\w.]+)", text)
-    if refused:
-        return (
-            f"{_NOT_A_CHECKPOINT}: it holds a {refused[1] or refused[2]}, and reading that would run code from the "
-            "file. If you trust the file, load it with PyTorch yourself, and save its tensors alone: "
-            "torch.save(model.state_dict(), FILE)"
-        )
-    if "TorchScript" in text:
-        return f"{_NOT_A_CHECKPOINT}: it is a TorchScript program; save the state_dict() of torch.jit.load(FILE)"
-    if _is_damaged(path) if start.startswith(b"PK") else isinstance(error, EOFError | OSError) or "EOF" in text:
-        return f"the file is damaged or cut off, at {path.stat().st_size} bytes; copy or download it again"
-    advice = re.search("weights.only", text, re.IGNORECASE)
-    return f"{_NOT_A_CHECKPOINT} ({type(error).__name__}{'' if advice else ': ' + ' '.join(text.split())})"
-
-
-def _is_damaged(archive: Path) -> bool:
-    try:
-        with zipfile.ZipFile(archive) as content:
-            return content.testzip() is not None
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, zlib.error):
-        return True
-
-
-def _harmless_globals() -> list:
-    """NumPy scalars: published checkpoints keep their mIoU as one, beside the weights."""
-    scalar = np.float64(0).__reduce__()[0]
-    return [
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # the name that files of NumPy 1 have
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
-    ]
+    return report, found, entries
 
 
 def _state_dict(content: Mapping[str, object], source: str) -> tuple[dict[str, object], bool]:

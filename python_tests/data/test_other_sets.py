@@ -170,7 +170,7 @@ def test_bdd100k(tmp_path, split):
     dataset = on_disk("bdd100k", split, root=tmp_path)
     assert [dataset[k].name for k in range(2)] == ["a-1", "b-2"]
     assert dataset[0].label.tolist() == [[0, 18, 255, 7]] * 2
-    assert dataset.classes is cityscapes.CLASSES
+    assert dataset.classes == cityscapes.CLASSES
     write(tmp_path / f"labels/sem_seg/masks/{split}/a-1.png", np.full(SIZE, 19, np.uint8))
     with pytest.raises(data.DataError, match=r"19 in 8 pixels\. Expected train ids 0\.\.18, or 255 for ignored"):
         dataset.label(0)

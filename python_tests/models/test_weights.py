@@ -1,6 +1,7 @@
 """Loading weights, and the report of it."""
 
 import doctest
+import sys
 import zipfile
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from hmsa_ext.models import (
     hrnet_w32_ocr,
     load_weights,
 )
-from hmsa_ext.models.weights import read_checkpoint
+from hmsa_ext.models.weight_files import read_checkpoint, write_safetensors
+from hmsa_ext.models.weights import compare_weights
 
 
 @pytest.fixture
@@ -327,3 +329,83 @@ def test_examples_in_docstrings_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# ---- safetensors
+
+
+@pytest.fixture
+def written(weights, tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(path, weights, {"about": [1, "a"]})
+    return path
+
+
+def test_safetensors_files_load_like_checkpoints(model, weights, written: Path):
+    content = read_checkpoint(written)
+    assert content["about"] == [1, "a"]
+    assert content["state_dict"].keys() == weights.keys()
+    assert load_weights(model, written, strict=True).complete
+    assert_loaded(model, list(weights))
+
+
+def test_safetensors_are_known_by_their_content(model, written: Path):
+    other = written.rename(written.with_suffix(".bin"))
+    assert load_weights(model, other, strict=True).complete
+
+
+def test_every_dtype_and_shape_comes_back(tmp_path: Path):
+    state = {
+        "half": torch.ones(2, 3, dtype=torch.float16),
+        "brain": torch.ones(3, dtype=torch.bfloat16),
+        "count": torch.tensor(5),
+        "none": torch.zeros(0, 4),
+        "last": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
+    }
+    state["same"] = state["half"]
+    write_safetensors(tmp_path / "w.safetensors", state, {})
+    content = read_checkpoint(tmp_path / "w.safetensors")["state_dict"]
+    for name, value in state.items():
+        assert content[name].dtype == value.dtype
+        assert torch.equal(content[name], value), name
+
+
+def test_a_missing_package_is_named_with_its_command(model, written: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for action in (lambda: load_weights(model, written), lambda: write_safetensors(written, {}, {})):
+        with pytest.raises(WeightError, match=r"weights\.safetensors: .* need the package .*: pip install safetensors"):
+            action()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: whole[:-10], "not a safetensors file, or a damaged one .*; copy or download it again"),
+        (lambda whole: whole[:100], "not a safetensors file, or a damaged one .* at 100 bytes"),
+        (lambda whole: b"", "the file is empty"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (lambda whole: b"PK\x03\x04" + whole, "not a safetensors file"),
+    ],
+)
+def test_a_damaged_safetensors_file_is_named(model, written: Path, change, message: str):
+    written.write_bytes(change(written.read_bytes()))
+    with pytest.raises(WeightError, match=rf"weights\.safetensors: .*{message}"):
+        load_weights(model, written)
+
+
+def test_a_description_that_is_no_json_is_refused(tmp_path: Path):
+    content = pytest.importorskip("safetensors.torch").save({"a": torch.zeros(1)}, {"hmsa_ext": "road, sky"})
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(WeightError, match="expected a JSON object under hmsa_ext in its metadata, got 'road, sky'"):
+        read_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_comparing_changes_nothing_and_requires_nothing(model, weights):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert compare_weights(model, weights).complete
+    last = list(weights)[-1]
+    report = compare_weights(model, {last: torch.zeros(99), "odd": torch.zeros(1)})
+    assert list(report.mismatched) == [last]
+    assert report.unexpected == ["odd"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -33,7 +33,7 @@ ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator,
 """
 # The colours in circulation give several classes the same one; these do not.
 _CLASS_NAMES = tuple(" ".join(_NAMES.split()).split(", "))
-CLASSES = ClassTable(_CLASS_NAMES, distinct_colours(len(_CLASS_NAMES)))
+CLASSES = ClassTable(_CLASS_NAMES, distinct_colours(len(_CLASS_NAMES)), ids=tuple(range(1, len(_CLASS_NAMES) + 1)))
 _FOLDERS = {"train": "training", "val": "validation"}
 
 

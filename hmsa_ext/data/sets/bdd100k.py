@@ -10,8 +10,10 @@ from typing import ClassVar
 
 from hmsa_ext.data.labelled_files import LabelledFiles, Listing
 from hmsa_ext.data.pairs import list_files, pair
-from hmsa_ext.data.sets.cityscapes import CLASSES, train_id_table
+from hmsa_ext.data.sets.cityscapes import CLASSES_AS_TRAIN_IDS, train_id_table
 from hmsa_ext.data.source import Root, check, root_of
+
+CLASSES = CLASSES_AS_TRAIN_IDS
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ CLASSES = ClassTable(
             (0, 128, 192),
         ]
     ),
+    ids=tuple(range(11)),
 )
 VOID = 11
 

@@ -14,7 +14,7 @@ Where a split has no ``_labelIds.png``, ``_labelTrainIds.png`` are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -80,8 +80,11 @@ LABELS = (
 
 _EVALUATED = sorted((label for label in LABELS if label.train_id != IGNORE_LABEL), key=lambda label: label.train_id)
 CLASSES = ClassTable(
-    tuple(label.name for label in _EVALUATED), np.array([label.colour for label in _EVALUATED], np.uint8)
+    tuple(label.name for label in _EVALUATED),
+    np.array([label.colour for label in _EVALUATED], np.uint8),
+    ids=tuple(label.id for label in _EVALUATED),
 )
+CLASSES_AS_TRAIN_IDS = replace(CLASSES, ids=tuple(label.train_id for label in _EVALUATED))
 
 # uint8 [256], for submissions: the id of each train id; the ignored ones are "unlabeled".
 IDS = np.zeros(256, np.uint8)
@@ -203,7 +206,7 @@ class Cityscapes:
         elif not files["label"]:
             files["label"] = _list(root, folders, parts, suffix.replace("labelIds", "labelTrainIds"), [])
             if files["label"]:
-                listing.labels = train_id_table()
+                listing.classes, listing.labels = CLASSES_AS_TRAIN_IDS, train_id_table()
         dropped = _dropped_cities(images, split, fold)
         kept = {what: _without(found, dropped) for what, found in files.items()}
         where = first_folder(*(root / folder / split for folder in _IMAGE_FOLDERS))

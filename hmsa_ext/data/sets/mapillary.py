@@ -108,7 +108,7 @@ def read_classes(path: Path, version: str) -> tuple[ClassTable, LabelTable]:
         for name, index in zip(readable, kept, strict=True)
     ]
     try:
-        classes = ClassTable(tuple(names), np.array([rows[index][2] for index in kept]))
+        classes = ClassTable(tuple(names), np.array([rows[index][2] for index in kept]), ids=tuple(kept))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     return classes, LabelTable(meaning, expected=f"0..{len(rows) - 1}, the labels of {path.name}")

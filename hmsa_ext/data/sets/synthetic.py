@@ -9,6 +9,7 @@ from hmsa_ext.data.source import check, check_split
 from hmsa_ext.data.synthetic import SIZE, SPLITS, Synthetic
 from hmsa_ext.settings import NOT_NEGATIVE, Flag, Rule, Size
 
+CLASSES = Synthetic.classes
 _LARGE_ENOUGH = Rule(lambda size: len(size) == 2 and min(size) >= 64, "HxW of at least 64x64 pixels")
 
 
