@@ -251,25 +251,25 @@ class Predictor:
             raise self._no_tiles(at_once, limit)
         descending = ordered[::-1]
         step = tiles.step_of(descending, needs.strides)
-        wide = TILE_STEP if TILE_STEP % step == 0 else step
+        grid = max(1, TILE_STEP // step)
         if (height, width) != size:  # resized in any case: to a size whose maps end with the image
             height, width = (max(step, round(side / step) * step) for side in (height, width))
 
         def needed(layout: tiles.Layout) -> int:
-            rows = layout.size[0] if (height, width) != size else 2 * layout.tile[0]
-            maps = 2 * needs.kept * min(rows, layout.size[0]) * layout.size[1]  # a second one while rows are added
+            rows = layout.covered[0] if (height, width) != size else 2 * layout.tile[0]
+            maps = 2 * needs.kept * min(rows, layout.covered[0]) * layout.covered[1]  # twice while rows are added
             return int(needs.peak(layout.tile[0] * layout.tile[1]) + maps) + results
 
         if chosen.tile is not None:
             tile = chosen.tile if isinstance(chosen.tile, tuple) else (chosen.tile, chosen.tile)
-            layout = tiles.layout((height, width), tile, chosen.overlap, wide if min(tile) >= 2 * wide else step)
+            layout = tiles.layout((height, width), tile, chosen.overlap, step, grid=grid)
             if chosen.memory is not None and needed(layout) > limit:
                 raise SettingError("memory", show_bytes(limit), f"{show_bytes(needed(layout))} for tiles of this size")
             return Plan((height, width), layout, needed(layout), limit)
         side = max(height, width)
         while side > LEAST_TILE:
             side = max(LEAST_TILE, int(side * 0.9))
-            layout = tiles.layout((height, width), (side, side), chosen.overlap, wide)
+            layout = tiles.layout((height, width), (side, side), chosen.overlap, step, grid=grid)
             if needed(layout) <= limit:
                 return Plan((height, width), layout, needed(layout), limit)
         raise self._no_tiles(needed(layout), limit)
@@ -322,8 +322,7 @@ class Predictor:
         assert strides is not None
         for band in tiles.blended(one, plan.layout, scales[::-1], strides, whole=resized):
             if resized:
-                outputs = _cropped(band.outputs, plan.layout.size, plan.size)
-                found.read(dataclasses.replace(outputs, size=size), flip, 0, 0, size[0])
+                found.read(dataclasses.replace(band.outputs, size=size), flip, 0, 0, size[0])
             else:
                 found.read(band.outputs, flip, band.margin, band.first, band.last)
 
@@ -398,21 +397,6 @@ def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) 
         torch.tensor([[1.0, 1.0, 1.0, 0.0]]), size, MEAN, STD, antialias=True,
     )  # fmt: skip
     return images
-
-
-def _cropped(outputs: ScaleOutputs, covered: tuple[int, int], size: tuple[int, int]) -> ScaleOutputs:
-    """The maps without what lies beyond the image; of mirrored images that is on the left."""
-
-    def crop(maps: Tensor) -> Tensor:
-        rows, columns = (
-            side * inner // outer for side, inner, outer in zip(maps.shape[-2:], size, covered, strict=True)
-        )
-        straight = maps[:1, :, :rows, :columns]
-        return torch.cat([straight, maps[1:, :, :rows, maps.shape[-1] - columns :]])
-
-    return ScaleOutputs(
-        [crop(m) for m in outputs.logits], [crop(m) for m in outputs.attention], None, outputs.scales, size
-    )
 
 
 def _scales(values: Sequence[float]) -> tuple[float, ...]:

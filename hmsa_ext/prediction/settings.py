@@ -44,6 +44,12 @@ def show_bytes(count: float) -> str:
 
 
 Sides = Annotated[int | tuple[int, int], Spelling("N|HxW", _read_sides, _show_sides)]
+_SIDES = Rule(_are_sides, "pixels of the longer side, such as 1024, or HxW, such as 512x1024")
+_TILE = Rule(lambda v: _are_sides(v, LEAST_TILE), f"N or HxW in pixels, at least {LEAST_TILE}")
+_OVERLAP = Rule(lambda v: 0 <= v <= MOST_OVERLAP, f"a share of the tile from 0 to {MOST_OVERLAP:g}")
+_MEMORY = Rule(lambda v: v >= 2**20, "memory such as 4GB, 1.5GiB or 800MB; a number alone is GiB")
+_KINDS = Rule(lambda v: set(v) <= set(KINDS), f"some of {', '.join(KINDS)}")
+_WHITE = Rule(lambda v: 1 <= v <= 65535, "a value from 1 to 65535")
 Memory = Annotated[int, Spelling("SIZE", _read_bytes, lambda v: show_bytes(v).replace(" ", ""))]
 
 
@@ -51,22 +57,14 @@ Memory = Annotated[int, Spelling("SIZE", _read_bytes, lambda v: show_bytes(v).re
 class PredictionSettings:
     """The size at which photos are predicted, and the memory that it may take."""
 
-    resize_to: Annotated[
-        Sides | None, Rule(_are_sides, "pixels of the longer side, such as 1024, or HxW, such as 512x1024")
-    ] = None
+    resize_to: Annotated[Sides | None, _SIDES] = None
     """Predict photos at this size: N pixels along the longer side, or HxW. The result has the size of the photo all
     the same. Default: as in the training, that is the photo's own size unless it had --long-edge."""
-    tile: Annotated[
-        Sides | None, Rule(lambda v: _are_sides(v, LEAST_TILE), f"N or HxW in pixels, at least {LEAST_TILE}")
-    ] = None
+    tile: Annotated[Sides | None, _TILE] = None
     """Predict in overlapping tiles of at most N or HxW pixels. Default: tiles only where the memory asks for them."""
-    overlap: Annotated[
-        float, Rule(lambda v: 0 <= v <= MOST_OVERLAP, f"a share of the tile from 0 to {MOST_OVERLAP:g}")
-    ] = 0.25
+    overlap: Annotated[float, _OVERLAP] = 0.25
     """Share of a tile that it has in common with the next one; across it the two are blended."""
-    memory: Annotated[
-        Memory | None, Rule(lambda v: v >= 2**20, "memory such as 4GB, 1.5GiB or 800MB; a number alone is GiB")
-    ] = None
+    memory: Annotated[Memory | None, _MEMORY] = None
     """The most memory that a photo may take beside the network's weights, such as 4GB. Default: half of the machine's
     memory on the CPU, 0.8 of the GPU's, shared by the processes of the machine."""
 
@@ -78,7 +76,7 @@ class PredictionSettings:
 class PictureSettings:
     """What is written of each photo or video, and how."""
 
-    write: Annotated[Names, Rule(lambda v: set(v) <= set(KINDS), f"some of {', '.join(KINDS)}")] = ()
+    write: Annotated[Names, _KINDS] = ()
     """What to write: labels (numbers, PNG), colours, overlay (on the photo, JPEG), confidence (grey, 255 * probability),
     attention (a page with the share of each scale). Default: labels of photos, the overlay of videos."""
     ids: Literal["dataset", "classes"] = "dataset"
@@ -91,7 +89,7 @@ class PictureSettings:
     """Of the colours in overlays: 0 shows the photo alone, 1 the colours alone."""
     legend: bool = True
     """Name the classes below overlays of photos."""
-    white: Annotated[int, Rule(lambda v: 1 <= v <= 65535, "a value from 1 to 65535")] = 65535
+    white: Annotated[int, _WHITE] = 65535
     """Value of white in photos of 16 bits, such as 4095 for 12 bits stored in 16."""
 
     def __post_init__(self) -> None:

@@ -30,19 +30,19 @@ MOST_STEP = 512
 class Layout:
     """Where the tiles of an image lie, in pixels of the image at scale 1.0.
 
-    rows, columns: first row of each row of tiles, and first column of each column. tile: (height, width) of every
-    tile. overlap: (rows, columns) that neighbours share. All are multiples of ``step``. The last tiles may reach beyond
-    the image.
+    size: (height, width) of the image, rounded up to whole logits at every scale. rows, columns: first row of each row
+    of tiles, and first column of each column. tile: (height, width) of every tile. overlap: (rows, columns) that
+    neighbours share. The last tiles may reach beyond the image.
     """
 
+    size: tuple[int, int]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     tile: tuple[int, int]
     overlap: tuple[int, int]
-    step: int
 
     @property
-    def size(self) -> tuple[int, int]:
+    def covered(self) -> tuple[int, int]:
         """(height, width) that the tiles cover together."""
         return self.rows[-1] + self.tile[0], self.columns[-1] + self.tile[1]
 
@@ -85,8 +85,11 @@ def step_of(scales: Sequence[float], strides: Sequence[int]) -> int:
     return step
 
 
-def layout(size: tuple[int, int], tile: tuple[int, int], overlap: float, step: int) -> Layout:
+def layout(size: tuple[int, int], tile: tuple[int, int], overlap: float, step: int, *, grid: int = 1) -> Layout:
     """Tiles of at most ``tile`` pixels for an image of (height, width) ``size``, evenly spread.
+
+    step: a whole number of logits at every scale: see :func:`step_of`. grid: a number of steps that tiles lie on where
+    they are large enough.
 
     >>> found = layout((1000, 500), (512, 512), 0.25, 8)
     >>> found.rows, found.columns, found.tile, found.overlap
@@ -94,21 +97,22 @@ def layout(size: tuple[int, int], tile: tuple[int, int], overlap: float, step: i
     """
     starts, sides, shared = [], [], []
     for length, side in zip(size, tile, strict=True):
-        side = max(step, side // step * step)
-        common = min(round(side * overlap / step), side // (2 * step)) * step
+        unit = step * grid if side >= 2 * step * grid else step
+        side = max(unit, side // unit * unit)
+        common = min(round(side * overlap / unit), side // (2 * unit)) * unit
         if length <= side:
-            side = -(-length // step) * step
-            count = 1
+            side, count = -(-length // unit) * unit, 1
         else:
             # Fewer pixels beyond the image: tiles as small as their number allows.
             count = math.ceil((length - common) / (side - common))
-            side = math.ceil(((length - common) / count + common) / step) * step
+            side = math.ceil(((length - common) / count + common) / unit) * unit
             side = max(side, 2 * common)
             count = math.ceil((length - common) / (side - common))
         starts.append(tuple(k * (side - common) for k in range(count)))
         sides.append(side)
         shared.append(common)
-    return Layout(starts[0], starts[1], (sides[0], sides[1]), (shared[0], shared[1]), step)
+    whole = (-(-size[0] // step) * step, -(-size[1] // step) * step)
+    return Layout(whole, starts[0], starts[1], (sides[0], sides[1]), (shared[0], shared[1]))
 
 
 def blended(
@@ -134,7 +138,8 @@ def blended(
     height, width = plan.size
     # Two resizes look one pixel of their maps aside: at the smallest scale that is its stride, and then one pixel.
     reach = max((stride + 1) / scale for scale, stride in zip(scales, strides, strict=True))
-    margin = math.ceil(reach / plan.step) * plan.step
+    step = step_of(scales, strides)
+    margin = math.ceil(reach / step) * step
     cells = [Fraction(scale).limit_denominator(1000) / stride for scale, stride in zip(scales, strides, strict=True)]
     maps: list[Tensor] = []
     top = done = 0  # first row of the maps, and first row that was not yielded yet
@@ -147,7 +152,7 @@ def blended(
             of_scale = [*range(len(scales)), *range(1, len(scales))]
             if place == 0:
                 maps = [
-                    _extended(old, part, cells[k], (bottom - top, width))
+                    _extended(old, part, cells[k], (bottom - top, plan.covered[1]))
                     for old, part, k in zip(maps or [None] * len(parts), parts, of_scale, strict=True)
                 ]
             for target, part, k in zip(maps, parts, of_scale, strict=True):
@@ -158,8 +163,10 @@ def blended(
             continue
         above = max(0, done - margin)
         below = height if last_row else plan.rows[number + 1]
-        cut = [m[..., int((above - top) * cells[k]) : int((below - top) * cells[k]), :]
-               for m, k in zip(maps, of_scale, strict=True)]  # fmt: skip
+        cut = [
+            _shown(m[..., int((above - top) * cells[k]) : int((below - top) * cells[k]), :], int(width * cells[k]))
+            for m, k in zip(maps, of_scale, strict=True)
+        ]
         found = ScaleOutputs(cut[: len(scales)], cut[len(scales) :], None, tuple(scales), (below - above, width))
         yield Band(found, done - above, done, finished)
         done = finished
@@ -175,6 +182,13 @@ def _extended(old: Tensor | None, part: Tensor, cell: Fraction, size: tuple[int,
     if old is not None:
         new[..., : old.shape[-2], :] = old
     return new
+
+
+def _shown(maps: Tensor, columns: int) -> Tensor:
+    """The columns that show the image; of mirrored maps, which begin beyond it, the last ones."""
+    if maps.shape[-1] == columns:
+        return maps
+    return torch.cat([maps[:1, ..., :columns], maps[1:, ..., maps.shape[-1] - columns :]])
 
 
 def _add(target: Tensor, part: Tensor, cell: Fraction, plan: Layout, place: tuple[int, int], top: int) -> None:

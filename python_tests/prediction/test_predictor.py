@@ -85,8 +85,8 @@ def test_tiles_leave_no_seam(hrnet):
     predictor = predictor_of(hrnet, tile=128)
     layout = predictor.plan(image.shape[:2]).layout
     assert layout is not None
-    confidence = predictor.predict(image).confidence
-    steps = np.abs(np.diff(confidence, axis=1)).mean(axis=0)
+    logits = predictor.predict(image, logits=True).logits
+    steps = np.abs(np.diff(logits, axis=2)).mean(axis=(0, 1))
     borders = [column - 1 for column in layout.columns[1:]]
     borders += [column + layout.tile[1] - 1 for column in layout.columns[:-1]]
     assert steps[borders].mean() < 2 * steps.mean()
@@ -138,13 +138,14 @@ def test_paths_arrays_pictures_and_tensors_give_the_same(tmp_path):
     assert predictor.predict([]) == []
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 5), (33, 2)])
-def test_tiny_photos_are_predicted_or_named(size):
-    image = np.zeros((*size, 3), np.uint8)
-    with pytest.raises(HmsaError, match=r"scales: 0.5 leaves nothing|network: failed on images"):
+@pytest.mark.parametrize("size", [(2, 2), (2, 40), (3, 5), (33, 2)])
+def test_tiny_photos_are_predicted(hrnet, size):
+    assert predictor_of(hrnet, scales=(0.5, 1.0)).predict(np.zeros((*size, 3), np.uint8)).labels.shape == size
+
+
+def test_a_photo_that_is_too_small_for_a_scale_is_named():
+    with pytest.raises(HmsaError, match=r"scales: 0.5 leaves nothing of images of 1 x 1"):
         predictor_of(scales=(0.5, 1.0)).predict(np.zeros((1, 1, 3), np.uint8))
-    if min(size) >= 4:
-        assert predictor_of(scales=(1.0,)).predict(image).labels.shape == size
 
 
 def test_scales_and_flip_of_one_call_leave_those_of_the_predictor():
@@ -184,7 +185,7 @@ def test_the_footprint_is_what_a_pass_takes(hrnet, flip, dtype):
         images = torch.randn(1, 3, 192, 256)
         outputs = evaluation.run(hrnet, images, SCALES, CPU, dtype=dtype, flip=flip)
     weights = 0 if dtype == torch.float32 else 2 * sum(p.numel() for p in hrnet.parameters())
-    assert watch.peak - weights == pytest.approx(found.per_pixel * 192 * 256, rel=0.1)
+    assert 0.95 < found.per_pixel * 192 * 256 / (watch.peak - weights) < 1.2
     kept = sum(t.numel() * 4 for t in (*outputs.logits, *outputs.attention))
     assert kept == pytest.approx(found.kept * 192 * 256, rel=0.05)
 
@@ -204,8 +205,8 @@ def test_a_network_that_looks_at_values_is_tried_for_real():
 
 def test_tiles_are_as_large_as_the_memory_allows(hrnet):
     peaks, sizes = [], []
-    for memory in ("400MiB", "600MiB", "2GiB"):
-        plan = predictor_of(hrnet, memory=PredictionSettings_memory(memory)).plan((2000, 3000))
+    for mebibytes in (400, 600, 2048):
+        plan = predictor_of(hrnet, memory=mebibytes * 2**20).plan((2000, 3000))
         assert plan.layout is not None
         assert plan.peak is not None
         assert plan.peak <= plan.limit
@@ -214,14 +215,8 @@ def test_tiles_are_as_large_as_the_memory_allows(hrnet):
     assert peaks == sorted(peaks)
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
-    whole = predictor_of(hrnet, memory=PredictionSettings_memory("64GiB")).plan((2000, 3000))
+    whole = predictor_of(hrnet, memory=64 * 2**30).plan((2000, 3000))
     assert whole.layout is None
-
-
-def PredictionSettings_memory(text: str) -> int:  # noqa: N802
-    from hmsa_ext import settings
-
-    return settings.replace(PredictionSettings(), {"memory": text}).memory or 0
 
 
 def test_too_little_memory_is_an_error_that_says_how_much_is_needed(hrnet):

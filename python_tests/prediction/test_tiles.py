@@ -25,6 +25,17 @@ def random_outputs(size, scales, strides, attention_channels, views) -> ScaleOut
     return ScaleOutputs(logits, attention, None, scales, size)
 
 
+def shown(outputs, size) -> ScaleOutputs:
+    """The outputs without what lies beyond the image: on the right, and on the left of mirrored ones."""
+
+    def part(maps, covered):
+        rows, columns = (side * inner // outer for side, inner, outer in zip(maps.shape[-2:], size, covered, strict=True))
+        return torch.cat([maps[:1, :, :rows, :columns], maps[1:, :, :rows, maps.shape[-1] - columns :]])
+
+    logits, attention = ([part(m, outputs.size) for m in maps] for maps in (outputs.logits, outputs.attention))
+    return ScaleOutputs(logits, attention, None, outputs.scales, size)
+
+
 def tile_of(outputs, box, strides) -> ScaleOutputs:
     """What a network without context gives for a tile: a part of the maps; of mirrored maps the mirrored part."""
     row, column, height, width = box
@@ -76,9 +87,9 @@ def test_blended_tiles_of_one_image_are_that_image(scales, strides, step, attent
     plan = tiles.layout((250, 170), (96, 80), 0.3, step)
     assert len(plan.rows) > 2
     assert len(plan.columns) > 1
-    outputs = random_outputs(plan.size, scales, strides, attention_channels, 1 + flip)
+    outputs = random_outputs(plan.covered, scales, strides, attention_channels, 1 + flip)
     bands = bands_of(outputs, plan, strides, whole=whole)
-    expected = outputs.fuse()
+    expected = shown(outputs, plan.size).fuse()
     if flip:
         expected = (expected[:1] + expected[1:].flip(-1)) / 2
     torch.testing.assert_close(joined(bands, 1 + flip), expected, rtol=1e-9, atol=1e-9)
@@ -93,8 +104,8 @@ def test_weights_sum_to_one_in_every_layout():
         tile = tuple(int(x) for x in torch.randint(16, 200, (2,), generator=generator))
         overlap = float(torch.rand((), generator=generator)) / 2
         plan = tiles.layout((height, width), tile, overlap, 8)
-        assert plan.size[0] >= height
-        assert plan.size[1] >= width
+        assert plan.covered[0] >= plan.size[0] >= height
+        assert plan.covered[1] >= plan.size[1] >= width
         assert all(part <= max(side, 8) for part, side in zip(plan.tile, tile, strict=True))
 
         def run(row, column, tile_height, tile_width):
@@ -112,7 +123,7 @@ def test_weights_sum_to_one_in_every_layout():
 
 def test_bands_follow_each_other_and_end_with_the_image():
     plan = tiles.layout((500, 64), (128, 64), 0.25, 8)
-    bands = bands_of(random_outputs(plan.size, SCALES, STRIDES, 1, 1), plan, STRIDES)
+    bands = bands_of(random_outputs(plan.covered, SCALES, STRIDES, 1, 1), plan, STRIDES)
     assert bands[0].first == 0
     assert bands[-1].last == plan.size[0]
     assert all(a.last == b.first for a, b in zip(bands, bands[1:], strict=False))
