@@ -204,7 +204,9 @@ class Predictor:
         plan = self.plan(size, ordered, mirrored, logits=logits, per_scale=per_scale)
         found = _Results(size, self.classes.num_classes, ordered, logits=logits, per_scale=per_scale)
         with evaluation_mode(self.model):
-            pixels = torch.from_numpy(np.ascontiguousarray(photo.pixels)).to(self.device, non_blocking=True)
+            array = np.ascontiguousarray(photo.pixels)
+            array = array if array.flags.writeable else array.copy()  # PyTorch warns of arrays that it could write to
+            pixels = torch.from_numpy(array).to(self.device, non_blocking=True)
             if plan.layout is None:
                 outputs = self._run(_cut(pixels, (0, 0, *size), plan.size), ordered, mirrored)
                 found.read(dataclasses.replace(outputs, aux=None, size=size), mirrored, 0, 0, size[0])

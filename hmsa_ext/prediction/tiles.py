@@ -24,6 +24,8 @@ from hmsa_ext.models import ScaleOutputs
 
 MOST_STEP = 512
 """Pixels: scales whose maps meet no earlier have no common grid."""
+LARGE = 8
+"""Cells of the grid that a tile has to have along a side to lie on it; of fewer the overlap would be no part."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ def layout(size: tuple[int, int], tile: tuple[int, int], overlap: float, step: i
     """
     starts, sides, shared = [], [], []
     for length, side in zip(size, tile, strict=True):
-        unit = step * grid if side >= 2 * step * grid else step
+        unit = step * grid if side >= LARGE * step * grid else step
         side = max(unit, side // unit * unit)
-        common = min(round(side * overlap / unit), side // (2 * unit)) * unit
+        common = min(max(round(side * overlap / unit), overlap > 0), side // (2 * unit)) * unit
         if length <= side:
             side, count = -(-length // unit) * unit, 1
         else:
