@@ -99,11 +99,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
     start, trained = Evaluate(run=TrainSettings.of(wanted or "synthetic")), None
     asks = {"--help", "-h", "--version"} & set(arguments)
     if name is not None and not asks:
-        if foreign is not None and classes is None:
-            raise SettingError("num_classes", None, "the number of the checkpoint's classes beside --model")
-        trained = open_model(name, foreign, classes if classes is None else _positive("num_classes", classes))
-        if foreign is not None:  # the file is asked for its weights alone
-            trained = dataclasses.replace(trained, settings=None, classes_known=False)
+        trained = _open(name, foreign, None if classes is None else _positive("num_classes", classes))
         run = TrainSettings.read(trained.settings, data=wanted) if trained.settings else start.run
         run = dataclasses.replace(run, machine=Machine(dtype=run.machine.dtype))
         start = Evaluate(run=run)
@@ -113,6 +109,20 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
         elsewhere=flags_of_others(start.run.data.name),
     )  # fmt: skip
     return command, trained
+
+
+def _open(name: str, network: str | None, num_classes: int | None) -> TrainedModel:
+    """The model; with ``network`` (of --model) the file is asked for its weights alone."""
+    if network is None:
+        return open_model(name, num_classes=num_classes)
+    if num_classes is None:
+        raise SettingError("num_classes", None, "the number of the checkpoint's classes beside --model")
+    try:
+        trained = open_model(name, network, num_classes)
+    except SettingError as error:
+        error.name = "model" if error.name == "network" else error.name
+        raise
+    return dataclasses.replace(trained, settings=None, classes_known=False)
 
 
 def _positive(name: str, text: str) -> int:

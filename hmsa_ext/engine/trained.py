@@ -89,12 +89,15 @@ def open_model(
         SettingError: no such network or data set, a factory of something else, a number of classes that does not fit
             or cannot be found. It is a ValueError, as CheckpointError is.
     """
+    settings.require("num_classes", num_classes, num_classes is None or num_classes > 0, "a whole number above 0")
     path = checkpoint.find(run_or_file)
-    content = _read(path, network)
+    content = checkpoint.load(path)
+    if network is None:
+        _require_own(content, path)
     own = content if _is_own(content) else {}
     config: Mapping[str, Any] = own.get("config", {})
     said = _said_classes(own, path)
-    known = bool(own.get("classes_known", own))
+    known = said is not None and own.get("classes_known", True)
     table = said
     if classes is not None:
         table = _asked_classes(classes)
@@ -106,8 +109,8 @@ def open_model(
         known = True
         if num_classes not in (None, table.num_classes):
             raise SettingError("num_classes", num_classes, f"{table.num_classes}, as classes has")
-    if network is None and table is not None and num_classes not in (None, table.num_classes):
-        raise CheckpointError(f"checkpoint: {path} has {table.num_classes} classes, --num-classes is {num_classes}")
+    if network is None and said is not None and num_classes not in (None, said.num_classes):
+        raise CheckpointError(f"checkpoint: {path} has {said.num_classes} classes, --num-classes is {num_classes}")
 
     network_settings = _own_network(config, path) if network is None else _other_network(network)
     count = num_classes or (
@@ -121,6 +124,8 @@ def open_model(
         raise CheckpointError(f"checkpoint: {path} does not fit the model{hint}\n{report}")
     if table is None:
         table = numbered_classes(count)
+    elif table.num_classes != count:  # the weights fit, since the network does not depend on the number
+        raise SettingError("num_classes", count, f"{table.num_classes}, as {path} has")
     size = own.get("image_size")
     return TrainedModel(
         model, path, count, table, config or None, None if size is None else (int(size[0]), int(size[1])),
@@ -176,24 +181,17 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, network: object) -> dict[str, Any]:
-    if network is not None:
-        return checkpoint.load(path)
+def _require_own(content: Mapping[str, Any], path: Path) -> None:
     hint = (
         "for a file of another source say which network it is: network, a name or package.module:factory "
         f"(of hmsa evaluate: --model NAME --num-classes N --data NAME) ({path})"
     )
-    try:
-        content = checkpoint.load(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}\n{hint}") from error
     missing = {"state_dict", "config", "class_names"} - content.keys()
     if missing or not _is_own(content):
         what = f"no {', '.join(sorted(missing))}" if missing else "a config or class_names of another form"
         raise CheckpointError(f"checkpoint: {path} has {what}: it is not one of ours; {hint}")
     if "model" not in content["config"]:
         raise CheckpointError(f"checkpoint: {path} does not name its network; {hint}")
-    return content
 
 
 def _is_own(content: Mapping[str, Any]) -> bool:
@@ -248,8 +246,8 @@ def _own_network(config: Mapping[str, Any], path: Path) -> ModelSettings:
 
 def _other_network(network: str | Callable[..., nn.Module]) -> ModelSettings:
     if isinstance(network, nn.Module):
-        raise SettingError("model", type(network).__qualname__, "a factory (num_classes) -> module, not a module")
-    parts.find(network, models.NETWORKS, "model")
+        raise SettingError("network", type(network).__qualname__, "a factory (num_classes) -> module, not a module")
+    parts.find(network, models.NETWORKS, "network")
     return ModelSettings(name=network)
 
 
@@ -259,6 +257,8 @@ def _build(network: ModelSettings, num_classes: int, path: Path | None) -> nn.Mo
         return models.build(network, num_classes)
     except (SettingError, ImportError) as error:
         if path is None:
+            if isinstance(error, SettingError) and error.name == "model":
+                error.name = "network"  # the argument of open_model
             raise
         raise CheckpointError(_not_built(path, error)) from error
 

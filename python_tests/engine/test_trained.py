@@ -204,6 +204,11 @@ def test_a_number_of_classes_that_the_weights_do_not_tell_is_asked_for(
         open_model(path, network)
     if network is fixed:
         assert open_model(path, network, 3).num_classes == 3
+        with pytest.raises(SettingError, match="num_classes: got 7, expected 3, as classes has"):
+            open_model(path, network, 7, ["a", "b", "c"])
+        run = write(tmp_path / "run.pth", content(state_dict=torch.load(path)))
+        with pytest.raises(SettingError, match=r"num_classes: got 7, expected 11, as .*run\.pth has"):
+            open_model(run, network, 7)
 
 
 @pytest.mark.parametrize(
@@ -214,11 +219,12 @@ def test_a_number_of_classes_that_the_weights_do_not_tell_is_asked_for(
         ({"network": "hrnet_small_ocr", "classes": "camvid"}, "its weights are of 19 classes, not 11"),
         ({"network": "hrnet_small_ocr", "classes": "folder"}, "classes: got 'folder', expected one of ade20k, bdd"),
         ({"network": "hrnet_small_ocr", "classes": "cityscapes", "num_classes": 5}, "num_classes: got 5, expected 19"),
+        ({"network": "hrnet_small_ocr", "num_classes": 0}, "num_classes: got 0, expected a whole number above 0"),
         ({"network": "hrnet_small_ocr", "classes": []}, "classes: got .*, expected the name of a data set"),
-        ({"network": "resnet"}, "model: got 'resnet', expected one of hrnet_small_ocr"),
-        ({"network": "absent_package:factory"}, "model: .*there is no module absent_package"),
-        ({"network": no_module}, "model: got 'no_module', expected a factory that returns a module, not int"),
-        ({"network": nn.Conv2d(3, 3, 1)}, r"model: got 'Conv2d', expected a factory \(num_classes\) -> module, not"),
+        ({"network": "resnet"}, "network: got 'resnet', expected one of hrnet_small_ocr"),
+        ({"network": "absent_package:factory"}, "network: .*there is no module absent_package"),
+        ({"network": no_module}, "network: got 'no_module', expected a factory that returns a module, not int"),
+        ({"network": nn.Conv2d(3, 3, 1)}, r"network: got 'Conv2d', expected a factory \(num_classes\) -> module, not"),
         ({"network": Head}, "published.pth: not one parameter fits this model"),
     ],
 )
@@ -234,6 +240,13 @@ def test_a_run_of_other_classes_is_refused(run_file: Path) -> None:
         open_model(run_file, num_classes=7)
     grey = ClassTable(NAMES, distinct_colours(11))
     assert open_model(run_file, classes=grey).classes == grey
+
+
+def test_an_unreadable_file_is_not_said_to_lack_a_network(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="cannot read") as caught:
+        open_model(tmp_path)
+    assert "network" not in str(caught.value)
 
 
 def test_a_folder_of_runs_names_them(run_file: Path) -> None:
