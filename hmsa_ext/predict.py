@@ -38,8 +38,8 @@ from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.settings import Machine
 from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.files import Output, writable_folder
-from hmsa_ext.parts import Part, one_of
 from hmsa_ext.models import NAMES
+from hmsa_ext.parts import Part, one_of
 from hmsa_ext.prediction.batch import Summary, predict_all
 from hmsa_ext.prediction.outputs import Outputs
 from hmsa_ext.prediction.predictor import Predictor
@@ -58,8 +58,8 @@ class Predict:
     """What to predict, with which model, and where to."""
 
     sources: Annotated[tuple[str, ...], Positional("SOURCE", many=True)] = ()
-    """Photos, folders, globs, @FILE (a file with one name a line), - (names on standard input), videos, camera:0, or the
-    address of a stream."""
+    """Photos, folders, globs, @FILE (a file with one name a line), - (names on standard input), videos, camera:0, or
+    the address of a stream."""
     trained: Annotated[str | None, Flag("model"), Metavar("RUN")] = None
     """Run folder (its last checkpoint), checkpoint or .safetensors file."""
     output: Annotated[str | None, Metavar("FOLDER")] = None

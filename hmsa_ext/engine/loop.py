@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hmsa_ext import data, losses
 from hmsa_ext.data import Batch
+from hmsa_ext.data.progress import duration
 from hmsa_ext.engine import distributed, pictures, schedule
 from hmsa_ext.engine.device import arithmetic
 from hmsa_ext.engine.evaluation import ATTENTION, evaluate

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmsa_ext import settings as declared
 from hmsa_ext.data import Batch, Dataset
+from hmsa_ext.data.progress import duration
 from hmsa_ext.engine import curve, loop, pictures
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import EvaluationResult, EvaluationSettings, evaluate, table

@@ -165,9 +165,7 @@ def _predicted_frames(
 
     written = recording.count
     try:
-        for done in pipeline.work(
-            numbers(), read, predict, write, readers=1, writers=1, seconds=summary.seconds
-        ):
+        for done in pipeline.work(numbers(), read, predict, write, readers=1, writers=1, seconds=summary.seconds):
             if done.error is not None:
                 raise done.error
             if recording.count > written:

@@ -79,9 +79,7 @@ class Outputs:
             for file in self.files(item).values():
                 where = os.path.realpath(file)
                 if where in sources:
-                    raise OutputError(
-                        f"output: {file} is itself one of the sources; expected a folder apart from them"
-                    )
+                    raise OutputError(f"output: {file} is itself one of the sources; expected a folder apart from them")
                 other = taken.setdefault(where, item.path)
                 if other is not item.path:
                     raise OutputError(

@@ -188,8 +188,8 @@ class Prediction:
 
         logits = None if self.logits is None else np.stack([turned(plane) for plane in self.logits])
         return replace(
-            self, labels=turned(self.labels), confidence=turned(self.confidence), image=turned(self.image), orientation=1,
-            logits=logits, scale_labels=each(self.scale_labels), shares=each(self.shares),
+            self, labels=turned(self.labels), confidence=turned(self.confidence), image=turned(self.image),
+            orientation=1, logits=logits, scale_labels=each(self.scale_labels), shares=each(self.shares),
         )  # fmt: skip
 
     def _repr_png_(self) -> bytes:

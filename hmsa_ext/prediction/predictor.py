@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -22,13 +23,15 @@ from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode,
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.pictures import scale_shares
 from hmsa_ext.engine.trained import TrainedModel, open_model
+from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models.multi_scale import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
 from hmsa_ext.prediction import tiles
 from hmsa_ext.prediction.memory import Footprint, allowed, footprint
 from hmsa_ext.prediction.prediction import Prediction
 from hmsa_ext.prediction.settings import LEAST_TILE, PredictionSettings, show_bytes
-from hmsa_ext.settings import SettingError
+from hmsa_ext.settings import SettingError, options
 
 WHITE = 65535
 UNWATCHED = 2**20
@@ -101,6 +104,10 @@ class Plan:
             how = f"{height}x{width} in {len(self.layout)} tiles of {tile}"
         needs = "" if self.peak is None else f", at most {show_bytes(self.peak)}"
         return f"{how}{needs} (limit {show_bytes(self.limit)})"
+
+
+class PredictionError(HmsaError, RuntimeError):
+    """A photo that cannot be predicted, for a reason that is not in the photo."""
 
 
 class Predictor:
@@ -182,9 +189,7 @@ class Predictor:
         Raises :class:`hmsa_ext.HmsaError` for an image that cannot be read or is too small for a scale.
         """
         if isinstance(image, list):
-            return [
-                self.predict(one, scales, flip, logits=logits, per_scale=per_scale, white=white) for one in image
-            ]
+            return [self.predict(one, scales, flip, logits=logits, per_scale=per_scale, white=white) for one in image]
         photo = as_photo(image, white=white)
         return self.predict_photo(photo, scales, flip, logits=logits, per_scale=per_scale)
 
@@ -203,7 +208,7 @@ class Predictor:
         size = photo.pixels.shape[:2]
         plan = self.plan(size, ordered, mirrored, logits=logits, per_scale=per_scale)
         found = _Results(size, self.classes.num_classes, ordered, logits=logits, per_scale=per_scale)
-        with evaluation_mode(self.model):
+        with _explaining_memory(plan), evaluation_mode(self.model):
             array = np.ascontiguousarray(photo.pixels)
             array = array if array.flags.writeable else array.copy()  # PyTorch warns of arrays that it could write to
             pixels = torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -292,10 +297,11 @@ class Predictor:
         if min(low, 1) / SIZES_DIFFER <= factor <= max(high, 1) * SIZES_DIFFER:
             return ""
         long_edge = max(trained)
+        larger, faster = ("larger", " and faster") if factor > 1 else ("smaller", "")
         return (
             f"predicted at {seen[0]}x{seen[1]}, but the model was trained on images of about "
-            f"{trained[0]}x{trained[1]}: if things look {'larger' if factor > 1 else 'smaller'} in the photos than there, "
-            f"resize-to {long_edge} predicts better{' and faster' if factor > 1 else ''}"
+            f"{trained[0]}x{trained[1]}: if things look {larger} in the photos than there, "
+            f"resize-to {long_edge} predicts better{faster}"
         )
 
     # ---- one photo ----------------------------------------------------------------------------------------------
@@ -303,9 +309,7 @@ class Predictor:
     def _run(self, images: Tensor, scales: Sequence[float], flip: bool) -> ScaleOutputs:
         return evaluation.run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
 
-    def _predict_tiles(
-        self, pixels: Tensor, plan: Plan, scales: Sequence[float], flip: bool, found: _Results
-    ) -> None:
+    def _predict_tiles(self, pixels: Tensor, plan: Plan, scales: Sequence[float], flip: bool, found: _Results) -> None:
         assert plan.layout is not None
         size = (pixels.shape[0], pixels.shape[1])
         resized = plan.size != size
@@ -351,8 +355,24 @@ class Predictor:
     def _no_tiles(self, needed: int, limit: int) -> SettingError:
         return SettingError(
             "memory", show_bytes(limit),
-            f"at least {show_bytes(needed)} for this photo; give more, predict it smaller (resize_to), or at fewer scales",
+            f"at least {show_bytes(needed)} for this photo; give more, predict it smaller (resize_to), or at fewer "
+            "scales",
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _explaining_memory(plan: Plan) -> Iterator[None]:
+    """Turns errors of the allocators into one that says what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        raise PredictionError(
+            f"memory: there was not enough to predict a photo of {plan}; allow less, so that it is cut into tiles "
+            f"(memory, on the command line --memory 2GB), or stop what else uses it ({text.splitlines()[0]})"
+        ) from error
 
 
 class _Results:
@@ -362,7 +382,7 @@ class _Results:
         self, size: tuple[int, int], num_classes: int, scales: Sequence[float], *, logits: bool, per_scale: bool
     ) -> None:
         kind = np.uint8 if num_classes <= 256 else np.int32
-        self.size = size
+        self.size, self.num_classes = size, num_classes
         self.labels, self.confidence = np.empty(size, kind), np.empty(size, np.float32)
         self.logits = np.empty((num_classes, *size), np.float32) if logits else None
         self.scale_labels = {scale: np.empty(size, kind) for scale in scales} if per_scale else None
@@ -379,6 +399,11 @@ class _Results:
             rows = maps[..., margin : margin + last - first, : self.size[1]]
             target[..., first:last, :] = rows.float().cpu().numpy() if maps.is_floating_point() else rows.cpu().numpy()
 
+        if outputs.logits[0].shape[1] != self.num_classes:
+            raise PredictionError(
+                f"network: it gives {outputs.logits[0].shape[1]} classes, but num_classes is {self.num_classes}; say "
+                "how many it has (num_classes), or which (classes)"
+            )
         labels, confidence = outputs.argmax(views=views)
         keep(self.labels, labels[0])
         keep(self.confidence, confidence[0])
@@ -403,12 +428,8 @@ def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) 
 
 def _scales(values: Sequence[float]) -> tuple[float, ...]:
     """Ascending, checked."""
-    from hmsa_ext.models.multi_scale import descending_scales
-
     return descending_scales(tuple(values) if isinstance(values, list) else values)[::-1]
 
 
 def _read(settings: PredictionSettings, values: dict[str, Any]) -> dict[str, Any]:
-    from hmsa_ext.settings import options
-
     return {option.name: option.read(values[option.name]) for option in options(settings)}

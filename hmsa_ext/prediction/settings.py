@@ -77,8 +77,8 @@ class PictureSettings:
     """What is written of each photo or video, and how."""
 
     write: Annotated[Names, _KINDS] = ()
-    """What to write: labels (numbers, PNG), colours, overlay (on the photo, JPEG), confidence (grey, 255 * probability),
-    attention (a page with the share of each scale). Default: labels of photos, the overlay of videos."""
+    """What to write: labels (numbers, PNG), colours, overlay (on the photo, JPEG), confidence (grey, 255 * probability)
+    and attention (a page with the share of each scale). Default: labels of photos, the overlay of videos."""
     ids: Literal["dataset", "classes"] = "dataset"
     """Numbers in label files: those that the data set's own label files have, where they are known, or the numbers of
     the classes."""

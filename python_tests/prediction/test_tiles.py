@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -29,7 +31,9 @@ def shown(outputs, size) -> ScaleOutputs:
     """The outputs without what lies beyond the image: on the right, and on the left of mirrored ones."""
 
     def part(maps, covered):
-        rows, columns = (side * inner // outer for side, inner, outer in zip(maps.shape[-2:], size, covered, strict=True))
+        rows, columns = (
+            side * inner // outer for side, inner, outer in zip(maps.shape[-2:], size, covered, strict=True)
+        )
         return torch.cat([maps[:1, :, :rows, :columns], maps[1:, :, :rows, maps.shape[-1] - columns :]])
 
     logits, attention = ([part(m, outputs.size) for m in maps] for maps in (outputs.logits, outputs.attention))
@@ -96,6 +100,13 @@ def test_blended_tiles_of_one_image_are_that_image(scales, strides, step, attent
     assert len(bands) == 1 if whole else len(bands) > 1
 
 
+def constant_outputs(row, column, height, width) -> ScaleOutputs:
+    def maps(channels, scale):
+        return torch.ones(1, channels, int(height * scale) // 4, int(width * scale) // 4)
+
+    return ScaleOutputs([maps(3, s) for s in SCALES], [maps(1, s) for s in SCALES[1:]], None, SCALES, (height, width))
+
+
 def test_weights_sum_to_one_in_every_layout():
     """Constant maps stay constant, whatever the tiles; so do those of attention."""
     generator = torch.Generator().manual_seed(0)
@@ -108,15 +119,7 @@ def test_weights_sum_to_one_in_every_layout():
         assert plan.covered[1] >= plan.size[1] >= width
         assert all(part <= max(side, 8) for part, side in zip(plan.tile, tile, strict=True))
 
-        def run(row, column, tile_height, tile_width):
-            def maps(channels, scale):
-                return torch.ones(1, channels, int(tile_height * scale) // 4, int(tile_width * scale) // 4)
-
-            return ScaleOutputs(
-                [maps(3, s) for s in SCALES], [maps(1, s) for s in SCALES[1:]], None, SCALES, (tile_height, tile_width)
-            )
-
-        (band,) = tiles.blended(run, plan, SCALES, STRIDES, whole=True)
+        (band,) = tiles.blended(constant_outputs, plan, SCALES, STRIDES, whole=True)
         for maps in (*band.outputs.logits, *band.outputs.attention):
             torch.testing.assert_close(maps, torch.ones_like(maps), rtol=0, atol=1e-6)
 
@@ -126,7 +129,7 @@ def test_bands_follow_each_other_and_end_with_the_image():
     bands = bands_of(random_outputs(plan.covered, SCALES, STRIDES, 1, 1), plan, STRIDES)
     assert bands[0].first == 0
     assert bands[-1].last == plan.size[0]
-    assert all(a.last == b.first for a, b in zip(bands, bands[1:], strict=False))
+    assert all(a.last == b.first for a, b in itertools.pairwise(bands))
     # The rows that are kept do not grow with the image.
     assert max(band.outputs.size[0] for band in bands) < 2 * plan.tile[0]
 
