@@ -92,7 +92,9 @@ def hatch(
 ) -> np.ndarray:
     """An area [H, W, 3] of one colour, with diagonal lines."""
     y, x = np.ogrid[: size[0], : size[1]]
-    return np.where(((x + y) % distance < distance / 4)[..., None], np.array(lines, np.uint8), np.array(colour, np.uint8))
+    return np.where(
+        ((x + y) % distance < distance / 4)[..., None], np.array(lines, np.uint8), np.array(colour, np.uint8)
+    )
 
 
 def _width(entry: Entry, zoom: float) -> int:
