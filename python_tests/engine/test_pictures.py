@@ -9,7 +9,7 @@ import torch
 
 from hmsa_ext.data import ClassTable, Sample
 from hmsa_ext.engine import panels, pictures
-from hmsa_ext.engine.overlay import overlay
+from hmsa_ext.engine.overlay import confidence_picture, overlay
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs, build
 
@@ -220,3 +220,49 @@ def test_pages_of_long_names_keep_their_ends() -> None:
     long = ClassTable(("x" * 400, "sky"), np.array([[1, 2, 3], [4, 5, 6]]))
     page = page_of(long, label, label)
     assert page.shape[1] == 5 * (96 * 4 + panels.MARGIN) + panels.MARGIN
+
+
+def shares_page_of(scales: tuple[float, ...], size: tuple[int, int] = (320, 320)) -> np.ndarray:
+    """A page without truth: class 0 above, class 2 below, the photo grey, equal shares."""
+    labels = np.zeros(size, np.int32)
+    labels[size[0] // 2 :] = 2
+    shares = {scale: np.full(size, 1 / len(scales), np.float32) for scale in scales}
+    return pictures.shares_page(np.full((*size, 3), 128, np.uint8), labels, shares, CLASSES, "name")
+
+
+def test_the_page_of_a_prediction_has_photo_overlay_and_labels() -> None:
+    page = shares_page_of((1.0,))
+    size = (320, 320)
+    assert (panel(page, 0, size) == 128).all()
+    assert (panel(page, 1, size)[:160] == [164, 64, 64]).all()
+    assert (panel(page, 1, size)[160:] == [64, 64, 164]).all()
+    assert (panel(page, 2, size)[:160] == CLASSES.colours[0]).all()
+    assert (panel(page, 2, size)[160:] == CLASSES.colours[2]).all()
+
+
+def test_the_page_of_a_prediction_with_one_scale_has_one_row_and_no_shares() -> None:
+    one, three = shares_page_of((1.0,)), shares_page_of((0.5, 1.0, 2.0))
+    assert one.shape[1] == 3 * (320 + panels.MARGIN) + panels.MARGIN
+    assert one.shape[0] < 2 * 320
+    assert three.shape[0] - one.shape[0] == 320 + panels.TITLE_HEIGHT + panels.MARGIN
+    assert three.shape[1] == 4 * (320 + panels.MARGIN) + panels.MARGIN
+
+
+def test_the_page_of_a_prediction_shows_the_share_of_each_scale() -> None:
+    page = shares_page_of((0.5, 1.0))
+    below = page[320 + panels.TITLE_HEIGHT + panels.MARGIN :]
+    for column in (1, 2):
+        assert np.array_equal(panel(below, column, (320, 320)), confidence_picture(np.full((320, 320), 0.5)))
+    assert len(np.unique(panel(below, 0, (320, 320)).reshape(-1, 3), axis=0)) > 50  # the key
+
+
+def test_the_legend_of_a_prediction_names_what_occurs_alone() -> None:
+    page = shares_page_of((1.0,))
+    legend = {tuple(c) for c in page[panels.HEAD_HEIGHT + panels.TITLE_HEIGHT + 320 + 2 :].reshape(-1, 3).tolist()}
+    assert {(200, 0, 0), (0, 0, 200)} <= legend
+    assert not {(0, 200, 0), panels.WRONG, panels.IGNORED} & legend
+
+
+@pytest.mark.parametrize("size", [(20, 30), (1024, 2048), (300, 100)])
+def test_the_page_of_a_prediction_takes_images_of_any_size(size: tuple[int, int]) -> None:
+    assert shares_page_of((0.5, 1.0, 2.0), size).shape[1] <= 4 * (panels.TILE_WIDTH[1] + panels.MARGIN) + panels.MARGIN
