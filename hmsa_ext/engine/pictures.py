@@ -147,13 +147,19 @@ def compose(
 
 
 def shares_page(
-    image: np.ndarray, labels: np.ndarray, shares: dict[float, np.ndarray], classes: ClassTable, name: str
+    image: np.ndarray,
+    labels: np.ndarray,
+    shares: dict[float, np.ndarray],
+    classes: ClassTable,
+    name: str,
+    confidence: np.ndarray | None = None,
 ) -> np.ndarray:
     """The page of a prediction without truth, as uint8 RGB.
 
     image: uint8 [H, W, 3]. labels: [H, W], the prediction. shares: by scale, float [H, W]: see :func:`scale_shares`.
-    First row: the photo, the prediction over it, and the prediction alone. Second row, with several scales: the share
-    of each in the attention. The legend has the classes that occur.
+    confidence: [H, W], 0 to 1, in the colours of the shares.
+    First row: the photo, the prediction over it, the prediction alone, its confidence. Second row, with several scales:
+    the share of each in the attention. The legend has the classes that occur.
     """
     zoom = zoom_of(image.shape[1])
     rows: list[list[Panel]] = [
@@ -163,6 +169,8 @@ def shares_page(
             ("prediction", labels_panel(labels, classes, zoom)),
         ]
     ]
+    if confidence is not None:
+        rows[0].append(("confidence", shares_panel(confidence, zoom)))
     if len(shares) > 1:
         rows.append(_share_panels(shares, zoom))
     return compose_page(rows, occurring(classes, labels), name)

@@ -152,7 +152,7 @@ class Outputs:
         }
         file = self.folder / CLASSES
         try:
-            write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_text(file, _readable(content))
         except OSError as error:
             raise cannot_write(file, error) from error
 
@@ -170,6 +170,13 @@ def _remove_leftovers(file: Path) -> None:
     """Deletes what a killed process left of this file. Each source has one process: nobody else is writing it."""
     for leftover in file.parent.glob(f".{escape(file.name)}.*.tmp*"):
         leftover.unlink(missing_ok=True)
+
+
+def _readable(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each class."""
+    classes = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in content["classes"])
+    rest = json.dumps({**content, "classes": []}, indent=2, ensure_ascii=False)
+    return rest.replace('"classes": []', f'"classes": [\n    {classes}\n  ]', 1) + "\n"
 
 
 def _short(content: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ class Prediction:
             raise ArgumentValueError(
                 "attention: this prediction has no shares of its scales; expected one of predict(image, per_scale=True)"
             )
-        return shares_page(self.image, self.labels, dict(self.shares), self.classes, self.name)
+        return shares_page(self.image, self.labels, dict(self.shares), self.classes, self.name, self.confidence)
 
     def save(
         self,

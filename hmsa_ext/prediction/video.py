@@ -1,0 +1,164 @@
+"""Videos, cameras and streams: their frames in order, and MP4 files of the results."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hmsa_ext.data.types import DataError
+from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.files import OutputError
+from hmsa_ext.prediction.marks import append_mark
+
+USUAL_FPS = 25.0
+"""Frames a second of a video that does not say."""
+MOST_FPS = 1000.0
+CODEC = "mp4v"
+"""MPEG-4 Part 2. The wheels of OpenCV have no encoder of H.264, for its licence."""
+
+
+class Frames:
+    """The frames of a video file, camera or stream: a context manager, and an iterator of uint8 RGB [H, W, 3].
+
+    Frames are turned as the file says, which OpenCV does by itself.
+
+    size: (height, width) of the first frame. fps: frames a second; None where nobody says. count: how many frames the
+    file says that it has; None of cameras and streams. warnings: what went wrong, in words.
+
+    Raises :class:`hmsa_ext.data.DataError` for a file that is no video, and for a camera or stream that is not there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.warnings = path, list[str]()
+        camera = re.fullmatch(r"camera:(\d+)", path)
+        self._is_file = camera is None and "://" not in path
+        self._capture = _quietly(lambda: cv2.VideoCapture(int(camera[1]) if camera else path))
+        first = self._read() if self._capture.isOpened() else None
+        if first is None:
+            self._capture.release()
+            raise DataError(self._unreadable(camera is not None))
+        self._first: np.ndarray | None = first
+        self.size: tuple[int, int] = (first.shape[0], first.shape[1])
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= MOST_FPS else None
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if self._is_file and math.isfinite(count) and count > 0 else None
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._capture.release()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        done = 0
+        while True:
+            frame, self._first = self._first if done == 0 else self._read(), None
+            if frame is None:
+                break
+            if frame.shape[:2] != self.size:  # a stream may change; a file of frames has one size
+                frame = cv2.resize(frame, self.size[::-1], interpolation=cv2.INTER_AREA)
+            done += 1
+            yield frame
+        # The count in a file is reckoned from its duration, and may be one or two off.
+        if self.count is not None and done < 0.99 * self.count - 2:
+            self.warnings.append(f"ends after {done} of {self.count} frames: the file is damaged or cut off")
+
+    def _read(self) -> np.ndarray | None:
+        found, frame = self._capture.read()
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if found and frame is not None else None
+
+    def _unreadable(self, is_camera: bool) -> str:
+        if is_camera:
+            there = ", ".join(f"camera:{name[5:]}" for name in _cameras()) or "none"
+            return f"{self.path}: there is no such camera, or another program has it; found here: {there}"
+        if not self._is_file:
+            return f"{self.path}: the stream cannot be opened; expected an address that a video player opens too"
+        if not Path(self.path).is_file():
+            return f"{self.path}: no such file"
+        return (
+            f"{self.path}: no video that can be read: it is damaged, or its codec is unknown to this OpenCV; try "
+            "ffmpeg -i FILE -c:v libx264 NEW.mp4"
+        )
+
+
+class VideoFile:
+    """An MP4 file in progress, under a temporary name until :meth:`finish`.
+
+    path: the file that it becomes. fps: frames a second; None: 25. size: (height, width) of the frames. The format
+    needs even sides: the last row or column is repeated where a side is odd.
+
+    Raises :class:`hmsa_ext.files.OutputError` where no such file can be written.
+    """
+
+    def __init__(self, path: Path, fps: float | None, size: tuple[int, int]) -> None:
+        self.path, self.size = path, size
+        self._odd = size[0] % 2, size[1] % 2
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.mp4")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.write_bytes(b"")  # the reason where it cannot be written: OpenCV has none
+        except OSError as error:
+            raise OutputError(f"output: {path} cannot be written: {error.strerror or error}") from error
+        shape = size[1] + self._odd[1], size[0] + self._odd[0]
+        fourcc: Any = cv2.VideoWriter.fourcc(*CODEC)
+        self._writer = _quietly(lambda: cv2.VideoWriter(str(self._temporary), fourcc, fps or USUAL_FPS, shape))
+        if not self._writer.isOpened():
+            self.discard()
+            raise OutputError(f"output: this OpenCV cannot write {path} of {shape[0]}x{shape[1]} pixels as {CODEC}")
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a frame, uint8 RGB [H, W, 3]."""
+        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
+            raise ArgumentValueError(
+                f"frame: expected uint8 {[*self.size, 3]}, the size of the first one, got {frame.dtype} "
+                f"{list(frame.shape)}"
+            )
+        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        if any(self._odd):
+            picture = cv2.copyMakeBorder(picture, 0, self._odd[0], 0, self._odd[1], cv2.BORDER_REPLICATE)
+        self._writer.write(picture)
+
+    def finish(self, mark: str = "") -> None:
+        """Ends the file and gives it its name. mark: see :mod:`hmsa_ext.prediction.marks`."""
+        self._writer.release()
+        try:
+            if not self._temporary.stat().st_size:
+                raise OutputError(f"output: {self.path} cannot be written: nothing came out; is the disk full?")
+            if mark:
+                append_mark(self._temporary, mark)
+            self._temporary.replace(self.path)
+        except OSError as error:
+            self.discard()
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"output: {self.path} cannot be written: {error.strerror or error}") from error
+
+    def discard(self) -> None:
+        """Removes the file, which was not finished."""
+        if hasattr(self, "_writer"):
+            self._writer.release()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _cameras() -> list[str]:
+    """The names of the cameras where the system lists them."""
+    return sorted(device.name for device in Path("/dev").glob("video[0-9]*"))
+
+
+def _quietly(action: Any) -> Any:
+    """The result of an action of OpenCV, without what OpenCV would print: errors of ours say it."""
+    logging = cv2.utils.logging
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        return action()
+    finally:
+        logging.setLogLevel(before)
