@@ -1,8 +1,8 @@
 """Picture files that say what they were made from, in a place where no program minds it.
 
 A mark is a short text. In a PNG it is a ``tEXt`` chunk with the keyword ``hmsa_ext``, the first behind the header; in a
-JPEG a comment, the first segment; in an MP4 a ``free`` box, the last one. It comes and goes with the pixels: there is no
-second file that could say something else.
+JPEG a comment, the first segment; in an MP4 a ``free`` box, the last one. It comes and goes with the pixels: there is
+no second file that could say something else.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ CPU = torch.device("cpu")
 def predictor_of(model=None, num_classes=5, *, scales=SCALES, flip=False, dtype="float32", **settings) -> Predictor:
     about = trained(model, num_classes)
     return Predictor(about, "cpu", dtype=dtype, scales=scales, flip=flip, settings=PredictionSettings(**settings))
+
+
+def kept(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def test_tiles_change_nothing_where_the_network_has_no_context(flip, attention_c
     model = local_network(5, attention_channels)
     whole = predictor_of(model, scales=scales, flip=flip).predict(image, logits=True, per_scale=True)
     tiled = predictor_of(model, scales=scales, flip=flip, tile=(64, 96)).predict(image, logits=True, per_scale=True)
-    np.testing.assert_allclose(tiled.logits, whole.logits, atol=2e-4)
+    np.testing.assert_allclose(kept(tiled.logits), kept(whole.logits), atol=2e-4)
     assert (tiled.labels == whole.labels).mean() > 0.9995  # ties aside
     np.testing.assert_allclose(tiled.confidence, whole.confidence, atol=1e-4)
     assert tiled.shares is not None
@@ -86,7 +92,7 @@ def test_tiles_leave_no_seam(hrnet):
     layout = predictor.plan(image.shape[:2]).layout
     assert layout is not None
     logits = predictor.predict(image, logits=True).logits
-    steps = np.abs(np.diff(logits, axis=2)).mean(axis=(0, 1))
+    steps = np.abs(np.diff(kept(logits), axis=2)).mean(axis=(0, 1))
     borders = [column - 1 for column in layout.columns[1:]]
     borders += [column + layout.tile[1] - 1 for column in layout.columns[:-1]]
     assert steps[borders].mean() < 2 * steps.mean()
@@ -103,7 +109,7 @@ def test_resized_photos_have_labels_at_their_own_size(tile, flip):
     assert (found.labels == other.labels).mean() > 0.6
     mirrored = predictor_of(local_network(), flip=flip, resize_to=105, tile=tile).predict(image[:, ::-1], logits=True)
     if flip:
-        np.testing.assert_allclose(mirrored.logits[..., ::-1], found.logits, atol=0.8)
+        np.testing.assert_allclose(kept(mirrored.logits)[..., ::-1], kept(found.logits), atol=0.8)
 
 
 def test_a_size_may_change_the_proportions():
@@ -249,7 +255,8 @@ def test_a_photo_of_another_size_than_in_training_is_worth_a_word():
 
 
 def test_settings_that_cannot_be_are_named():
-    for name, value in (("tile", 10), ("resize_to", 0), ("overlap", 0.8), ("memory", 3)):
+    wrong: dict[str, Any] = {"tile": 10, "resize_to": 0, "overlap": 0.8, "memory": 3}
+    for name, value in wrong.items():
         with pytest.raises(HmsaError, match=f"{name}: got"):
             PredictionSettings(**{name: value})
     with pytest.raises(HmsaError, match="dtype: got 'float16', expected auto, float32 or bfloat16"):

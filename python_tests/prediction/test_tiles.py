@@ -112,7 +112,8 @@ def test_weights_sum_to_one_in_every_layout():
     generator = torch.Generator().manual_seed(0)
     for _ in range(40):
         height, width = (int(x) for x in torch.randint(8, 300, (2,), generator=generator))
-        tile = tuple(int(x) for x in torch.randint(16, 200, (2,), generator=generator))
+        high, wide = (int(x) for x in torch.randint(16, 200, (2,), generator=generator))
+        tile = high, wide
         overlap = float(torch.rand((), generator=generator)) / 2
         plan = tiles.layout((height, width), tile, overlap, 8)
         assert plan.covered[0] >= plan.size[0] >= height
