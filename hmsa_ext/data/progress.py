@@ -43,7 +43,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update()
-        elif self._lines and now - self._last > SECONDS_BETWEEN_LINES:
+        elif self._lines and now - self._last > SECONDS_BETWEEN_LINES and self.done != self._count:
             self._last = now
             print(self._line(now - self._begin), file=sys.stderr, flush=True)
 

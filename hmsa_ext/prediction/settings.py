@@ -32,6 +32,9 @@ def _are_sides(value: Any, least: int = 1) -> bool:
 
 
 def _read_bytes(value: object) -> int:
+    """Bytes from text; a number alone is GiB, unless it is so large that it can only be bytes."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return int(value if value >= 2**20 else value * 2**30)
     found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(value).strip().lower())
     if found is None or found[2] not in _UNITS:
         raise ValueError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hmsa_ext import HmsaError, data, models
+from hmsa_ext import HmsaError, data, models, settings
 from hmsa_ext.data import Sample, collate, cut, whole_piece
 from hmsa_ext.engine import evaluation
 from hmsa_ext.prediction.memory import _LiveBytes, footprint
@@ -252,6 +252,16 @@ def test_a_photo_of_another_size_than_in_training_is_worth_a_word():
     resized = Predictor(about, "cpu", settings=PredictionSettings(resize_to=480))
     assert resized.size_note((3000, 4000)) == ""
     assert Predictor(trained(), "cpu").size_note((3000, 4000)) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("800mb", 800 * 10**6), ("2", 2**31), (2, 2**31), (2**30, 2**30)],
+)
+def test_memory_is_text_gibibytes_or_bytes_and_reads_back_the_same(given, count):
+    read = settings.replace(PredictionSettings(), {"memory": given})
+    assert read.memory == count
+    assert settings.replace(PredictionSettings(), settings.to_dict(read)) == read
 
 
 def test_settings_that_cannot_be_are_named():
