@@ -42,7 +42,7 @@ def encode_png(array: np.ndarray, mark: str) -> bytes:
 
     Raises :class:`hmsa_ext.errors.ArgumentTypeError` and :class:`hmsa_ext.errors.ArgumentValueError`.
     """
-    text = _checked(mark)
+    text = check_mark(mark)
     grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
     if not grey and not _is_rgb(array):
         raise ArgumentTypeError(
@@ -60,7 +60,7 @@ def encode_jpeg(rgb: np.ndarray, mark: str, quality: int = 92) -> bytes:
     Raises :class:`hmsa_ext.errors.ArgumentTypeError` and :class:`hmsa_ext.errors.ArgumentValueError`, also for a side
     of more than 65535 pixels, which the format cannot store.
     """
-    text = _checked(mark)
+    text = check_mark(mark)
     if not _is_rgb(rgb):
         raise ArgumentTypeError(f"rgb: got {rgb.dtype} {list(rgb.shape)}, expected uint8 [H, W, 3]")
     if not 1 <= quality <= 100:
@@ -78,7 +78,7 @@ def encode_jpeg(rgb: np.ndarray, mark: str, quality: int = 92) -> bytes:
 
 def append_mark(path: Path, mark: str) -> None:
     """Appends a mark to an MP4 file, as a box that players pass over. Raises OSError where it cannot be written."""
-    body = b"free" + KEYWORD + b"\0" + _checked(mark)
+    body = b"free" + KEYWORD + b"\0" + check_mark(mark)
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
         file.write(struct.pack(">I", len(body) + 4) + body)
@@ -106,6 +106,14 @@ def read_mark(path: Path) -> str | None:
     except OSError:
         return None
     return text.decode("ascii", "replace") if text is not None and _fits(text) else None
+
+
+def check_mark(mark: str) -> bytes:
+    """The bytes of a mark. Raises :class:`hmsa_ext.errors.ArgumentValueError` for a text that cannot be one."""
+    text = mark.encode("ascii", "replace") if mark.isascii() else b""
+    if not _fits(text):
+        raise ArgumentValueError(f"mark: got {mark!r}, expected 1 to {MOST_BYTES} printable ASCII characters")
+    return text
 
 
 def _in_png(start: bytes, end: bytes) -> bytes | None:
@@ -148,13 +156,6 @@ def _last(file: BinaryIO, count: int) -> bytes:
 
 def _fits(text: bytes) -> bool:
     return 0 < len(text) <= MOST_BYTES and all(32 <= byte < 127 for byte in text)
-
-
-def _checked(mark: str) -> bytes:
-    text = mark.encode("ascii", "replace") if mark.isascii() else b""
-    if not _fits(text):
-        raise ArgumentValueError(f"mark: got {mark!r}, expected 1 to {MOST_BYTES} printable ASCII characters")
-    return text
 
 
 def _is_rgb(array: np.ndarray) -> bool:

@@ -302,9 +302,12 @@ def _pages(path: str) -> int:
 def _place_of_stream(address: str) -> PurePosixPath:
     if _CAMERA.fullmatch(address):
         return PurePosixPath(address.replace(":", "-"))
-    parts = urlsplit(address)
-    path = parts.path.rstrip("/")
-    name = f"{parts.hostname or 'stream'}{os.path.splitext(path)[0]}"
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname or "stream"
+    except ValueError as error:
+        raise DataError(f"sources: {without_password(address)} is no address: {error}") from error
+    name = host + os.path.splitext(parts.path.rstrip("/"))[0]
     return PurePosixPath(re.sub(r"[^A-Za-z0-9._-]+", "-", name))
 
 

@@ -16,7 +16,7 @@ from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import DataError
 from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 from hmsa_ext.files import OutputError
-from hmsa_ext.prediction.marks import append_mark
+from hmsa_ext.prediction.marks import append_mark, check_mark
 from hmsa_ext.prediction.sources import camera_number, without_password
 
 USUAL_FPS = 25.0
@@ -131,6 +131,8 @@ class VideoFile:
             raise ArgumentValueError(f"fps: got {fps}, expected a number above 0, or None")
         if min(size) < 1:
             raise ArgumentValueError(f"size: got {size}, expected (height, width) in pixels")
+        if mark:
+            check_mark(mark)
         self._final = self.path.resolve()  # a link stays a link
         self._temporary = self._final.with_name(f".{self._final.name}.{os.getpid()}.tmp.mp4")
         self._writer: cv2.VideoWriter | None = None
@@ -182,7 +184,7 @@ class VideoFile:
             raise OutputError(f"{self.path}: no frame was written; expected at least one")
         # OpenCV does not say when a frame cannot be written, for example to a full disk.
         there = _count(self._temporary)
-        if there != self.written:
+        if there < self.written:
             raise OutputError(
                 f"{self.path}: {there} of {self.written} frames reached the file; is there room on the disk?"
             )
