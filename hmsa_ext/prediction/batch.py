@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import sys
@@ -18,7 +19,7 @@ from hmsa_ext.data.photos import Photo, read_photo
 from hmsa_ext.data.progress import Progress, usable_cores
 from hmsa_ext.files import replacing
 from hmsa_ext.prediction import pipeline
-from hmsa_ext.prediction.outputs import Outputs, cannot_write
+from hmsa_ext.prediction.outputs import Outputs, cannot_write, remove_leftovers
 from hmsa_ext.prediction.pipeline import Done, Seconds
 from hmsa_ext.prediction.prediction import Kind, Prediction
 from hmsa_ext.prediction.predictor import Predictor
@@ -126,9 +127,10 @@ def _predict_video(
                     for _ in _predicted_frames(predictor, frames, recording, kinds, summary, most=most):
                         summary.frames += 1
                         progress.step()
-            summary.skipped += [(item.path, warning) for warning in frames.warnings]
-            for warning in frames.warnings:
-                print(f"warning: {item.path}: {warning}", file=sys.stderr)
+            if frames.warning:
+                print(f"warning: {frames.warning}", file=sys.stderr)
+                if frames.count is not None:  # a file that is damaged; a stream may end at any time
+                    summary.skipped.append((item.shown, frames.warning))
         summary.predicted += 1
     except pipeline.SKIPPED as error:
         _skip(Done(item, error), summary, None)
@@ -183,6 +185,7 @@ class _Recording:
     def __init__(self, item: Item, outputs: Outputs, files: dict[Kind, Path], fps: float | None) -> None:
         self._item, self._outputs, self._files, self._fps = item, outputs, files, fps
         self._videos: dict[Kind, VideoFile] = {}
+        self._open = contextlib.ExitStack()
         self._folder: Path | None = None
         self.count = 0
 
@@ -193,11 +196,9 @@ class _Recording:
         if kind is None:
             self.complete()
             return
-        for video in self._videos.values():
-            video.discard()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._videos, self._folder = {}, None
+        self._open.__exit__(kind, *rest)
 
     def write(self, number: int, prediction: Prediction) -> None:
         """Adds a frame to each file."""
@@ -207,7 +208,7 @@ class _Recording:
                 continue
             picture = self._picture(prediction, kind)
             if kind not in self._videos:
-                self._videos[kind] = VideoFile(file, self._fps, picture.shape[:2])
+                self._videos[kind] = self._begin(kind, file, picture.shape[:2])
             self._videos[kind].write(picture)
         self.count += 1
 
@@ -215,8 +216,7 @@ class _Recording:
         """Gives the files their names."""
         if not self.count:
             raise DataError(f"{self._item.path}: no frame could be read")
-        for kind, video in self._videos.items():
-            video.finish(self._outputs.mark(self._item, kind))
+        self._open.close()
         if self._folder is not None:
             final = self._files["labels"]
             try:
@@ -225,7 +225,15 @@ class _Recording:
                 self._folder.rename(final)
             except OSError as error:
                 raise cannot_write(final, error) from error
-        self._videos, self._folder = {}, None
+        self._folder = None
+
+    def _begin(self, kind: Kind, file: Path, size: tuple[int, int]) -> VideoFile:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(file)
+        except OSError as error:
+            raise cannot_write(file, error) from error
+        return self._open.enter_context(VideoFile(file, self._fps, size, self._outputs.mark(self._item, kind)))
 
     def _write_labels(self, folder: Path, number: int, prediction: Prediction) -> None:
         try:

@@ -18,6 +18,8 @@ from typing import Any, cast
 
 import hmsa_ext
 from hmsa_ext import settings as declared
+from hmsa_ext.data import DataError
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import OutputError, replacing, write_text
 from hmsa_ext.prediction.marks import read_mark
 from hmsa_ext.prediction.prediction import Kind, Prediction
@@ -116,10 +118,13 @@ class Outputs:
         files = self.files(item)
         for kind in kinds:
             file = files[kind]
-            content = self.encoded(prediction, kind, file.suffix, self.mark(item, kind))
+            try:
+                content = self.encoded(prediction, kind, file.suffix, self.mark(item, kind))
+            except ArgumentValueError as error:  # a JPEG has at most 65535 pixels along a side
+                raise DataError(f"{item.path}: {kind}: {error}") from error
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _remove_leftovers(file)
+                remove_leftovers(file)
                 with replacing(file) as out:
                     out.write(content)
             except OSError as error:
@@ -166,7 +171,7 @@ def cannot_write(file: Path, error: OSError) -> OutputError:
     return OutputError(f"output: {file} cannot be written: {error.strerror or error}")
 
 
-def _remove_leftovers(file: Path) -> None:
+def remove_leftovers(file: Path) -> None:
     """Deletes what a killed process left of this file. Each source has one process: nobody else is writing it."""
     for leftover in file.parent.glob(f".{escape(file.name)}.*.tmp*"):
         leftover.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ class Item:
     @property
     def shown(self) -> str:
         """The path as messages show it: an address without its user and password."""
-        return _PASSWORD.sub("", self.path) if self.kind == "stream" else self.path
+        return without_password(self.path)
 
 
 def find_sources(names: Sequence[str], *, output: Path, stdin: TextIO | None = None) -> list[Item]:
@@ -96,6 +96,17 @@ def shard(items: list[Item], index: int, count: int) -> list[Item]:
     if not 0 <= index < count:
         raise ArgumentValueError(f"index: got {index} of {count}, expected 0 to {count - 1}")
     return items[index::count]
+
+
+def without_password(path: str) -> str:
+    """An address without its user and password, for messages; a path of a file as it is."""
+    return _PASSWORD.sub("", path) if _ADDRESS.match(path) else path
+
+
+def camera_number(path: str) -> int | None:
+    """The number in ``camera:0``; None for anything else."""
+    found = _CAMERA.fullmatch(path)
+    return int(found[1]) if found else None
 
 
 def _read_shard(value: Any) -> tuple[int, int]:
@@ -291,9 +302,12 @@ def _pages(path: str) -> int:
 def _place_of_stream(address: str) -> PurePosixPath:
     if _CAMERA.fullmatch(address):
         return PurePosixPath(address.replace(":", "-"))
-    parts = urlsplit(address)
-    path = parts.path.rstrip("/")
-    name = f"{parts.hostname or 'stream'}{os.path.splitext(path)[0]}"
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname or "stream"
+    except ValueError as error:
+        raise DataError(f"sources: {without_password(address)} is no address: {error}") from error
+    name = host + os.path.splitext(parts.path.rstrip("/"))[0]
     return PurePosixPath(re.sub(r"[^A-Za-z0-9._-]+", "-", name))
 
 

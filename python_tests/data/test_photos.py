@@ -101,8 +101,10 @@ def test_grey_becomes_three_equal_channels(tmp_path, form):
 @pytest.mark.parametrize("form", ["png", "webp", "tif"])
 def test_alpha_is_left_out_and_said(tmp_path, form):
     rgba = np.dstack([PIXELS, np.full((13, 22), 7, np.uint8)])
-    photo = read_photo(saved(tmp_path / f"alpha.{form}", Image.fromarray(rgba), lossless=True, exact=True))
+    path = saved(tmp_path / f"alpha.{form}", Image.fromarray(rgba), lossless=True, exact=True)
+    photo = read_photo(path)
     assert np.array_equal(photo.pixels, PIXELS)
+    assert np.array_equal(read_image(path), PIXELS), "not multiplied by alpha for data sets either"
     assert photo.notes == ("alpha left out",)
 
 

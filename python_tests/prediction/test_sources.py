@@ -178,6 +178,11 @@ def test_a_password_is_in_no_message():
     assert "secret" not in str(caught.value)
 
 
+def test_an_address_that_is_none_is_an_error():
+    with pytest.raises(DataError, match=r"rtsp://\[cam/a is no address"):
+        find("rtsp://user:secret@[cam/a")
+
+
 def test_a_camera_without_a_number_is_an_error_with_the_spelling():
     with pytest.raises(DataError, match=r"not found: camera \(a camera is camera:0"):
         find("camera")
