@@ -309,7 +309,8 @@ def _annotated(option: Option) -> Any:
     text = option.help
     if option.positional is not None:
         spec = _spec(option, option.positional.metavar, many=option.positional.many)
-        return Annotated[Any, spec, tyro.conf.Positional, tyro.conf.arg(name=option.name, help=text)]
+        about = tyro.conf.arg(name=option.name, help=text, help_behavior_hint=_hint(option))
+        return Annotated[Any, spec, tyro.conf.Positional, about]
     about = tyro.conf.arg(name=option.flag, help=text, help_behavior_hint=_hint(option))
     if option.kind is bool and not option.optional:
         return Annotated[bool, about]

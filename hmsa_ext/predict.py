@@ -57,7 +57,7 @@ MORE_SHOWN = 10
 class Predict:
     """What to predict, with which model, and where to."""
 
-    sources: Annotated[tuple[str, ...], Positional("SOURCE", many=True)] = ()
+    sources: Annotated[tuple[str, ...], Positional("SOURCE ...", many=True)] = ()
     """Photos, folders, globs, @FILE (a file with one name a line), - (names on standard input), videos, camera:0, or
     the address of a stream."""
     trained: Annotated[str | None, Flag("model"), Metavar("RUN")] = None
