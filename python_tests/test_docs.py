@@ -142,7 +142,7 @@ def help_of(command: tuple[str, ...], data: str | None) -> str:
 
 
 def assert_understood(arguments: list[str], where: str) -> None:
-    known = {("train",), ("evaluate",), ("info",), ("data", "scan"), ("data", "stats")}
+    known = {("train",), ("evaluate",), ("predict",), ("info",), ("data", "scan"), ("data", "stats")}
     command = tuple(arguments[:2]) if arguments[:1] == ["data"] else tuple(arguments[:1])
     if command in ((), ("--help",), ("--version",)):
         return
