@@ -74,7 +74,7 @@ def test_every_page_is_in_the_index() -> None:
 
 # ---- public names -----------------------------------------------------------------------------------------------
 
-MODULES = ("hmsa_ext", "hmsa_ext.ops", "hmsa_ext.models", "hmsa_ext.losses", "hmsa_ext.data")
+MODULES = ("hmsa_ext", "hmsa_ext.ops", "hmsa_ext.models", "hmsa_ext.losses", "hmsa_ext.data", "hmsa_ext.prediction")
 
 
 def documented(module: str) -> dict[str, str]:
