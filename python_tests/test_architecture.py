@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import hmsa_ext
-from hmsa_ext import evaluate, info, settings, train
+from hmsa_ext import evaluate, info, predict, settings, train
 from hmsa_ext.data import NAMES, DataSettings, stats
 from hmsa_ext.data.scan import command as scan
 from hmsa_ext.engine.settings import TrainSettings
 
 ROOT = Path(hmsa_ext.__file__).parent
-COMMANDS = {"__main__", "command_line", "train", "evaluate", "info"}
+COMMANDS = {"__main__", "command_line", "train", "evaluate", "predict", "info"}
 COMMANDS |= {"data.__main__", "data.commands", "data.scan", "data.stats"}
 FOUNDATION = {"errors", "files", "normalisation", "parts", "settings", "tables"}
 MAY_IMPORT = {
@@ -86,7 +86,8 @@ def commands(data: str) -> list[object]:
     """The settings of each command for a data set."""
     training = TrainSettings.of(data)
     about_data = [scan.ScanSettings(DataSettings.of(data)), stats.StatsSettings.of(data)]
-    return [train.Train(training=training), evaluate.Evaluate(run=training), info.Info(), *about_data]
+    others = [evaluate.Evaluate(run=training), predict.Predict(), info.Info()]
+    return [train.Train(training=training), *others, *about_data]
 
 
 @pytest.mark.parametrize("data", NAMES)
@@ -96,7 +97,8 @@ def test_an_option_is_declared_once_for_all_commands(data: str) -> None:
         for option in settings.options(command):
             declared.setdefault(option.name, set()).add((option.kind, option.help, option.was))
     # Commands say these few for themselves, since they do other work.
-    assert {name for name, found in declared.items() if len(found) > 1} == {"json", "seed", "split", "threads"}
+    own = {"json", "model", "num_classes", "output", "seed", "split", "threads"}
+    assert {name for name, found in declared.items() if len(found) > 1} == own
 
 
 def test_one_idea_has_one_spelling() -> None:

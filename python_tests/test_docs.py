@@ -74,7 +74,7 @@ def test_every_page_is_in_the_index() -> None:
 
 # ---- public names -----------------------------------------------------------------------------------------------
 
-MODULES = ("hmsa_ext", "hmsa_ext.ops", "hmsa_ext.models", "hmsa_ext.losses", "hmsa_ext.data")
+MODULES = ("hmsa_ext", "hmsa_ext.ops", "hmsa_ext.models", "hmsa_ext.losses", "hmsa_ext.data", "hmsa_ext.prediction")
 
 
 def documented(module: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ def help_of(command: tuple[str, ...], data: str | None) -> str:
 
 
 def assert_understood(arguments: list[str], where: str) -> None:
-    known = {("train",), ("evaluate",), ("info",), ("data", "scan"), ("data", "stats")}
+    known = {("train",), ("evaluate",), ("predict",), ("info",), ("data", "scan"), ("data", "stats")}
     command = tuple(arguments[:2]) if arguments[:1] == ["data"] else tuple(arguments[:1])
     if command in ((), ("--help",), ("--version",)):
         return

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -16,16 +18,41 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+def test_three_lines_for_a_photo(blocks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("runs/NAME"))
+    assert cv2.imwrite("photo.jpg", np.full((48, 80, 3), 90, np.uint8))
+    names: dict = {"hmsa_ext": hmsa_ext}
+    exec(blocks[0], names)
+    assert names["found"].labels.shape == names["found"].confidence.shape == (48, 80)
+    overlay = cv2.imread("overlay.jpg")
+    assert overlay is not None
+    assert overlay.shape[0] > 48, "the legend is below"
+
+
+def write_run(folder: Path) -> None:
+    """A run folder with the checkpoint of a network that has learnt nothing."""
+    folder.mkdir(parents=True)
+    classes = hmsa_ext.data.ClassTable(("road", "sky"), np.array([(128, 64, 128), (70, 130, 180)]))
+    content = {
+        "state_dict": hmsa_ext.models.hrnet_small_ocr(2).state_dict(),
+        "config": {"model": "hrnet_small_ocr"},
+        "class_names": list(classes.names),
+        "classes": classes.to_dict(),
+    }
+    torch.save(content, folder / "last.pt")
+
+
 def test_two_lines_for_any_network(blocks):
     names = {"hmsa_ext": hmsa_ext, "logits": torch.randn(1, 3, 8, 16), "target": torch.zeros(1, 64, 128).long()}
-    exec(blocks[0], names)
+    exec(blocks[1], names)
     assert names["loss"].shape == ()
     assert names["labels"].shape == names["confidence"].shape == (1, 1024, 2048)
 
 
 def test_the_ops_in_your_own_code(blocks):
     names: dict = {}
-    exec(blocks[1], names)
+    exec(blocks[2], names)
     assert names["logits"].shape == (1, 19, 1024, 2048)
     assert names["high"].grad.shape == names["high"].shape
     assert names["alpha"].grad.shape == names["alpha"].shape
@@ -35,10 +62,10 @@ def test_the_ops_in_your_own_code(blocks):
 
 def test_a_model_its_loss_and_its_labels(blocks):
     names: dict = {"torch": torch, "hmsa_ext": hmsa_ext}
-    exec(blocks[2], names)
+    exec(blocks[3], names)
     assert torch.isfinite(names["loss"])
     assert names["labels"].shape == names["target"].shape
-    assert len(blocks) == 3
+    assert len(blocks) == 4
 
 
 def test_what_it_says_of_the_loss_holds():
