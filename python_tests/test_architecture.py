@@ -19,7 +19,7 @@ from hmsa_ext.data.scan import command as scan
 from hmsa_ext.engine.settings import TrainSettings
 
 ROOT = Path(hmsa_ext.__file__).parent
-COMMANDS = {"__main__", "command_line", "train", "evaluate", "info"}
+COMMANDS = {"__main__", "command_line", "train", "evaluate", "predict", "info"}
 COMMANDS |= {"data.__main__", "data.commands", "data.scan", "data.stats"}
 FOUNDATION = {"errors", "files", "normalisation", "parts", "settings", "tables"}
 MAY_IMPORT = {

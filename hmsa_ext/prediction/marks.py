@@ -1,8 +1,8 @@
 """Picture files that say what they were made from, in a place where no program minds it.
 
 A mark is a short text. In a PNG it is a ``tEXt`` chunk with the keyword ``hmsa_ext``, the first behind the header; in a
-JPEG a comment, the first segment; in an MP4 a ``free`` box, the last one. It comes and goes with the pixels: there is no
-second file that could say something else.
+JPEG a comment, the first segment; in an MP4 a ``free`` box, the last one. It comes and goes with the pixels: there is
+no second file that could say something else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ JPEG_SIDE = 65535
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 33  # of a PNG: 8 bytes of start, 25 of IHDR
 _PREFIX = KEYWORD.encode() + b"\0"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
 _MOST = 4096  # bytes of a mark
 
 
@@ -58,40 +60,50 @@ def encode_jpeg(picture: np.ndarray, mark: str = "", *, quality: int = 92) -> by
 
 
 def append_mark(path: Path, mark: str) -> None:
-    """Adds a mark to an MP4 file. Raises OSError."""
+    """Adds a mark to an MP4 file, to the disk (fsync). Raises OSError."""
     content = _PREFIX + _bytes_of(mark)
     with path.open("ab") as file:
         file.write(struct.pack(">I", len(content) + 8) + b"free" + content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_mark(path: Path) -> str | None:
-    """The mark of a PNG, JPEG or MP4 file; None where there is none, or no such file. A few bytes are read."""
+    """The mark of a PNG, JPEG or MP4 file; None where there is none, or no such file. A few bytes are read.
+
+    A file that lacks its end, such as a copy that was cut off, has no mark.
+    """
     try:
         with path.open("rb") as file:
-            start = file.read(_HEADER_END + 8)
-            if start.startswith(_PNG_START):
-                if start[_HEADER_END + 4 :] != b"tEXt":
-                    return None
-                content = file.read(min(struct.unpack_from(">I", start, _HEADER_END)[0], _MOST))
-            elif start.startswith(b"\xff\xd8\xff\xfe"):
-                file.seek(6)
-                content = file.read(min(struct.unpack_from(">H", start, 4)[0] - 2, _MOST))
-            elif start[4:8] == b"ftyp":
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _MOST))
-                # The last box is ours or none: its prefix stands behind its type.
-                tail = file.read()
-                place = tail.rfind(b"free" + _PREFIX)
-                if place < 4 or struct.unpack_from(">I", tail, place - 4)[0] != len(tail) - place + 4:
-                    return None
-                content = tail[place + 4 :]
-            else:
-                return None
-    except (OSError, struct.error):
+            start = file.read(_MOST)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _MOST))
+            content = _content(start, file.read())
+    except OSError:
         return None
     if not content.startswith(_PREFIX):
         return None
     return content[len(_PREFIX) :].decode("ascii", "replace")
+
+
+def _content(start: bytes, end: bytes) -> bytes:
+    """What stands where a mark would, from the first and last bytes of a file; empty where nothing does."""
+    try:
+        if start.startswith(_PNG_START) and end.endswith(_PNG_END):
+            (length,) = struct.unpack_from(">I", start, _HEADER_END)
+            chunk = start[_HEADER_END + 4 : _HEADER_END + 8 + length]
+            (checksum,) = struct.unpack_from(">I", start, _HEADER_END + 8 + length)
+            return chunk[4:] if chunk[:4] == b"tEXt" and zlib.crc32(chunk) == checksum else b""
+        if start.startswith(b"\xff\xd8\xff\xfe") and end.endswith(_JPEG_END):
+            return start[6 : 4 + struct.unpack_from(">H", start, 4)[0]]
+        if start[4:8] == b"ftyp":
+            # The last box is ours or none: its prefix stands behind its type, and its length reaches the end.
+            place = end.rfind(b"free" + _PREFIX)
+            if place >= 4 and struct.unpack_from(">I", end, place - 4)[0] == len(end) - place + 4:
+                return end[place + 4 :]
+    except struct.error:  # too short
+        pass
+    return b""
 
 
 def _bytes_of(mark: str) -> bytes:
@@ -109,9 +121,12 @@ def _check(picture: np.ndarray, kinds: tuple[type, ...]) -> None:
 
 
 def _encoded(suffix: str, picture: np.ndarray, how: list[int]) -> bytes:
-    if picture.ndim == 3:
+    if picture.ndim == 3 and picture.size:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    written, data = cv2.imencode(suffix, picture, how)
+    try:
+        written, data = cv2.imencode(suffix, picture, how)
+    except cv2.error:  # its text is about code of OpenCV
+        written, data = False, picture
     if not written:
         raise ArgumentValueError(f"picture: {picture.shape[1]}x{picture.shape[0]} pixels cannot be encoded as {suffix}")
     return data.tobytes()

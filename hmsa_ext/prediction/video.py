@@ -20,6 +20,8 @@ from hmsa_ext.prediction.marks import append_mark
 USUAL_FPS = 25.0
 """Frames a second of a video that does not say."""
 MOST_FPS = 1000.0
+MOST_SIDE = 8190
+"""Pixels along a side that MPEG-4 can hold."""
 CODEC = "mp4v"
 """MPEG-4 Part 2. The wheels of OpenCV have no encoder of H.264, for its licence."""
 
@@ -95,10 +97,16 @@ class VideoFile:
     path: the file that it becomes. fps: frames a second; None: 25. size: (height, width) of the frames. The format
     needs even sides: the last row or column is repeated where a side is odd.
 
-    Raises :class:`hmsa_ext.files.OutputError` where no such file can be written.
+    Raises :class:`hmsa_ext.files.OutputError` where no such file can be written, and ValueError for more than 8190
+    pixels along a side.
     """
 
     def __init__(self, path: Path, fps: float | None, size: tuple[int, int]) -> None:
+        if max(size) > MOST_SIDE:
+            raise ArgumentValueError(
+                f"size: videos have at most {MOST_SIDE} pixels along a side, got {size[0]}x{size[1]} for {path}; write "
+                "the labels, which are a picture for each frame"
+            )
         self.path, self.size = path, size
         self._odd = size[0] % 2, size[1] % 2
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.mp4")
@@ -130,8 +138,8 @@ class VideoFile:
         """Ends the file and gives it its name. mark: see :mod:`hmsa_ext.prediction.marks`."""
         self._writer.release()
         try:
-            if not self._temporary.stat().st_size:
-                raise OutputError(f"output: {self.path} cannot be written: nothing came out; is the disk full?")
+            if not _is_whole(self._temporary):  # OpenCV says nothing of errors in writing
+                raise OutputError(f"output: {self.path} cannot be written: only a part came out; is the disk full?")
             if mark:
                 append_mark(self._temporary, mark)
             self._temporary.replace(self.path)
@@ -148,6 +156,23 @@ class VideoFile:
         self._temporary.unlink(missing_ok=True)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether an MP4 file has its table of frames, which is written last, and ends with one of its boxes."""
+    kinds, place, size = set[bytes](), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # more than 4 GiB: the length follows
+                length = int.from_bytes(head[8:], "big")
+            if length < 8:
+                return False
+            kinds.add(head[4:8])
+            place += length
+    return place == size and b"moov" in kinds
+
+
 def _cameras() -> list[str]:
     """The names of the cameras where the system lists them."""
     return sorted(device.name for device in Path("/dev").glob("video[0-9]*"))
@@ -155,6 +180,7 @@ def _cameras() -> list[str]:
 
 def _quietly(action: Any) -> Any:
     """The result of an action of OpenCV, without what OpenCV would print: errors of ours say it."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg has a line for each damaged block of a frame
     logging = cv2.utils.logging
     before = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
