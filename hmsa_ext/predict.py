@@ -206,7 +206,7 @@ def _conclude(summary: Summary, seconds: float, output: str, process: Process) -
     process.print(f"{what}\nresults are in {output}")
     if summary.skipped:
         names = [path for path, _ in summary.skipped]
-        part = " or only in part" if summary.videos else ""
+        part = ", or not to the end" if summary.videos else ""
         more = f" and {len(names) - MORE_SHOWN} more" if len(names) > MORE_SHOWN else ""
         print(f"{len(names)} could not be predicted{part}: {', '.join(names[:MORE_SHOWN])}{more}", file=sys.stderr)
 

@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match="path: .*a.png cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"path: .*a.png cannot be written: No space left on device"):
         found.save(path, ids=True)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

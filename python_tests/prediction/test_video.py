@@ -116,19 +116,19 @@ def test_what_is_no_video_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[
     for path in (text, empty, cut):
         with pytest.raises(DataError, match=f"{path}: no video that can be read: it is damaged, or its codec"):
             Frames(str(path))
-    with pytest.raises(DataError, match="absent.mp4: no such file"):
+    with pytest.raises(DataError, match=r"absent.mp4: no such file"):
         Frames(str(tmp_path / "absent.mp4"))
     assert capfd.readouterr() == ("", "")  # the error says it, once
 
 
 def test_a_camera_and_a_stream_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "_cameras", lambda: ["video0", "video2"])
-    with pytest.raises(DataError, match="camera:97: there is no such camera, .*found here: camera:0, camera:2"):
+    with pytest.raises(DataError, match=r"camera:97: there is no such camera, .*found here: camera:0, camera:2"):
         Frames("camera:97")
     monkeypatch.setattr(video, "_cameras", list)
-    with pytest.raises(DataError, match="found here: none"):
+    with pytest.raises(DataError, match=r"found here: none"):
         Frames("camera:97")
-    with pytest.raises(DataError, match="http://127.0.0.1:9/x: the stream cannot be opened; expected an address"):
+    with pytest.raises(DataError, match=r"http://127.0.0.1:9/x: the stream cannot be opened; expected an address"):
         Frames("http://127.0.0.1:9/x")
 
 
@@ -166,7 +166,7 @@ def test_frames_of_another_size_or_kind_are_errors(tmp_path: Path) -> None:
 
 
 def test_sides_that_the_format_cannot_hold_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentValueError, match="at most 8190 pixels along a side, got 20x9000 for .*a.mp4; write"):
+    with pytest.raises(ArgumentValueError, match=r"at most 8190 pixels along a side, got 20x9000 for .*a.mp4; write"):
         VideoFile(tmp_path / "a.mp4", 25, (20, 9000))
     assert not list(tmp_path.iterdir())
     assert clip(tmp_path / "a.mp4", size=(16, 8189), count=1).exists()
@@ -174,7 +174,7 @@ def test_sides_that_the_format_cannot_hold_are_an_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="output: .*file/a.mp4 cannot be written: "):
+    with pytest.raises(OutputError, match=r"output: .*file/a.mp4 cannot be written: "):
         VideoFile(tmp_path / "file" / "a.mp4", 25, (32, 48))
 
 
@@ -185,7 +185,7 @@ def test_no_space_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(video, "append_mark", full)
     file = VideoFile(tmp_path / "a.mp4", 25, (32, 48))
     file.write(np.zeros((32, 48, 3), np.uint8))
-    with pytest.raises(OutputError, match="a.mp4 cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"a.mp4 cannot be written: No space left on device"):
         file.finish("a mark")
     assert not list(tmp_path.iterdir())
 
