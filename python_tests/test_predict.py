@@ -157,22 +157,29 @@ def test_white_of_photos_of_16_bits(run: Path) -> None:
 
 
 def test_photos_of_any_shape(run: Path) -> None:
-    save("in/flat.png", photo(20, 4000))
-    save("in/dot.png", photo(8, 8))
-    assert main(run, "in/flat.png", "in/dot.png", "--tile", "256", "--write", "labels,overlay") == 0
-    assert read("out/flat.png").shape == (20, 4000)
-    whole = hmsa_ext.load(run, "cpu").predict("in/flat.png")
-    assert (read("out/flat.png") == whole.ids()).mean() > 0.999
-    assert read("out/dot.png").shape == (8, 8)
+    for size in ((24, 4000), (20, 4001), (3000, 8), (8, 8)):
+        save(f"{size[0]}.png", photo(*size))
+    assert main(run, "24.png", "20.png", "3000.png", "8.png", "--tile", "256", "--write", "labels,overlay") == 0
+    whole = hmsa_ext.load(run, "cpu").predict("24.png")
+    assert (read("out/24.png") == whole.ids()).mean() > 0.999
+    assert read("out/20.png").shape == (20, 4001)
+    assert read("out/3000.png").shape == (3000, 8)
+    assert read("out/8.png").shape == (8, 8)
 
 
-def test_a_photo_too_small_for_the_network_is_named_or_predicted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [(), ("--resize-to", "64"), ("--tile", "64")], ids=str)
+def test_a_photo_of_one_pixel_is_named_where_a_scale_leaves_nothing_of_it(
+    run: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     save("in/dot.png", photo(1, 1))
-    assert main(run, "in") == 1
-    assert "skipped: in/dot.png: " in capsys.readouterr().err
+    assert main(run, "in", *more) == 1
+    assert "skipped: in/dot.png: image: 1x1 pixels leave nothing at scale 0.5; expected at least 2" in (
+        capsys.readouterr().err
+    )
     assert len(tree()) == 4
-    assert main(run, "in/dot.png", "--resize-to", "64") == 0
-    assert read("out/dot.png").shape == (1, 1)
+    for scales in ("1", "1,2"):
+        assert main(run, "in/dot.png", "--eval-scales", scales, "--resize-to", "64") == 0
+        assert read("out/dot.png").shape == (1, 1)
 
 
 def test_a_video_gives_a_video_and_a_folder_of_labels(run: Path) -> None:
@@ -402,7 +409,9 @@ def test_sources_that_cannot_be_read_are_named_and_the_others_predicted(
     assert main(run, "in", "--json", "report.json") == 1
     error = capsys.readouterr().err
     names = ["cut.png", "empty.png", "gone.png", "locked.png", "text.jpg", "film.mp4"]
-    for name, reason in zip(names, ("", "is empty", "No such file", "Permission", "not a picture", "no vid"), strict=True):
+    for name, reason in zip(
+        names, ("", "is empty", "No such file", "Permission", "not a picture", "no vid"), strict=True
+    ):
         lines = [line for line in error.splitlines() if line.startswith(f"skipped: in/{name}: ")]
         assert len(lines) == 1, name
         assert reason in lines[0]
@@ -470,19 +479,23 @@ def test_no_space_left_is_one_line_and_what_is_done_is_kept(
         (["absent.png", "--output", "out"], "sources: not found: absent.png"),
         (["nothing", "--output", "out"], "no picture or video in the folder nothing"),
         (["in", "--output", "in"], "output: in is the folder of the sources, too; expected another one"),
-        (["in/a.png", "in/b/../a.jpg", "--output", "out"], "a.jpg"),
+        (["in/a.png", "other/a.jpg", "--output", "out"], "in/a.png and other/a.jpg would be the same files"),
         (["in/a.png", "clip.mp4", "--output", "afile"], "output: afile is a file, or lies in one; expected a folder"),
         (["in"], "output: got None, expected a folder for the results"),
         (["--output", "out"], "sources: got None, expected photos, folders or videos to predict"),
         (["in", "--output", "out", "--write", "label"], "write: got label, expected some of labels, colours"),
-        (["in", "--output", "out", "--memory", "lots"], "memory: got 'lots', expected memory such as 4GB"),
         (["in", "--output", "out", "--tile", "5"], "tile: got 5, expected N or HxW in pixels, at least 64"),
-        (["in", "--output", "out", "--shard", "4/3"], "shard: got '4/3', expected K/N with K from 1 to N"),
+        (["in", "--output", "out", "--shard", "4/3"], "shard: got 4,3, expected K/N with K from 1 to N"),
         (["in", "--output", "out", "--white", "0"], "white: got 0, expected a value from 1 to 65535"),
         (["in", "--output", "out", "--opacity", "2"], "opacity: got 2"),
         (["in", "--output", "out", "--frames", "0"], "frames: got 0, expected a number above 0"),
         (["in", "--output", "out", "--json", "in"], "json: in is a folder; expected a file"),
-        (["clip.mp4", "clip/000000.png", "--output", "out", "--write", "labels"], "clip"),
+        (
+            ["tree", "--output", "out", "--write", "labels"],
+            "the labels of tree/clip.mp4 are the folder out/clip, and tree/clip/a.png would be written in it",
+        ),
+        (["b", "--output", "."], "sources: not found: b"),
+        (["clip.mp4", "--output", "."], "the results of clip.mp4 would lie beside it"),
     ],
 )
 def test_wrong_use_is_one_line_before_any_work(
@@ -491,16 +504,24 @@ def test_wrong_use_is_one_line_before_any_work(
     Path("nothing").mkdir()
     Path("afile").write_text("")
     clip("clip.mp4", 1)
-    save("in/a.jpg", photo(8, 8))
-    save("clip/000000.png", photo(8, 8))
-    if "in/b/../a.jpg" in arguments:
-        message = "would both be written to"
+    save("other/a.jpg", photo(8, 8))
+    save("tree/clip/a.png", photo(8, 8))
+    shutil.copy("clip.mp4", "tree/clip.mp4")
     assert predict.main([*arguments, "--model", str(run), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
     assert not Path("out").exists() or not [name for name in tree() if name != "classes.json"]
+
+
+@pytest.mark.parametrize("given", ["lots", "1MB", "0.0001", "-1", "4 elephants"])
+def test_memory_that_cannot_be_meant_is_named(run: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(run, "in", f"--memory={given}")
+    assert ended.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"--memory: got '{given}', expected memory such as 4GB, 1.5GiB or 800MB; a number alone is GiB" in error
 
 
 @pytest.mark.parametrize("labels", ["files of the user", "a frame of another program"])
@@ -514,7 +535,9 @@ def test_a_folder_of_others_is_never_replaced_by_frames(
     shutil.copy("frame.png", name)
     before = tree()
     assert main(run, "clip.mp4", "--write", "labels") == 2
-    assert "output: the labels of clip.mp4 are the folder out/clip, which has files of others" in capsys.readouterr().err
+    assert (
+        "output: the labels of clip.mp4 are the folder out/clip, which has files of others" in capsys.readouterr().err
+    )
     assert tree() == before
 
 
@@ -550,7 +573,9 @@ def test_an_output_that_cannot_be_written_is_named(
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     assert main(run, "in") == 2
-    assert "output: out cannot be written, since no file can be made in out: Permission denied" in capsys.readouterr().err
+    assert (
+        "output: out cannot be written, since no file can be made in out: Permission denied" in capsys.readouterr().err
+    )
 
 
 # ---- what it says -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from hmsa_ext.prediction import pipeline
 from hmsa_ext.prediction.outputs import Outputs, cannot_write, replace_frames, unfinished
 from hmsa_ext.prediction.pipeline import Done, Seconds
 from hmsa_ext.prediction.prediction import Kind, Prediction
-from hmsa_ext.prediction.predictor import Predictor
+from hmsa_ext.prediction.predictor import PredictionError, Predictor
 from hmsa_ext.prediction.settings import show_bytes
 from hmsa_ext.prediction.sources import Item
 from hmsa_ext.prediction.video import Frames, VideoFile
@@ -315,6 +315,8 @@ def _sparing_others(item: Item) -> Iterator[None]:
     """Makes of what this source alone suffers from (too large for the memory, for a JPEG) an error that skips it."""
     try:
         yield
+    except PredictionError as error:
+        raise PredictionError(f"{item.shown}: {error}") from error
     except (ArgumentValueError, SettingError) as error:
         raise DataError(f"{item.path}: {error}") from error
 

@@ -37,7 +37,10 @@ def _read_bytes(value: object) -> int:
         raise ValueError
     # A number alone that is too large for GiB is one of bytes: settings are read again from what was read before.
     in_bytes = not found[2] and float(found[1]) >= LEAST_MEMORY
-    return int(float(found[1]) * (1 if in_bytes else _UNITS[found[2]]))
+    count = int(float(found[1]) * (1 if in_bytes else _UNITS[found[2]]))
+    if count < LEAST_MEMORY:
+        raise ValueError
+    return count
 
 
 def show_bytes(count: float) -> str:
