@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.pictures import scale_shares
 from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.errors import HmsaError
-from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models import InputError, ScaleOutputs
 from hmsa_ext.models.multi_scale import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
 from hmsa_ext.prediction import tiles
@@ -206,6 +207,11 @@ class Predictor:
         ordered = self.scales if scales is None else _scales(scales)
         mirrored = self.flip if flip is None else flip
         size = photo.pixels.shape[:2]
+        if min(size) * ordered[0] < 1:  # also where the network sees it larger: its outputs are fused at this size
+            raise InputError(
+                f"image: {size[0]}x{size[1]} pixels leave nothing at scale {ordered[0]:g}; expected at least "
+                f"{math.ceil(1 / ordered[0])} in height and width, or scales that are not below 1"
+            )
         plan = self.plan(size, ordered, mirrored, logits=logits, per_scale=per_scale)
         found = _Results(size, self.classes.num_classes, ordered, logits=logits, per_scale=per_scale)
         with _explaining_memory(plan), evaluation_mode(self.model):
