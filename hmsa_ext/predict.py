@@ -50,6 +50,8 @@ from hmsa_ext.settings import POSITIVE, Flag, Metavar, Positional, require, vali
 
 PATIENCE = timedelta(days=30)
 """That a process waits at the end for the others."""
+WAITING = 0.25
+"""Share of the memory for photos that were decoded ahead of the network, and for results on their way to the disk."""
 MORE_SHOWN = 10
 """Sources that could not be read, in the last lines."""
 
@@ -153,7 +155,7 @@ def predict(command: Predict, trained: TrainedModel, process: Process) -> Summar
         torch.set_num_threads(command.machine.threads)
     predictor = Predictor(
         trained, process.device, dtype=command.machine.dtype, scales=command.evaluation.scales,
-        flip=command.evaluation.flip, settings=command.prediction,
+        flip=command.evaluation.flip, settings=command.prediction, waiting=WAITING,
     )  # fmt: skip
     outputs = Outputs(folder, predictor, command.pictures, frames=command.frames)
     outputs.require_apart(items)
@@ -221,6 +223,7 @@ def _as_json(summary: Summary, predictor: Predictor, seconds: float) -> dict[str
         "seconds": round(seconds, 3),
         "seconds_by_part": {name: round(value, 3) for name, value in spent.items()},
         "peak_bytes": summary.peak,
+        "waiting_bytes": summary.waiting,
         "model": str(predictor.trained.path),
     }
 

@@ -38,7 +38,8 @@ class Summary:
     """What became of the sources.
 
     predicted: those that were, videos among them. frames: of these videos. skipped: name and reason of those that could
-    not be predicted, or only in part.
+    not be predicted, or only in part. peak: bytes that one photo takes at most. waiting: bytes of photos and results
+    that wait for the network and for their files.
     """
 
     predicted: int = 0
@@ -47,6 +48,7 @@ class Summary:
     already: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     peak: int | None = None
+    waiting: int = 0
     seconds: Seconds = field(default_factory=Seconds)
 
     @property
@@ -100,6 +102,7 @@ def merged(summaries: Sequence[Summary]) -> Summary:
         for name in vars(one.seconds):
             setattr(result.seconds, name, getattr(result.seconds, name) + getattr(one.seconds, name))
         result.peak = max(result.peak or 0, one.peak or 0) or None
+        result.waiting = max(result.waiting, one.waiting)
     return result
 
 
@@ -108,9 +111,21 @@ def _predict_photos(
     quiet: bool,
 ) -> None:  # fmt: skip
     threads = min(MOST_THREADS, usable_cores())
+    largest = 0  # pixels of a photo so far
 
     def read(item: Item) -> Photo:
-        return read_photo(Path(item.path), page=item.page, white=outputs.pictures.white)
+        nonlocal largest
+        photo = read_photo(Path(item.path), page=item.page, white=outputs.pictures.white)
+        largest = max(largest, photo.pixels.size // 3)
+        return photo
+
+    def room() -> int:
+        """How many photos may wait to be predicted, and as many to be written; one until the first has been read."""
+        kinds = {kind for item in items for kind in missing[item]}
+        per_pixel = waiting_per_pixel(len(predictor.scales), shares="attention" in kinds)
+        found = predictor.reserve // (per_pixel * largest) if largest else 1
+        summary.waiting = max(summary.waiting, min(found, threads + pipeline.AHEAD) * per_pixel * largest)
+        return found
 
     def predict(item: Item, photo: Photo) -> Prediction:
         per_scale = "attention" in missing[item]
@@ -122,7 +137,9 @@ def _predict_photos(
         with _sparing_others(item):
             outputs.write(item, prediction, missing[item])
 
-    work = pipeline.work(items, read, predict, write, readers=threads, writers=threads, seconds=summary.seconds)
+    work = pipeline.work(
+        items, read, predict, write, readers=threads, writers=threads, room=room, seconds=summary.seconds
+    )
     with Progress(len(items), what="predicting", unit="photo", quiet=quiet) as progress, contextlib.closing(work):
         for done in work:
             if done.error is not None:
@@ -307,7 +324,14 @@ class _Notes:
         if self._more:
             self._say(f"note   the sizes of {self._more} more differ so")
         if self._summary.peak is not None:
-            self._say(f"memory at most {show_bytes(self._summary.peak)} for a photo, beside the network's weights")
+            waiting = f" and {show_bytes(self._summary.waiting)} for those that wait" if self._summary.waiting else ""
+            peak = show_bytes(self._summary.peak)
+            self._say(f"memory at most {peak} for a photo{waiting}, beside the network's weights")
+
+
+def waiting_per_pixel(scales: int, *, shares: bool) -> int:
+    """Bytes per pixel of a photo that was read, and of one that is to be written with its results."""
+    return 3 + 3 + 1 + 4 + (5 * scales if shares else 0)
 
 
 @contextlib.contextmanager

@@ -53,13 +53,15 @@ def work(
     *,
     readers: int,
     writers: int,
+    room: Callable[[], int] | None = None,
     seconds: Seconds | None = None,
 ) -> Generator[Done[Job], None, None]:
     """Does each job in three parts and yields it when all are done, in order.
 
     ``read`` and ``write`` run in threads, ``predict`` in this one. At most ``readers + 2`` jobs are read ahead, and as
-    many wait to be written: memory is bounded whatever the number of jobs. With one reader the jobs are read one after
-    the other in their order, and with one writer written so, as a video needs it.
+    many wait to be written: memory is bounded whatever the number of jobs. ``room`` says, whenever it is asked, to how
+    many of either there is memory for; one is always read ahead. With one reader the jobs are read one after the other
+    in their order, and with one writer written so, as a video needs it.
 
     A job whose reading, predicting or writing raises DataError or InputError is yielded with that error, and the next
     goes on. Any other error ends the work, after what was begun to write is written. Whoever may leave the loop early
@@ -88,8 +90,11 @@ def work(
             with adding:
                 spent.write += time.perf_counter() - begin
 
+    def within(threads: int) -> int:
+        return max(1, min(threads + AHEAD, threads + AHEAD if room is None else room()))
+
     def refill() -> None:
-        while len(reading) < readers + AHEAD:
+        while len(reading) < within(readers):
             try:
                 job = next(source)
             except StopIteration:
@@ -124,7 +129,7 @@ def work(
             else:
                 writing.append(_Pending(pending.job, writer.submit(timed_write, pending.job, found)))
             del found
-            yield from finished(writers + AHEAD)
+            yield from finished(within(writers))
         yield from finished(0)
     finally:
         reader.shutdown(wait=True, cancel_futures=True)

@@ -114,7 +114,8 @@ class PredictionError(HmsaError, RuntimeError):
 class Predictor:
     """A trained model that takes photos as they are: :meth:`predict`.
 
-    trained: the model and what is known of it. device, dtype, scales, flip: as for :func:`load`.
+    trained: the model and what is known of it. device, dtype, scales, flip: as for :func:`load`. waiting: share of the
+    memory that is kept for photos which wait, see ``reserve``.
 
     >>> predictor = hmsa_ext.load("runs/NAME")  # doctest: +SKIP
     >>> predictor.predict("photo.jpg").save("labels.png")  # doctest: +SKIP
@@ -129,6 +130,7 @@ class Predictor:
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         settings: PredictionSettings | None = None,
+        waiting: float = 0.0,
     ) -> None:
         self.trained, self.settings = trained, settings or PredictionSettings()
         self.device, self.device_reason = choose_device(str(device))
@@ -141,6 +143,8 @@ class Predictor:
         self.scales = _scales(chosen)
         self.flip = bool(ran.get("flip", start.flip) if flip is None else flip)
         self.model = place(trained.model, self.device, channels_last=bool(ran.get("channels_last", True))).eval()
+        self.reserve = int(allowed(torch.device("cpu"), self.settings.memory) * waiting)
+        """Bytes of the machine's memory that photos which wait for the network may take."""
         self._footprints: dict[tuple[tuple[float, ...], bool], Footprint] = {}
 
     def __repr__(self) -> str:
@@ -249,6 +253,8 @@ class Predictor:
         ordered = self.scales if scales is None else _scales(scales)
         mirrored = self.flip if flip is None else flip
         chosen, limit = self.settings, allowed(self.device, self.settings.memory)
+        if self.device.type == "cpu":
+            limit -= self.reserve
         height, width = self._network_size(size)
         views = 2 if mirrored else 1
         everything = height * width * sum(scale * scale for scale in ordered) * views

@@ -196,3 +196,24 @@ def test_the_time_of_each_part_is_counted() -> None:
     assert seconds.predict >= 6 * 0.01
     assert seconds.write >= 6 * 0.015
     assert seconds.waited > 0
+
+
+def test_no_more_jobs_wait_than_there_is_room_for() -> None:
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def read(job: int) -> int:
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return job
+
+    def write(job: int, result: int) -> None:
+        nonlocal alive
+        time.sleep(0.002)
+        with lock:
+            alive -= 1
+
+    done = list(work(range(40), read, passing, write, readers=4, writers=4, room=lambda: 1))
+    assert len(done) == 40
+    assert most <= 1 + 1 + 1 + 1  # read ahead, with the network, waiting, being written
