@@ -37,10 +37,11 @@ from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.settings import Machine
 from hmsa_ext.engine.trained import TrainedModel, open_model
+from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.models import NAMES
 from hmsa_ext.parts import Part, one_of
-from hmsa_ext.prediction.batch import Summary, predict_all
+from hmsa_ext.prediction.batch import Summary, merged, predict_all
 from hmsa_ext.prediction.outputs import Outputs
 from hmsa_ext.prediction.predictor import Predictor
 from hmsa_ext.prediction.settings import PictureSettings, PredictionSettings
@@ -105,7 +106,8 @@ def _main(arguments: list[str]) -> int:
     with distributed.start(command.machine.device, patience=PATIENCE) as process:
         summary = predict(command, trained, process)
         # Together: torchrun ends all processes as soon as one ends with a status other than 0.
-        return int(any(distributed.gather(process, bool(summary.skipped))))
+        distributed.wait_for_all(process)
+        return int(bool(summary.skipped))
 
 
 def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Predict, TrainedModel]:
@@ -139,7 +141,7 @@ def _runs_here() -> str:
 
 
 def predict(command: Predict, trained: TrainedModel, process: Process) -> Summary:
-    """Predicts as the settings say; this process takes its share of the sources."""
+    """Predicts as the settings say; this process takes its share of the sources. Returns what all of them did."""
     assert command.output is not None
     process = dataclasses.replace(process, text_to_stderr=command.json == "-")
     report = Output(command.json, "json", parents=True) if process.is_main and command.json else None
@@ -153,7 +155,7 @@ def predict(command: Predict, trained: TrainedModel, process: Process) -> Summar
         trained, process.device, dtype=command.machine.dtype, scales=command.evaluation.scales,
         flip=command.evaluation.flip, settings=command.prediction,
     )  # fmt: skip
-    outputs = Outputs(folder, predictor, command.pictures)
+    outputs = Outputs(folder, predictor, command.pictures, frames=command.frames)
     outputs.require_apart(items)
     if process.is_main:
         outputs.describe()
@@ -161,12 +163,17 @@ def predict(command: Predict, trained: TrainedModel, process: Process) -> Summar
     own = shard(items, (part - 1) * process.world_size + process.rank, parts * process.world_size)
     _announce(predictor, items, own, process)
     begin = time.perf_counter()
-    summary = predict_all(
-        predictor, own, outputs, redo=command.redo, frames=command.frames, quiet=not process.is_main,
-        say=process.print,
-    )  # fmt: skip
+    try:
+        share = predict_all(
+            predictor, own, outputs, redo=command.redo, quiet=not process.is_main, say=process.print
+        )  # fmt: skip
+    except HmsaError as error:
+        error.local = True  # type: ignore[attr-defined]  # the others do not have it: this process says it
+        raise
+    summary = merged(distributed.gather(process, share))
     seconds = time.perf_counter() - begin
-    _conclude(summary, seconds, command.output, process)
+    if process.is_main:
+        _conclude(summary, seconds, command.output, process)
     if report is not None:
         report.write(json.dumps(_as_json(summary, predictor, seconds), indent=2) + "\n")
     return summary
@@ -188,17 +195,20 @@ def _conclude(summary: Summary, seconds: float, output: str, process: Process) -
     what = f"{summary.predicted} predicted"
     if summary.frames:
         what += f" ({summary.frames} video frames)"
+    if summary.already:
+        what += f", {summary.already} there already"
     if summary.pictures:
         spent = summary.seconds
         what += (
-            f" in {duration(seconds)}, {(summary.pictures - bool(summary.frames)) / seconds:.3g} pictures a second; "
-            f"the network waited {100 * spent.waited / max(seconds, 1e-9):.0f} % of the time"
+            f" in {duration(seconds)}, {summary.pictures / seconds:.3g} pictures a second; the network "
+            f"waited {100 * spent.waited / seconds / process.world_size:.0f} % of the time"
         )
-    process.print(f"{what}\neverything is in {output}")
+    process.print(f"{what}\nresults are in {output}")
     if summary.skipped:
         names = [path for path, _ in summary.skipped]
+        part = ", or not to the end" if summary.videos else ""
         more = f" and {len(names) - MORE_SHOWN} more" if len(names) > MORE_SHOWN else ""
-        print(f"{len(names)} could not be predicted: {', '.join(names[:MORE_SHOWN])}{more}", file=sys.stderr)
+        print(f"{len(names)} could not be predicted{part}: {', '.join(names[:MORE_SHOWN])}{more}", file=sys.stderr)
 
 
 def _as_json(summary: Summary, predictor: Predictor, seconds: float) -> dict[str, Any]:

@@ -223,3 +223,31 @@ def test_underscores_in_flags_are_as_good_as_dashes_before_the_command_line_is_p
     assert command_line.peek_positional(["--no_flip", "runs/a"], {"flip"}) == "runs/a"
     assert command_line.peek(["--num_classes", "3"], "num-classes") == "3"
     assert command_line.peek(["--num_classes=3"], "num-classes") == "3"
+
+
+@dataclass(frozen=True)
+class Many:
+    """A command with several sources."""
+
+    sources: Annotated[tuple[str, ...], Positional("SOURCE ...", many=True)] = ()
+    """What to read."""
+    flip: bool = False
+    """Mirror."""
+    lr: float = 0.5
+    """Rate."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sources", "flip"),
+    [
+        ([], (), False),
+        (["a", "b"], ("a", "b"), False),
+        (["a", "--lr", "2", "b", "--flip", "-"], ("a", "b", "-"), True),
+        (["--lr=2", "--no-flip", "@list", "x y"], ("@list", "x y"), False),
+    ],
+)
+def test_several_positional_arguments_may_stand_anywhere(
+    arguments: list[str], sources: tuple[str, ...], flip: bool
+) -> None:
+    found = command_line.parse(Many(), arguments, prog="hmsa many", description="")
+    assert (found.sources, found.flip) == (sources, flip)

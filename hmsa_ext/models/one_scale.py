@@ -14,7 +14,7 @@ from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 from hmsa_ext.models.inputs import InputError
 
 # Error messages of networks that cannot run at a size: skip connections of different sizes, and explicit checks.
-_ABOUT_SIZES = re.compile(r"must match|divisible|multiple|n't match|greater than actual input size")
+_ABOUT_SIZES = re.compile(r"must match|divisible|multiple|n't match|greater than actual input size|size is too small")
 _ABOUT_BATCH_NORM = "more than 1 value per channel"
 
 

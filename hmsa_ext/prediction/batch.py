@@ -7,7 +7,7 @@ import itertools
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ import numpy as np
 from hmsa_ext.data import DataError
 from hmsa_ext.data.photos import Photo, read_photo
 from hmsa_ext.data.progress import Progress, usable_cores
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import replacing
 from hmsa_ext.prediction import pipeline
-from hmsa_ext.prediction.outputs import Outputs, cannot_write, remove_leftovers
+from hmsa_ext.prediction.outputs import Outputs, cannot_write, replace_frames, unfinished
 from hmsa_ext.prediction.pipeline import Done, Seconds
 from hmsa_ext.prediction.prediction import Kind, Prediction
-from hmsa_ext.prediction.predictor import Predictor
+from hmsa_ext.prediction.predictor import PredictionError, Predictor
 from hmsa_ext.prediction.settings import show_bytes
 from hmsa_ext.prediction.sources import Item
 from hmsa_ext.prediction.video import Frames, VideoFile
+from hmsa_ext.settings import SettingError
 
 MOST_THREADS = 8
 """That decode, and as many that encode: more are no faster for one network."""
@@ -33,9 +35,14 @@ MOST_THREADS = 8
 
 @dataclass
 class Summary:
-    """What became of the sources. ``skipped``: path and reason of those that could not be predicted."""
+    """What became of the sources.
+
+    predicted: those that were, videos among them. frames: of these videos. skipped: name and reason of those that could
+    not be predicted, or only in part.
+    """
 
     predicted: int = 0
+    videos: int = 0
     frames: int = 0
     already: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -45,7 +52,7 @@ class Summary:
     @property
     def pictures(self) -> int:
         """Photos and frames that were predicted."""
-        return self.predicted + self.frames
+        return self.predicted - self.videos + self.frames
 
 
 def predict_all(
@@ -54,7 +61,6 @@ def predict_all(
     outputs: Outputs,
     *,
     redo: bool = False,
-    frames: int | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> Summary:
@@ -62,14 +68,14 @@ def predict_all(
 
     Args:
         redo: also those that are done.
-        frames: the most frames of each video; None: all.
         quiet: show no progress, and say nothing but what is skipped.
         say: takes lines for the user.
 
     Raises :class:`hmsa_ext.files.OutputError` when a file cannot be written.
     """
     summary = Summary()
-    missing = {item: outputs.files(item).keys() if redo else outputs.missing(item) for item in items}
+    outputs.remove_leftovers(items)
+    missing = {item: outputs.missing(item, redo=redo) for item in items}
     wanted = [item for item in items if missing[item]]
     summary.already = len(items) - len(wanted)
     if summary.already and not quiet:
@@ -80,9 +86,21 @@ def predict_all(
         _predict_photos(predictor, photos, outputs, missing, summary, notes, quiet=quiet)
     for item in wanted:
         if item.kind != "photo":
-            _predict_video(predictor, item, outputs, missing[item], summary, notes, most=frames, quiet=quiet)
+            _predict_video(predictor, item, outputs, missing[item], summary, notes, quiet=quiet)
     notes.finish()
     return summary
+
+
+def merged(summaries: Sequence[Summary]) -> Summary:
+    """One summary of the shares of several processes."""
+    result = Summary()
+    for one in summaries:
+        for name in ("predicted", "videos", "frames", "already", "skipped"):
+            setattr(result, name, getattr(result, name) + getattr(one, name))
+        for name in vars(one.seconds):
+            setattr(result.seconds, name, getattr(result.seconds, name) + getattr(one.seconds, name))
+        result.peak = max(result.peak or 0, one.peak or 0) or None
+    return result
 
 
 def _predict_photos(
@@ -95,16 +113,18 @@ def _predict_photos(
         return read_photo(Path(item.path), page=item.page, white=outputs.pictures.white)
 
     def predict(item: Item, photo: Photo) -> Prediction:
-        notes.about(photo.pixels.shape[:2], photo.name)
-        return predictor.predict_photo(photo, per_scale="attention" in missing[item])
+        per_scale = "attention" in missing[item]
+        with _sparing_others(item):
+            notes.about(photo.pixels.shape[:2], photo.name, per_scale=per_scale)
+            return predictor.predict_photo(photo, per_scale=per_scale)
 
     def write(item: Item, prediction: Prediction) -> None:
-        outputs.write(item, prediction, missing[item])
+        with _sparing_others(item):
+            outputs.write(item, prediction, missing[item])
 
-    with Progress(len(items), what="predicting", unit="photo", quiet=quiet) as progress:
-        for done in pipeline.work(
-            items, read, predict, write, readers=threads, writers=threads, seconds=summary.seconds
-        ):
+    work = pipeline.work(items, read, predict, write, readers=threads, writers=threads, seconds=summary.seconds)
+    with Progress(len(items), what="predicting", unit="photo", quiet=quiet) as progress, contextlib.closing(work):
+        for done in work:
             if done.error is not None:
                 _skip(done, summary, progress)
             else:
@@ -114,24 +134,30 @@ def _predict_photos(
 
 def _predict_video(
     predictor: Predictor, item: Item, outputs: Outputs, kinds: Sequence[Kind], summary: Summary, notes: _Notes, *,
-    most: int | None, quiet: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """One video or stream. Its files get their names when all frames are there, or when Ctrl-C ends a stream."""
+    most = outputs.frames
     try:
-        with Frames(item.path) as frames:
+        with _sparing_others(item), Frames(item.path) as frames:
             count = most if frames.count is None else min(frames.count, most or frames.count)
-            notes.about(frames.size, item.path)
-            with Progress(count, what=item.place.name, unit="frame", quiet=quiet) as progress:
-                files = outputs.files(item)
-                with _Recording(item, outputs, {kind: files[kind] for kind in kinds}, frames.fps) as recording:
-                    for _ in _predicted_frames(predictor, frames, recording, kinds, summary, most=most):
-                        summary.frames += 1
-                        progress.step()
-            if frames.warning:
-                print(f"warning: {frames.warning}", file=sys.stderr)
-                if frames.count is not None:  # a file that is damaged; a stream may end at any time
-                    summary.skipped.append((item.shown, frames.warning))
+            notes.about(frames.size, item.shown, per_scale="attention" in kinds)
+            files = outputs.files(item)
+            recording = _Recording(item, outputs, {kind: files[kind] for kind in kinds}, frames.fps)
+            written = _predicted_frames(predictor, frames, recording, kinds, summary, most=most)
+            with (
+                Progress(count, what=item.place.name, unit="frame", quiet=quiet) as progress,
+                recording,
+                contextlib.closing(written),  # first, so that no thread writes to what is being finished
+            ):
+                for _ in written:
+                    summary.frames += 1
+                    progress.step()
+            summary.skipped += [(item.shown, warning) for warning in frames.warnings]
+            for warning in frames.warnings:
+                print(f"warning: {item.shown}: {warning}", file=sys.stderr)
         summary.predicted += 1
+        summary.videos += 1
     except pipeline.SKIPPED as error:
         _skip(Done(item, error), summary, None)
 
@@ -139,7 +165,7 @@ def _predict_video(
 def _predicted_frames(
     predictor: Predictor, frames: Frames, recording: _Recording, kinds: Sequence[Kind], summary: Summary, *,
     most: int | None,
-) -> Iterator[None]:  # fmt: skip
+) -> Generator[None, None, None]:  # fmt: skip
     """Yields once for each frame that was written."""
     pictures, ended = iter(frames), threading.Event()
 
@@ -165,27 +191,26 @@ def _predicted_frames(
         if prediction is not None:
             recording.write(number, prediction)
 
-    written = recording.count
-    try:
-        for done in pipeline.work(numbers(), read, predict, write, readers=1, writers=1, seconds=summary.seconds):
+    written = 0
+    work = pipeline.work(numbers(), read, predict, write, readers=1, writers=1, seconds=summary.seconds)
+    with contextlib.closing(work):
+        for done in work:
             if done.error is not None:
                 raise done.error
             if recording.count > written:
                 written += 1
                 yield
-    except KeyboardInterrupt:
-        if frames.count is None:  # a stream has no end of its own
-            recording.complete()
-        raise
 
 
 class _Recording:
-    """The files of one video in progress."""
+    """The files of one video in progress: all or none of them get their names when the block ends.
+
+    A stream has no end of its own: Ctrl-C or SIGTERM ends it well.
+    """
 
     def __init__(self, item: Item, outputs: Outputs, files: dict[Kind, Path], fps: float | None) -> None:
         self._item, self._outputs, self._files, self._fps = item, outputs, files, fps
         self._videos: dict[Kind, VideoFile] = {}
-        self._open = contextlib.ExitStack()
         self._folder: Path | None = None
         self.count = 0
 
@@ -193,12 +218,15 @@ class _Recording:
         return self
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is None:
-            self.complete()
-            return
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._open.__exit__(kind, *rest)
+        ended = self._item.kind == "stream" and kind is not None and not issubclass(kind, Exception)
+        try:
+            if kind is None or (ended and self.count):
+                self._complete()
+        finally:
+            for video in self._videos.values():
+                video.discard()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, number: int, prediction: Prediction) -> None:
         """Adds a frame to each file."""
@@ -208,37 +236,27 @@ class _Recording:
                 continue
             picture = self._picture(prediction, kind)
             if kind not in self._videos:
-                self._videos[kind] = self._begin(kind, file, picture.shape[:2])
+                self._videos[kind] = VideoFile(file, self._fps, picture.shape[:2])
             self._videos[kind].write(picture)
         self.count += 1
 
-    def complete(self) -> None:
-        """Gives the files their names."""
+    def _complete(self) -> None:
         if not self.count:
             raise DataError(f"{self._item.path}: no frame could be read")
-        self._open.close()
+        for kind in list(self._videos):
+            self._videos.pop(kind).finish(self._outputs.mark(self._item, kind))
         if self._folder is not None:
             final = self._files["labels"]
             try:
-                if final.exists():
-                    shutil.rmtree(final)
-                self._folder.rename(final)
+                replace_frames(self._folder, final)
             except OSError as error:
                 raise cannot_write(final, error) from error
-        self._folder = None
-
-    def _begin(self, kind: Kind, file: Path, size: tuple[int, int]) -> VideoFile:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(file)
-        except OSError as error:
-            raise cannot_write(file, error) from error
-        return self._open.enter_context(VideoFile(file, self._fps, size, self._outputs.mark(self._item, kind)))
+            self._folder = None
 
     def _write_labels(self, folder: Path, number: int, prediction: Prediction) -> None:
         try:
             if self._folder is None:
-                self._folder = folder.with_name(f".{folder.name}.tmp")
+                self._folder = unfinished(folder)
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder.mkdir(parents=True)
             content = self._outputs.encoded(prediction, "labels", ".png", self._outputs.mark(self._item, "labels"))
@@ -261,19 +279,19 @@ class _Notes:
 
     def __init__(self, predictor: Predictor, summary: Summary, say: Callable[[str], None] | None) -> None:
         self._predictor, self._summary, self._say = predictor, summary, say
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[tuple[tuple[int, int], bool]] = set()
         self._tiled = self._noted = False
         self._more = 0
 
-    def about(self, size: tuple[int, int], name: str) -> None:
+    def about(self, size: tuple[int, int], name: str, *, per_scale: bool) -> None:
         """Looks at the size of a photo that is about to be predicted."""
-        if size not in self._seen:
-            plan = self._predictor.plan(size, stated=True)
+        if (size, per_scale) not in self._seen:
+            plan = self._predictor.plan(size, per_scale=per_scale, stated=True)
             assert plan.peak is not None
             first = not self._seen or (plan.layout is not None and not self._tiled)
             self._tiled |= plan.layout is not None
             self._summary.peak = max(self._summary.peak or 0, plan.peak)
-            self._seen.add(size)
+            self._seen.add((size, per_scale))
             if first and self._say is not None:
                 self._say(f"photo  {name}: {plan}")
         note = self._predictor.size_note(size)
@@ -292,12 +310,24 @@ class _Notes:
             self._say(f"memory at most {show_bytes(self._summary.peak)} for a photo, beside the network's weights")
 
 
+@contextlib.contextmanager
+def _sparing_others(item: Item) -> Iterator[None]:
+    """Makes of what this source alone suffers from (too large for the memory, for a JPEG) an error that skips it."""
+    try:
+        yield
+    except PredictionError as error:
+        raise PredictionError(f"{item.shown}: {error}") from error
+    except (ArgumentValueError, SettingError) as error:
+        raise DataError(f"{item.path}: {error}") from error
+
+
 def _skip(done: Done[Item], summary: Summary, progress: Progress | None) -> None:
     """Names a source that could not be predicted."""
-    summary.skipped.append((done.job.path, str(done.error)))
-    text = str(done.error)
-    if done.job.path not in text:
-        text = f"{done.job.path}: {text}"
+    shown = done.job.shown
+    text = str(done.error).replace(done.job.path, shown)
+    summary.skipped.append((shown, text.removeprefix(f"{shown}: ")))
+    if shown not in text:
+        text = f"{shown}: {text}"
     if progress is None:
         print(f"skipped: {text}", file=sys.stderr)
     else:

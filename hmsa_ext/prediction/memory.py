@@ -23,8 +23,12 @@ PROBE = 512
 """Side in pixels of the image that the network is tried with: a multiple of all usual strides and divisors."""
 SMALL_PROBE = 256
 """The same, where the network really has to run."""
-SLACK, CONSTANT = 1.15, 160 * 2**20
-"""Beyond the live tensors convolutions take memory of their own: measured on the CPU 5 to 10 % and some 130 MiB."""
+SLACK = 1.1
+FRAGMENTS = 256 * 2**20
+"""The C library keeps what was freed in pieces that later tensors do not fit in: measured on the CPU as much again as
+the live tensors have, up to 230 MiB. It gives back at once what is larger than 32 MiB."""
+CONSTANT = 112 * 2**20
+"""What a first prediction leaves: modules of PyTorch for fake tensors, 80 MiB, and the code of convolutions."""
 SHARE_OF_CPU, SHARE_OF_GPU = 0.5, 0.8
 
 
@@ -32,19 +36,24 @@ SHARE_OF_CPU, SHARE_OF_GPU = 0.5, 0.8
 class Footprint:
     """What a network needs for one image, and what it gives.
 
-    per_pixel: bytes at the peak of live tensors for each pixel of the image at scale 1.0; activations grow with the
-    area. constant: bytes whatever the size. kept: bytes per pixel of the logits and attention that remain. strides:
-    pixels of the image of a scale per pixel of its logits, by descending scale; None where they do not divide.
+    per_pixel: bytes at the peak of live tensors for each pixel of the image at scale 1.0. All of it grows with the
+    area: without gradients autocast keeps no weights. kept: bytes per pixel of the logits and attention that remain.
+    strides: pixels of the image of a scale per pixel of its logits, by descending scale; None where they do not divide.
+    attention_channels: of the widest attention map, 0 where there is none.
     """
 
     per_pixel: float
-    constant: int
     kept: float
     strides: tuple[int, ...] | None
+    attention_channels: int
 
-    def peak(self, pixels: int) -> int:
-        """Bytes at the peak of a pass over an image of so many pixels."""
-        return int(self.per_pixel * pixels * SLACK) + self.constant
+    def live(self, pixels: int) -> int:
+        """Bytes of the tensors that live at the peak of a pass over an image of so many pixels."""
+        return int(self.per_pixel * pixels)
+
+    def resident(self, live: float) -> int:
+        """Bytes that the process grows by for so many bytes of tensors."""
+        return int(live * SLACK + min(live, FRAGMENTS)) + CONSTANT
 
 
 def footprint(
@@ -63,12 +72,36 @@ def footprint(
         peak, outputs = _watched(model, scales, device, SMALL_PROBE, dtype=dtype, flip=flip)
         side = SMALL_PROBE
     area = side * side
-    constant = CONSTANT
-    if dtype != torch.float32:  # autocast keeps the weights in both
-        weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-        peak, constant = max(peak - weights, 0), constant + weights
     kept = sum(t.numel() * t.element_size() for t in (*outputs.logits, *outputs.attention))
-    return Footprint(peak / area, constant, kept / area, _strides(outputs, side))
+    channels = max((a.shape[1] for a in outputs.attention), default=0)
+    return Footprint(peak / area, kept / area, _strides(outputs, side), channels)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Bytes per pixel that reading the outputs of a photo takes: those of its results, and those of maps meanwhile."""
+
+    results: int
+    meanwhile: int
+
+
+def reading(
+    num_classes: int, scales: int, attention_channels: int, *, flip: bool, logits: bool, per_scale: bool
+) -> Reading:
+    """What reading takes of a photo at so many ``scales``."""
+    number, views = (1 if num_classes <= 256 else 4), (2 if flip else 1)
+    label = number + 4  # and its confidence
+    results, meanwhile = label, 0
+    if logits:
+        results += 4 * num_classes
+        # Of both views the fused logits, then the mirrored ones turned back and the sum, then the sum and its half.
+        meanwhile = 4 * num_classes * (4 if flip else 1)
+    if per_scale:
+        results += label * scales
+        # The shares of all scales, an attention map, and what is left for the larger scales, before and after it.
+        shares = 4 * views * (scales + attention_channels + 3)
+        meanwhile = max(meanwhile, shares, label)
+    return Reading(results, meanwhile + label)
 
 
 def allowed(device: torch.device, wanted: int | None) -> int:

@@ -11,15 +11,14 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any, cast
 
 import hmsa_ext
 from hmsa_ext import settings as declared
-from hmsa_ext.data import DataError
-from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import OutputError, replacing, write_text
 from hmsa_ext.prediction.marks import read_mark
 from hmsa_ext.prediction.prediction import Kind, Prediction
@@ -38,13 +37,19 @@ CLASSES = "classes.json"
 _OF_KIND = {"labels": ("ids",), "overlay": ("opacity", "legend")}
 """Settings that only one kind depends on."""
 _OF_ALL = ("orientation", "white")
+_LEFTOVER = re.compile(r"\.(.+)\.\d+\.tmp(?:\.mp4)?")
+"""Temporary names of :func:`hmsa_ext.files.replacing` and of videos."""
+_FRAME = re.compile(r"\d{6,}\.png")
 
 
 class Outputs:
-    """The files that a predictor writes below a folder."""
+    """The files that a predictor writes below a folder. frames: the most frames of each video; None: all."""
 
-    def __init__(self, folder: Path, predictor: Predictor, pictures: PictureSettings) -> None:
-        self.folder, self.pictures, self._predictor = folder, pictures, predictor
+    def __init__(
+        self, folder: Path, predictor: Predictor, pictures: PictureSettings, *, frames: int | None = None
+    ) -> None:
+        self.folder, self.pictures, self.frames, self._predictor = folder, pictures, frames, predictor
+        self._sources: dict[Item, str] = {}
         chosen = declared.to_dict(pictures)
         shared = {
             **declared.to_dict(predictor.settings),
@@ -69,11 +74,13 @@ class Outputs:
         place = self.folder / item.place
         if item.kind == "photo":
             return {kind: place.with_name(place.name + ENDINGS[kind]) for kind in self.kinds(item)}
-        endings = {kind: "" if kind == "labels" else f".{kind}.mp4" for kind in self.kinds(item)}
-        return {kind: place.with_name(place.name + ending) for kind, ending in endings.items()}
+        return {
+            kind: place if kind == "labels" else place.with_name(f"{place.name}.{kind}.mp4")
+            for kind in self.kinds(item)
+        }
 
     def require_apart(self, items: Iterable[Item]) -> None:
-        """Raises :class:`OutputError` where two sources, or a source and a result, would be one file."""
+        """Raises :class:`OutputError` where a result would replace a source, another result, or files of others."""
         items = list(items)
         sources = {os.path.realpath(item.path): item.path for item in items if item.kind != "stream"}
         taken: dict[str, str] = {}
@@ -82,34 +89,77 @@ class Outputs:
                 where = os.path.realpath(file)
                 if where in sources:
                     raise OutputError(f"output: {file} is itself one of the sources; expected a folder apart from them")
-                other = taken.setdefault(where, item.path)
-                if other is not item.path:
+                other = taken.setdefault(where, item.shown)
+                if other is not item.shown:
                     raise OutputError(
-                        f"output: {other} and {item.path} would both be written to {file}; rename one of them, or "
+                        f"output: {other} and {item.shown} would both be written to {file}; rename one of them, or "
                         "predict them into two folders"
                     )
+        folders = {
+            os.path.realpath(file): (item, file)
+            for item in items if item.kind != "photo"
+            for kind, file in self.files(item).items() if kind == "labels"
+        }  # fmt: skip
+        for where, shown in taken.items() if folders else ():
+            for above in map(str, Path(where).parents):
+                if above in folders:
+                    item, file = folders[above]
+                    raise OutputError(
+                        f"output: the labels of {item.shown} are the folder {file}, and {shown} would be written in "
+                        "it; rename one of them, or predict them into two folders"
+                    )
+        for item, file in folders.values():
+            _require_frames_only(file, item)
 
     def mark(self, item: Item, kind: Kind) -> str:
         """What a file of this kind is made from, in one line."""
-        try:
-            about = Path(item.path).stat()
-            source = f"{about.st_size}-{about.st_mtime_ns}"
-        except OSError:
-            source = "unknown"
         model = self._predictor.trained.digest[:16]
-        return f"model {model} settings {self._settings[kind]} source {source} page {item.page}"
+        part = f"page {item.page}" if item.kind == "photo" else f"frames {self.frames or 'all'}"
+        return f"model {model} settings {self._settings[kind]} source {self._source(item)} {part}"
 
-    def missing(self, item: Item) -> list[Kind]:
-        """The kinds that are not there yet, or were made otherwise."""
-        return [kind for kind, file in self.files(item).items() if not self._is_done(item, kind, file)]
+    def _source(self, item: Item) -> str:
+        """Size and time of the source when it was first asked for: before it was read, so that a change shows."""
+        if item not in self._sources:
+            try:
+                about = os.stat(item.path)
+                self._sources[item] = f"{about.st_size}-{about.st_mtime_ns}"
+            except OSError:
+                self._sources[item] = "unknown"
+        return self._sources[item]
+
+    def missing(self, item: Item, *, redo: bool = False) -> list[Kind]:
+        """The kinds that are not there yet, or were made otherwise; with ``redo`` all of them."""
+        return [kind for kind, file in self.files(item).items() if not self._is_done(item, kind, file) or redo]
 
     def _is_done(self, item: Item, kind: Kind, file: Path) -> bool:
         if item.kind == "stream":
             return False  # it is another one each time
         if file.is_dir():
-            first = min(file.glob("*.png"), default=None)
-            return first is not None and read_mark(first) == self.mark(item, kind)
+            frames = sorted(file.glob("*.png"))
+            whole = bool(frames) and frames[-1].stem == f"{len(frames) - 1:06d}"
+            return whole and read_mark(frames[0]) == self.mark(item, kind)
         return read_mark(file) == self.mark(item, kind)
+
+    def remove_leftovers(self, items: Iterable[Item]) -> None:
+        """Deletes what a killed process left of the files of these sources.
+
+        Each source has one process: nobody else is writing these files.
+        """
+        files = {file for item in items for file in self.files(item).values()}
+        for folder in {file.parent for file in files}:
+            try:
+                with os.scandir(folder) as there:
+                    hidden = [entry for entry in there if entry.name.startswith(".")]
+            except OSError:  # not there yet
+                continue
+            for entry in hidden:
+                found = _LEFTOVER.fullmatch(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    name = entry.name[1:].removesuffix(".tmp")
+                    if entry.name == unfinished(folder / name).name and folder / name in files:
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                elif found is not None and folder / found[1] in files:
+                    Path(entry.path).unlink(missing_ok=True)
 
     def write(self, item: Item, prediction: Prediction, kinds: Sequence[Kind]) -> None:
         """Writes the files of a photo, each whole or not at all. Raises :class:`OutputError`."""
@@ -118,13 +168,9 @@ class Outputs:
         files = self.files(item)
         for kind in kinds:
             file = files[kind]
-            try:
-                content = self.encoded(prediction, kind, file.suffix, self.mark(item, kind))
-            except ArgumentValueError as error:  # a JPEG has at most 65535 pixels along a side
-                raise DataError(f"{item.path}: {kind}: {error}") from error
+            content = self.encoded(prediction, kind, file.suffix, self.mark(item, kind))
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(file)
                 with replacing(file) as out:
                     out.write(content)
             except OSError as error:
@@ -171,10 +217,31 @@ def cannot_write(file: Path, error: OSError) -> OutputError:
     return OutputError(f"output: {file} cannot be written: {error.strerror or error}")
 
 
-def remove_leftovers(file: Path) -> None:
-    """Deletes what a killed process left of this file. Each source has one process: nobody else is writing it."""
-    for leftover in file.parent.glob(f".{escape(file.name)}.*.tmp*"):
-        leftover.unlink(missing_ok=True)
+def unfinished(folder: Path) -> Path:
+    """The name of a folder of frames until all are there."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def replace_frames(new: Path, folder: Path) -> None:
+    """Gives a folder of frames its name; the one of an earlier run is deleted. Raises OSError."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.rename(folder)
+
+
+def _require_frames_only(folder: Path, item: Item) -> None:
+    """Raises where a folder is not one of frames that an earlier run wrote: it will be replaced whole."""
+    if not folder.exists():
+        return
+    others = [path.name for path in folder.iterdir() if not _FRAME.fullmatch(path.name)] if folder.is_dir() else [""]
+    if not others:
+        others = [path.name for path in [min(folder.iterdir(), default=None)] if path and read_mark(path) is None]
+    if others:
+        what = f"has files of others ({others[0]})" if others[0] else "is a file"
+        raise OutputError(
+            f"output: the labels of {item.shown} are the folder {folder}, which {what}; expected none, or one of an "
+            "earlier prediction; move it away, or choose another folder"
+        )
 
 
 def _readable(content: Mapping[str, Any]) -> str:

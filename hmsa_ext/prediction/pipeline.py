@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -53,35 +54,39 @@ def work(
     readers: int,
     writers: int,
     seconds: Seconds | None = None,
-) -> Iterator[Done[Job]]:
+) -> Generator[Done[Job], None, None]:
     """Does each job in three parts and yields it when all are done, in order.
 
     ``read`` and ``write`` run in threads, ``predict`` in this one. At most ``readers + 2`` jobs are read ahead, and as
     many wait to be written: memory is bounded whatever the number of jobs. With one reader the jobs are read one after
     the other in their order, and with one writer written so, as a video needs it.
 
-    A job whose reading or predicting raises DataError or InputError is yielded with that error, and the next goes on.
-    Any other error ends the work, after what was begun to write is written.
+    A job whose reading, predicting or writing raises DataError or InputError is yielded with that error, and the next
+    goes on. Any other error ends the work, after what was begun to write is written. Whoever may leave the loop early
+    closes the iterator (``contextlib.closing``): the threads end then.
     """
     spent = Seconds() if seconds is None else seconds
     source = iter(jobs)
     reading: deque[_Pending] = deque()
     writing: deque[_Pending] = deque()
     reader, writer = ThreadPoolExecutor(readers, "read"), ThreadPoolExecutor(writers, "write")
+    adding = threading.Lock()
 
     def timed_read(job: Job) -> Any:
         begin = time.perf_counter()
         try:
             return read(job)
         finally:
-            spent.read += time.perf_counter() - begin
+            with adding:
+                spent.read += time.perf_counter() - begin
 
     def timed_write(job: Job, result: Any) -> None:
         begin = time.perf_counter()
         try:
             write(job, result)
         finally:
-            spent.write += time.perf_counter() - begin
+            with adding:
+                spent.write += time.perf_counter() - begin
 
     def refill() -> None:
         while len(reading) < readers + AHEAD:

@@ -198,4 +198,4 @@ class Prediction:
         image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA)
         labels = cv2.resize(self.labels.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
         picture = drawn.overlay(image, labels, self.classes.colours)
-        return encode_png(with_legend(picture, self.classes, labels), "")
+        return encode_png(with_legend(picture, self.classes, self.labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,11 @@ from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.pictures import scale_shares
 from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.errors import HmsaError
-from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models import InputError, ScaleOutputs
 from hmsa_ext.models.multi_scale import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
 from hmsa_ext.prediction import tiles
-from hmsa_ext.prediction.memory import Footprint, allowed, footprint
+from hmsa_ext.prediction.memory import Footprint, allowed, footprint, reading
 from hmsa_ext.prediction.prediction import Prediction
 from hmsa_ext.prediction.settings import LEAST_TILE, PredictionSettings, show_bytes
 from hmsa_ext.settings import SettingError, options
@@ -206,6 +207,11 @@ class Predictor:
         ordered = self.scales if scales is None else _scales(scales)
         mirrored = self.flip if flip is None else flip
         size = photo.pixels.shape[:2]
+        if min(size) * ordered[0] < 1:  # also where the network sees it larger: its outputs are fused at this size
+            raise InputError(
+                f"image: {size[0]}x{size[1]} pixels leave nothing at scale {ordered[0]:g}; expected at least "
+                f"{math.ceil(1 / ordered[0])} in height and width, or scales that are not below 1"
+            )
         plan = self.plan(size, ordered, mirrored, logits=logits, per_scale=per_scale)
         found = _Results(size, self.classes.num_classes, ordered, logits=logits, per_scale=per_scale)
         with _explaining_memory(plan), evaluation_mode(self.model):
@@ -214,7 +220,8 @@ class Predictor:
             pixels = torch.from_numpy(array).to(self.device, non_blocking=True)
             if plan.layout is None:
                 outputs = self._run(_cut(pixels, (0, 0, *size), plan.size), ordered, mirrored)
-                found.read(dataclasses.replace(outputs, aux=None, size=size), mirrored, 0, 0, size[0])
+                outputs = dataclasses.replace(outputs, aux=None, size=size)  # what is not read need not stay
+                found.read(outputs, mirrored, 0, 0, size[0])
             else:
                 self._predict_tiles(pixels, plan, ordered, mirrored, found)
         return Prediction(
@@ -249,9 +256,16 @@ class Predictor:
             return Plan((height, width), None, None, limit)
 
         needs = self._footprint(ordered, mirrored)
-        per_pixel = 3 + 5 + (4 * self.classes.num_classes * 2 if logits else 0) + (5 * len(ordered) if per_scale else 0)
-        results = size[0] * size[1] * per_pixel + (height * width * 3 if (height, width) != size else 0)
-        at_once = needs.peak(height * width) + results
+        reads = reading(
+            self.classes.num_classes, len(ordered), needs.attention_channels, flip=mirrored, logits=logits,
+            per_scale=per_scale,
+        )  # fmt: skip
+        photo = size[0] * size[1]
+        outputs = needs.kept * height * width
+        # No page of the results is touched before the network is done.
+        at_once = needs.resident(
+            4 * photo + max(needs.live(height * width), outputs + (reads.results + reads.meanwhile) * photo)
+        )
         if chosen.tile is None and at_once <= limit:
             return Plan((height, width), None, at_once, limit)
         if needs.strides is None:
@@ -259,13 +273,18 @@ class Predictor:
         descending = ordered[::-1]
         step = tiles.step_of(descending, needs.strides)
         grid = max(1, TILE_STEP // step)
-        if (height, width) != size:  # resized in any case: to a size whose maps end with the image
+        resized = (height, width) != size
+        if resized:  # in any case: to a size whose maps end with the image
             height, width = (max(step, round(side / step) * step) for side in (height, width))
 
         def needed(layout: tiles.Layout) -> int:
-            rows = layout.covered[0] if (height, width) != size else 2 * layout.tile[0]
-            maps = 2 * needs.kept * min(rows, layout.covered[0]) * layout.covered[1]  # twice while rows are added
-            return int(needs.peak(layout.tile[0] * layout.tile[1]) + maps) + results
+            rows = height if resized else min(2 * layout.tile[0], height)
+            maps = needs.kept * (layout.covered[0] if resized else 2 * layout.tile[0]) * layout.covered[1]
+            of_photo = (4 + reads.results) * photo + 3 * height * width * resized
+            read = reads.meanwhile * (photo if resized else rows * width)
+            # The maps are there twice while rows are added to them, and where a band is cut out of them.
+            tile = needs.live(layout.tile[0] * layout.tile[1])
+            return needs.resident(of_photo + maps + max(tile, maps + read))
 
         if chosen.tile is not None:
             tile = chosen.tile if isinstance(chosen.tile, tuple) else (chosen.tile, chosen.tile)
@@ -331,6 +350,7 @@ class Predictor:
                 found.read(dataclasses.replace(band.outputs, size=size), flip, 0, 0, size[0])
             else:
                 found.read(band.outputs, flip, band.margin, band.first, band.last)
+            del band  # its maps need not stay while the next tiles run
 
     def _network_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) at which the network sees a photo."""

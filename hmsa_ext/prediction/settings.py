@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from hmsa_ext.settings import SHARE, Names, Rule, Spelling, read_number, validate
 
 KINDS = ("labels", "colours", "overlay", "confidence", "attention")
-LEAST_TILE, MOST_OVERLAP = 64, 0.5
+LEAST_TILE, MOST_OVERLAP, LEAST_MEMORY = 64, 0.5, 2**20
 _UNITS = {"": 2**30, "m": 10**6, "mb": 10**6, "mib": 2**20, "g": 10**9, "gb": 10**9, "gib": 2**30}
 
 
@@ -38,7 +38,12 @@ def _read_bytes(value: object) -> int:
     found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(value).strip().lower())
     if found is None or found[2] not in _UNITS:
         raise ValueError
-    return int(float(found[1]) * _UNITS[found[2]])
+    # A number alone that is too large for GiB is one of bytes: settings are read again from what was read before.
+    in_bytes = not found[2] and float(found[1]) >= LEAST_MEMORY
+    count = int(float(found[1]) * (1 if in_bytes else _UNITS[found[2]]))
+    if count < LEAST_MEMORY:
+        raise ValueError
+    return count
 
 
 def show_bytes(count: float) -> str:
@@ -50,7 +55,7 @@ Sides = Annotated[int | tuple[int, int], Spelling("N|HxW", _read_sides, _show_si
 _SIDES = Rule(_are_sides, "pixels of the longer side, such as 1024, or HxW, such as 512x1024")
 _TILE = Rule(lambda v: _are_sides(v, LEAST_TILE), f"N or HxW in pixels, at least {LEAST_TILE}")
 _OVERLAP = Rule(lambda v: 0 <= v <= MOST_OVERLAP, f"a share of the tile from 0 to {MOST_OVERLAP:g}")
-_MEMORY = Rule(lambda v: v >= 2**20, "memory such as 4GB, 1.5GiB or 800MB; a number alone is GiB")
+_MEMORY = Rule(lambda v: v >= LEAST_MEMORY, "memory such as 4GB, 1.5GiB or 800MB; a number alone is GiB")
 _KINDS = Rule(lambda v: set(v) <= set(KINDS), f"some of {', '.join(KINDS)}")
 _WHITE = Rule(lambda v: 1 <= v <= 65535, "a value from 1 to 65535")
 Memory = Annotated[int, Spelling("SIZE", _read_bytes, lambda v: show_bytes(v).replace(" ", ""))]

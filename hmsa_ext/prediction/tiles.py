@@ -159,7 +159,7 @@ def blended(
                 ]
             for target, part, k in zip(maps, parts, of_scale, strict=True):
                 _add(target, part, cells[k], plan, (number, place), top)
-            del outputs, parts
+            del outputs, parts, part  # nothing of a tile stays while the next one runs
         finished = height if last_row else plan.rows[number + 1] - margin
         if (whole and not last_row) or finished <= done:
             continue
@@ -170,7 +170,9 @@ def blended(
             for m, k in zip(maps, of_scale, strict=True)
         ]
         found = ScaleOutputs(cut[: len(scales)], cut[len(scales) :], None, tuple(scales), (below - above, width))
+        del cut
         yield Band(found, done - above, done, finished)
+        del found
         done = finished
         keep = max(0, done - margin)
         maps = [m[..., int((keep - top) * cells[k]) :, :] for m, k in zip(maps, of_scale, strict=True)]

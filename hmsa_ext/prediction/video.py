@@ -1,233 +1,188 @@
-"""Frames of videos, cameras and streams, and MP4 files of frames, through OpenCV."""
+"""Videos, cameras and streams: their frames in order, and MP4 files of the results."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
+import cv2
 import numpy as np
 
-from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import DataError
-from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import OutputError
-from hmsa_ext.prediction.marks import append_mark, check_mark
-from hmsa_ext.prediction.sources import camera_number, without_password
+from hmsa_ext.prediction.marks import append_mark
 
 USUAL_FPS = 25.0
-# Streams and recordings of browsers without a fixed rate state the ticks of their clock, 1000 or 90000 a second.
+"""Frames a second of a video that does not say."""
 MOST_FPS = 1000.0
+MOST_SIDE = 8190
+"""Pixels along a side that MPEG-4 can hold."""
+H264, MPEG4 = "avc1", "mp4v"
+"""Codecs. Browsers show H.264, which the wheels of OpenCV for Linux cannot encode; players show MPEG-4 Part 2 too."""
 
 
 class Frames:
-    """The frames of a video file, a camera (``camera:0``) or a stream (``rtsp://...``), for ``with`` and ``for``.
+    """The frames of a video file, camera or stream: a context manager, and an iterator of uint8 RGB [H, W, 3].
 
-    The rotation that a phone stores beside a video is followed, as OpenCV does by default: frames are upright. Frames
-    come in their order at whatever times; where the rate of a video varies, ``fps`` is its mean.
+    Frames are turned as the file says, which OpenCV does by itself.
 
-    size: (height, width) of the frames in pixels.
-    fps: frames per second; None where unknown.
-    count: how many frames the file states; None where unknown, as for cameras.
-    warning: once the frames are at their end, why there were fewer than expected; empty where all were read.
+    size: (height, width) of the first frame. fps: frames a second; None where nobody says. count: how many frames the
+    file says that it has; None of cameras and streams. warnings: what went wrong, in words.
 
-    Raises :class:`hmsa_ext.data.DataError` on entering, for what is no video, a camera that is not there, a stream
-    that does not answer, and while reading, where the size of the frames changes.
+    Raises :class:`hmsa_ext.data.DataError` for a file that is no video, and for a camera or stream that is not there.
     """
 
-    size: tuple[int, int]
-    fps: float | None
-    count: int | None
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self.shown = without_password(self.path)
-        self.warning = ""
-        self._capture: cv2.VideoCapture | None = None
-        self._first: np.ndarray | None = None
+    def __init__(self, path: str) -> None:
+        self.path, self.warnings = path, list[str]()
+        camera = re.fullmatch(r"camera:(\d+)", path)
+        self._is_file = camera is None and "://" not in path
+        self._capture = _quietly(lambda: cv2.VideoCapture(int(camera[1]) if camera else path))
+        first = self._read() if self._capture.isOpened() else None
+        if first is None:
+            self._capture.release()
+            raise DataError(self._unreadable(camera is not None))
+        self._first: np.ndarray | None = first
+        self.size: tuple[int, int] = (first.shape[0], first.shape[1])
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= MOST_FPS else None
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if self._is_file and math.isfinite(count) and count > 0 else None
 
     def __enter__(self) -> Frames:
-        camera = camera_number(self.path)
-        is_file = camera is None and "://" not in self.path
-        if is_file and not os.path.isfile(self.path):
-            raise DataError(f"{self.shown}: there is no such file")
-        self._capture = cv2.VideoCapture(self.path if camera is None else camera)
-        # Only with a frame in hand it is sure that there is a video, and that its size is that of upright frames.
-        opened, first = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not opened or first is None:
-            self._capture.release()
-            reason = "the stream cannot be opened; expected an address that answers with a video"
-            if camera is not None:
-                reason = "there is no such camera, or another program uses it"
-            elif is_file:
-                reason = "no video that can be read; the file is incomplete or damaged, or of a kind that is not known"
-            raise DataError(f"{self.shown}: {reason}")
-        self._first = first
-        self.size = first.shape[0], first.shape[1]
-        fps, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-        self.fps = fps if 0 < fps < MOST_FPS else None
-        self.count = int(count) if camera is None and 0 < count < 2**40 else None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._capture is not None:
-            self._capture.release()
-        self._capture = self._first = None
+    def __exit__(self, *error: object) -> None:
+        self._capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3], red, green, blue, each once; ``warning`` is set at their end."""
-        if self._capture is None:
-            raise ArgumentValueError(f"{self.shown}: frames are read within a with block")
-        frame, self._first = self._first, None
-        number = 0
-        while frame is not None:
-            number += 1
-            if frame.shape[:2] != self.size:
-                (height, width), (now_high, now_wide) = self.size, frame.shape[:2]
-                raise DataError(
-                    f"{self.shown}: frame {number} has {now_wide}x{now_high} pixels, those before {width}x{height}; "
-                    f"split the video where its size changes"
-                )
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            if self._capture is None:
-                return
-            frame = self._capture.read()[1]
-        self.warning = self._missing(number)
+        done = 0
+        while True:
+            frame, self._first = self._first if done == 0 else self._read(), None
+            if frame is None:
+                break
+            if frame.shape[:2] != self.size:  # a stream may change; a file of frames has one size
+                frame = cv2.resize(frame, self.size[::-1], interpolation=cv2.INTER_AREA)
+            done += 1
+            yield frame
+        # The count in a file is reckoned from its duration, and may be one or two off.
+        if self.count is not None and done < 0.99 * self.count - 2:
+            self.warnings.append(f"ends after {done} of {self.count} frames: the file is damaged or cut off")
 
-    def _missing(self, read: int) -> str:
-        if self.count is None:
-            return f"{self.shown}: the stream ended after {read} frames" if "://" in self.path else ""
-        # Formats that store no count have one that OpenCV works out from duration and rate, which may miss by a few.
-        if read < self.count - max(1, self.count // 100):
-            return f"{self.shown}: ended after {read} of {self.count} frames; the file is incomplete or damaged there"
-        return ""
+    def _read(self) -> np.ndarray | None:
+        found, frame = self._capture.read()
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if found and frame is not None else None
+
+    def _unreadable(self, is_camera: bool) -> str:
+        if is_camera:
+            there = ", ".join(f"camera:{name[5:]}" for name in _cameras()) or "none"
+            return f"{self.path}: there is no such camera, or another program has it; found here: {there}"
+        if not self._is_file:
+            return f"{self.path}: the stream cannot be opened; expected an address that a video player opens too"
+        if not Path(self.path).is_file():
+            return f"{self.path}: no such file"
+        return (
+            f"{self.path}: no video that can be read: it is damaged, or its codec is unknown to this OpenCV; try "
+            "ffmpeg -i FILE -c:v libx264 NEW.mp4"
+        )
 
 
 class VideoFile:
-    """An MP4 file of frames, for ``with``; it gets its name when the block ends well, and nothing is left if not.
+    """An MP4 file in progress, under a temporary name until :meth:`finish`.
 
-    The codec is H.264 where this OpenCV can encode it, else MPEG-4 (mp4v), which players show but browsers do not. Both
-    halve the resolution of colours and need even sides: an odd one is made longer by repeating the last row or column.
+    path: the file that it becomes. fps: frames a second; None: 25. size: (height, width) of the frames. The format
+    needs even sides: the last row or column is repeated where a side is odd.
 
-    path: the file to write; an old one is replaced at the end.
-    fps: frames per second; 25 where it is None or 0.
-    size: (height, width) of the frames in pixels.
-    mark: see :mod:`hmsa_ext.prediction.marks`; none unless given.
-
-    Raises :class:`hmsa_ext.files.OutputError` where the file cannot be written.
+    Raises :class:`hmsa_ext.files.OutputError` where no such file can be written, and ValueError for more than 8190
+    pixels along a side.
     """
 
-    def __init__(self, path: Path, fps: float | None, size: tuple[int, int], mark: str = "") -> None:
-        self.path, self.size, self.mark = Path(path), size, mark
-        self.fps = float(fps or USUAL_FPS)
-        self.written = 0
-        if not 0 < self.fps < float("inf"):
-            raise ArgumentValueError(f"fps: got {fps}, expected a number above 0, or None")
-        if min(size) < 1:
-            raise ArgumentValueError(f"size: got {size}, expected (height, width) in pixels")
-        if mark:
-            check_mark(mark)
-        self._final = self.path.resolve()  # a link stays a link
-        self._temporary = self._final.with_name(f".{self._final.name}.{os.getpid()}.tmp.mp4")
-        self._writer: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> VideoFile:
-        if not self._final.parent.is_dir():
-            raise OutputError(f"{self.path}: no folder {self.path.parent}; expected a file in one that exists")
-        height, width = (side + side % 2 for side in self.size)
-        for codec in ("avc1", "mp4v") if _encodes_h264() else ("mp4v",):
-            self._writer = _open(self._temporary, codec, self.fps, (height, width))
-            if self._writer.isOpened():
-                return self
-            self._writer.release()
-        self._temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{self.path}: OpenCV cannot write a video of {width}x{height} pixels and {self.fps:g} frames per second "
-            f"there; expected a folder that can be written, and sides of at most 8190 pixels"
-        )
+    def __init__(self, path: Path, fps: float | None, size: tuple[int, int]) -> None:
+        if max(size) > MOST_SIDE:
+            raise ArgumentValueError(
+                f"size: videos have at most {MOST_SIDE} pixels along a side, got {size[0]}x{size[1]} for {path}; write "
+                "the labels, which are a picture for each frame"
+            )
+        self.path, self.size = path, size
+        self._odd = size[0] % 2, size[1] % 2
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.mp4")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.write_bytes(b"")  # the reason where it cannot be written: OpenCV has none
+        except OSError as error:
+            raise OutputError(f"output: {path} cannot be written: {error.strerror or error}") from error
+        shape = size[1] + self._odd[1], size[0] + self._odd[0]
+        codec = H264 if _encodes_h264() else MPEG4
+        self._writer = _quietly(lambda: _writer(self._temporary, codec, fps or USUAL_FPS, shape))
+        if not self._writer.isOpened():
+            self.discard()
+            raise OutputError(f"output: this OpenCV cannot write {path} of {shape[0]}x{shape[1]} pixels as {codec}")
 
     def write(self, frame: np.ndarray) -> None:
-        """Appends a frame, uint8 [H, W, 3], red, green, blue."""
-        if self._writer is None:
-            raise ArgumentValueError(f"{self.path}: frames are written within a with block")
-        if frame.dtype != np.uint8:
-            raise ArgumentTypeError(f"frame: got {frame.dtype}, expected uint8")
-        if frame.shape != (*self.size, 3):
-            raise ArgumentValueError(f"frame: got {list(frame.shape)}, expected {[*self.size, 3]}")
-        picture = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR)
-        below, right = (side % 2 for side in self.size)
-        if below or right:
-            picture = cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        self._writer.write(picture)
-        self.written += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        self._writer = None
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._temporary.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        if not self.written:
-            raise OutputError(f"{self.path}: no frame was written; expected at least one")
-        # OpenCV does not say when a frame cannot be written, for example to a full disk.
-        there = _count(self._temporary)
-        if there < self.written:
-            raise OutputError(
-                f"{self.path}: {there} of {self.written} frames reached the file; is there room on the disk?"
+        """Adds a frame, uint8 RGB [H, W, 3]."""
+        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
+            raise ArgumentValueError(
+                f"frame: expected uint8 {[*self.size, 3]}, the size of the first one, got {frame.dtype} "
+                f"{list(frame.shape)}"
             )
+        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        if any(self._odd):
+            picture = cv2.copyMakeBorder(picture, 0, self._odd[0], 0, self._odd[1], cv2.BORDER_REPLICATE)
+        self._writer.write(picture)
+
+    def finish(self, mark: str = "") -> None:
+        """Ends the file and gives it its name. mark: see :mod:`hmsa_ext.prediction.marks`."""
+        self._writer.release()
         try:
-            if self.mark:
-                append_mark(self._temporary, self.mark)
-            with self._temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            self._temporary.replace(self._final)
+            if not _is_whole(self._temporary):  # OpenCV says nothing of errors in writing
+                raise OutputError(f"output: {self.path} cannot be written: only a part came out; is the disk full?")
+            if mark:
+                append_mark(self._temporary, mark)
+            self._temporary.replace(self.path)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            self.discard()
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"output: {self.path} cannot be written: {error.strerror or error}") from error
+
+    def discard(self) -> None:
+        """Removes the file, which was not finished."""
+        if hasattr(self, "_writer"):
+            self._writer.release()
+        self._temporary.unlink(missing_ok=True)
 
 
-def _open(path: Path, codec: str, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
-    return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, (size[1], size[0]))
-
-
-def _count(path: Path) -> int:
-    """How many frames a video file states; 0 where it cannot be opened."""
-    capture = cv2.VideoCapture(str(path))
-    count = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
-    capture.release()
-    return int(count)
+def _writer(path: Path, codec: str, fps: float, shape: tuple[int, int]) -> cv2.VideoWriter:
+    fourcc: Any = cv2.VideoWriter.fourcc(*codec)
+    return cv2.VideoWriter(str(path), fourcc, fps, shape)
 
 
 @functools.cache
 def _encodes_h264() -> bool:
-    """Whether this OpenCV writes H.264. The wheels for Linux have no encoder for it but those of some boards."""
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    """Whether this OpenCV writes H.264: an encoder may be listed and not work."""
+    with tempfile.TemporaryDirectory() as folder, _silent_stderr():
         path = Path(folder, "probe.mp4")
-        writer = _open(path, "avc1", USUAL_FPS, (480, 640))
+        writer = _quietly(lambda: _writer(path, H264, USUAL_FPS, (640, 480)))
         for _ in range(3):
             writer.write(np.zeros((480, 640, 3), np.uint8))
         writer.release()
-        return _count(path) == 3
+        capture = _quietly(lambda: cv2.VideoCapture(str(path)))
+        return capture.isOpened() and capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Leaves out what FFmpeg prints about a codec that is not there; it writes to the standard error itself."""
+def _silent_stderr() -> Iterator[None]:
+    """Leaves out what FFmpeg writes to standard error by itself about a codec that is not there."""
     try:
         kept = os.dup(2)
-    except OSError:  # closed: nothing is printed
+    except OSError:  # closed: nothing is written
         yield
         return
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -238,3 +193,37 @@ def _silence() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an MP4 file has its table of frames, which is written last, and ends with one of its boxes."""
+    kinds, place, size = set[bytes](), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # more than 4 GiB: the length follows
+                length = int.from_bytes(head[8:], "big")
+            if length < 8:
+                return False
+            kinds.add(head[4:8])
+            place += length
+    return place == size and b"moov" in kinds
+
+
+def _cameras() -> list[str]:
+    """The names of the cameras where the system lists them."""
+    return sorted(device.name for device in Path("/dev").glob("video[0-9]*"))
+
+
+def _quietly(action: Any) -> Any:
+    """The result of an action of OpenCV, without what OpenCV would print: errors of ours say it."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg has a line for each damaged block of a frame
+    logging = cv2.utils.logging
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        return action()
+    finally:
+        logging.setLogLevel(before)

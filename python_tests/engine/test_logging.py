@@ -11,8 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmsa_ext.engine.distributed import Process
 from hmsa_ext.data.progress import duration
+from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.logging import RunLog, memory_gib, read_records, timed
 
 

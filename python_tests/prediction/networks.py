@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmsa_ext.data import ClassTable
+from hmsa_ext import settings
+from hmsa_ext.data import ClassTable, Synthetic
 from hmsa_ext.data.palette import distinct_colours
+from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.engine.trained import TrainedModel
 from hmsa_ext.models import ModelSettings, MultiScale
 
@@ -59,6 +62,24 @@ def trained(model: nn.Module | None = None, num_classes: int = 5, **given: Any) 
     return TrainedModel(
         model or local_network(num_classes), Path("m.pt"), num_classes, network=ModelSettings(), **fields
     )
+
+
+def write_run(folder: Path, seed: int = 0, **classes: Any) -> Path:
+    """A run folder as training leaves it, of the local network on synthetic scenes. classes: changes of their table."""
+    names = Synthetic.classes.names
+    config = settings.to_dict(TrainSettings.of("synthetic"))
+    config |= {"model": f"{__name__}:local_network", "eval_scales": [0.5, 1.0]}
+    network = local_network(len(names))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(seed)
+    folder.mkdir(parents=True)
+    content = {
+        "state_dict": network.state_dict(), "average": None, "config": config, "class_names": list(names),
+        "classes": dataclasses.replace(Synthetic.classes, **classes).to_dict(), "image_size": [64, 96],
+    }  # fmt: skip
+    torch.save(content, folder / "last.pt")
+    return folder
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

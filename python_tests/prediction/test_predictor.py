@@ -150,7 +150,7 @@ def test_tiny_photos_are_predicted(hrnet, size):
 
 
 def test_a_photo_that_is_too_small_for_a_scale_is_named():
-    with pytest.raises(HmsaError, match=r"scales: 0.5 leaves nothing of images of 1 x 1"):
+    with pytest.raises(HmsaError, match=r"image: 1x1 pixels leave nothing at scale 0.5; expected at least 2"):
         predictor_of(scales=(0.5, 1.0)).predict(np.zeros((1, 1, 3), np.uint8))
 
 
