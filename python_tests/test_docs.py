@@ -210,6 +210,19 @@ def test_the_citation_has_the_version_of_the_package() -> None:
     assert citation["version"] == hmsa_ext.__version__
 
 
+def test_the_page_on_predictions_names_every_kind_of_file() -> None:
+    from hmsa_ext.prediction.outputs import ENDINGS
+
+    rows = re.findall(r"^\| `(\w+)` \| `NAME([^`]+)` \|", text_of(DOCS / "predict.md"), re.M)
+    assert dict(rows) == ENDINGS
+
+
+def test_pictures_of_predictions_are_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in (DOCS / "predict").iterdir()}
+    assert sizes
+    assert max(sizes.values()) < 200_000, sizes
+
+
 # ---- environment variables, messages ----------------------------------------------------------------------------
 
 READ = (
