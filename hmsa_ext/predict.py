@@ -128,9 +128,13 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Pred
         kept = {key: ran[key] for key in ("eval_scales", "flip") if key in ran}
         start = dataclasses.replace(start, evaluation=settings.replace(start.evaluation, kept))
     command = command_line.parse(start, arguments, prog=prog, description=__doc__ or "", shown=_is_shown)
-    require("sources", None, command.sources, "photos, folders or videos to predict")
-    require("model", command.trained, trained is not None, _runs_here())
-    require("output", command.output, command.output, "a folder for the results")
+    for missing, expected in (
+        (not command.sources, "SOURCE: photos, folders or videos"),
+        (trained is None, f"--model RUN: {_runs_here()}"),
+        (not command.output, "--output FOLDER: where the results go"),
+    ):
+        if missing:
+            raise command_line.UsageError(f"predict: expected {expected}; got none")
     assert trained is not None
     return command, trained
 

@@ -481,8 +481,8 @@ def test_no_space_left_is_one_line_and_what_is_done_is_kept(
         (["in", "--output", "in"], "output: in is the folder of the sources, too; expected another one"),
         (["in/a.png", "other/a.jpg", "--output", "out"], "in/a.png and other/a.jpg would be the same files"),
         (["in/a.png", "clip.mp4", "--output", "afile"], "output: afile is a file, or lies in one; expected a folder"),
-        (["in"], "output: got None, expected a folder for the results"),
-        (["--output", "out"], "sources: got None, expected photos, folders or videos to predict"),
+        (["in"], "predict: expected --output FOLDER: where the results go; got none"),
+        (["--output", "out"], "predict: expected SOURCE: photos, folders or videos; got none"),
         (["in", "--output", "out", "--write", "label"], "write: got label, expected some of labels, colours"),
         (["in", "--output", "out", "--tile", "5"], "tile: got 5, expected N or HxW in pixels, at least 64"),
         (["in", "--output", "out", "--shard", "4/3"], "shard: got 4,3, expected K/N with K from 1 to N"),
@@ -544,7 +544,7 @@ def test_a_folder_of_others_is_never_replaced_by_frames(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (None, "model: got None, expected a run folder, a checkpoint or a .safetensors file"),
+        (None, "predict: expected --model RUN: a run folder, a checkpoint or a .safetensors file"),
         ("absent", "no file absent; expected a checkpoint, or a run folder with a last.pt"),
         ("in", "no file in/last.pt; expected a checkpoint, or a run folder with a last.pt"),
         ("in/a.png", "cannot read in/a.png: not a checkpoint"),

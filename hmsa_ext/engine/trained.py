@@ -184,7 +184,8 @@ def weights_digest(model: nn.Module) -> str:
 def _require_own(content: Mapping[str, Any], path: Path) -> None:
     hint = (
         "for a file of another source say which network it is: network, a name or package.module:factory "
-        f"(of hmsa evaluate: --model NAME --num-classes N --data NAME) ({path})"
+        "(hmsa predict: --network NAME --classes DATA_SET; hmsa evaluate: --model NAME --num-classes N --data NAME) "
+        f"({path})"
     )
     missing = {"state_dict", "config", "class_names"} - content.keys()
     if missing or not _is_own(content):

@@ -349,6 +349,8 @@ def _skip(done: Done[Item], summary: Summary, progress: Progress | None) -> None
     """Names a source that could not be predicted."""
     shown = done.job.shown
     text = str(done.error).replace(done.job.path, shown)
+    if f"-page-{done.job.page + 1}" in done.job.place.name:
+        text = f"{text} (page {done.job.page + 1})"
     summary.skipped.append((shown, text.removeprefix(f"{shown}: ")))
     if shown not in text:
         text = f"{shown}: {text}"

@@ -253,12 +253,11 @@ class Predictor:
         ordered = self.scales if scales is None else _scales(scales)
         mirrored = self.flip if flip is None else flip
         chosen, limit = self.settings, allowed(self.device, self.settings.memory)
-        if self.device.type == "cpu":
-            limit -= self.reserve
+        kept_free = self.reserve if self.device.type == "cpu" else 0
         height, width = self._network_size(size)
         views = 2 if mirrored else 1
         everything = height * width * sum(scale * scale for scale in ordered) * views
-        if chosen.tile is None and not stated and everything <= UNWATCHED and limit >= ENOUGH:
+        if chosen.tile is None and not stated and everything <= UNWATCHED and limit - kept_free >= ENOUGH:
             return Plan((height, width), None, None, limit)
 
         needs = self._footprint(ordered, mirrored)
@@ -272,10 +271,10 @@ class Predictor:
         at_once = needs.resident(
             4 * photo + max(needs.live(height * width), outputs + (reads.results + reads.meanwhile) * photo)
         )
-        if chosen.tile is None and at_once <= limit:
+        if chosen.tile is None and at_once + kept_free <= limit:
             return Plan((height, width), None, at_once, limit)
         if needs.strides is None:
-            raise self._no_tiles(at_once, limit)
+            raise self._no_tiles(at_once + kept_free, limit)
         descending = ordered[::-1]
         step = tiles.step_of(descending, needs.strides)
         grid = max(1, TILE_STEP // step)
@@ -295,16 +294,17 @@ class Predictor:
         if chosen.tile is not None:
             tile = chosen.tile if isinstance(chosen.tile, tuple) else (chosen.tile, chosen.tile)
             layout = tiles.layout((height, width), tile, chosen.overlap, step, grid=grid)
-            if chosen.memory is not None and needed(layout) > limit:
-                raise SettingError("memory", show_bytes(limit), f"{show_bytes(needed(layout))} for tiles of this size")
+            least = needed(layout) + kept_free
+            if chosen.memory is not None and least > limit:
+                raise SettingError("memory", show_bytes(limit), f"{show_bytes(least)} for tiles of this size")
             return Plan((height, width), layout, needed(layout), limit)
         side = max(height, width)
         while side > LEAST_TILE:
             side = max(LEAST_TILE, int(side * 0.9))
             layout = tiles.layout((height, width), (side, side), chosen.overlap, step, grid=grid)
-            if needed(layout) <= limit:
+            if needed(layout) + kept_free <= limit:
                 return Plan((height, width), layout, needed(layout), limit)
-        raise self._no_tiles(needed(layout), limit)
+        raise self._no_tiles(needed(layout) + kept_free, limit)
 
     def size_note(self, size: tuple[int, int]) -> str:
         """A sentence where a photo of this (height, width) differs much from what the model was trained on, else "".
@@ -326,7 +326,7 @@ class Predictor:
         return (
             f"predicted at {seen[0]}x{seen[1]}, but the model was trained on images of about "
             f"{trained[0]}x{trained[1]}: if things look {larger} in the photos than there, "
-            f"resize-to {long_edge} predicts better{faster}"
+            f"resize them to {long_edge} pixels (--resize-to, in Python resize_to): that predicts better{faster}"
         )
 
     # ---- one photo ----------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_a_photo_of_another_size_than_in_training_is_worth_a_word():
     large = predictor.size_note((3000, 4000))
     assert "3000x4000" in large
     assert "trained on images of about 360x480" in large
-    assert "resize-to 480 predicts better and faster" in large
+    assert "resize them to 480 pixels (--resize-to, in Python resize_to): that predicts better and faster" in large
     assert "smaller" in predictor.size_note((90, 120))
     resized = Predictor(about, "cpu", settings=PredictionSettings(resize_to=480))
     assert resized.size_note((3000, 4000)) == ""
