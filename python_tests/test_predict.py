@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def save(name: str, pixels: np.ndarray, **options: object) -> None:
+def save(name: str, pixels: np.ndarray, **options: Any) -> None:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(name, **options)
 

@@ -49,6 +49,7 @@ def test_png_files_with_a_mark_hold_the_same_pixels(picture: np.ndarray) -> None
     np.testing.assert_array_equal(np.asarray(image), picture)
     assert image.info[KEYWORD] == MARK
     read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert read is not None
     np.testing.assert_array_equal(read if read.ndim == 2 else read[..., ::-1], picture)
 
 
