@@ -299,10 +299,10 @@ def test_quiet_names_only_what_is_skipped(predictor: Predictor, capsys: pytest.C
 
 
 def test_summaries_of_processes_add_up() -> None:
-    first = Summary(2, 1, 30, 4, [("a", "x")], 100, Seconds(1, 2, 3, 4))
-    second = Summary(3, 0, 0, 5, [("b", "y")], None, Seconds(1, 1, 1, 1))
+    first = Summary(2, 1, 30, 4, [("a", "x")], 100, 7, Seconds(1, 2, 3, 4))
+    second = Summary(3, 0, 0, 5, [("b", "y")], None, 5, Seconds(1, 1, 1, 1))
     both = merged([first, second])
-    assert both == Summary(5, 1, 30, 9, [("a", "x"), ("b", "y")], 100, Seconds(2, 3, 4, 5))
+    assert both == Summary(5, 1, 30, 9, [("a", "x"), ("b", "y")], 100, 7, Seconds(2, 3, 4, 5))
     assert both.pictures == 34
     assert first.skipped == [("a", "x")]
     assert merged([second]) == second
