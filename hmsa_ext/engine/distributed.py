@@ -4,6 +4,7 @@ Without torchrun every function here is the identity, so that the loop has no se
 """
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,9 @@ def start(device: str = "auto", *, patience: timedelta | None = None) -> Iterato
     if world_size == 1:
         yield Process(chosen, reason)
         return
+    # Whatever imports this later (fake tensors do) would keep the group that is there then for ever, and its threads
+    # would run into the end of the interpreter: a process in ten is aborted after its work is done.
+    importlib.import_module("torch._dynamo")
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     device_id = chosen if chosen.type == "cuda" else None
     dist.init_process_group(backend, device_id=device_id, timeout=patience)
