@@ -191,6 +191,7 @@ def rates(work: Work, rounds: int) -> dict[str, dict[str, Any]]:
             "images_per_second": count / statistics.median(of_way),
             "times_ours": statistics.median(a / b for a, b in zip(of_way, seconds[OURS], strict=True)),
             "processor_seconds": statistics.median(busy[name]) / count,
+            "seconds_by_round": [round(value, 3) for value in of_way],
             "peak_memory_bytes": max((peak for peak in peaks[name] if peak is not None), default=None),
         }
         for name, of_way in seconds.items()
