@@ -276,15 +276,15 @@ class Predictor:
         if needs.strides is None:
             raise self._no_tiles(at_once + kept_free, limit)
         descending = ordered[::-1]
-        step = tiles.step_of(descending, needs.strides)
+        step, margin = tiles.step_of(descending, needs.strides), tiles.margin_of(descending, needs.strides)
         grid = max(1, TILE_STEP // step)
         resized = (height, width) != size
         if resized:  # in any case: to a size whose maps end with the image
             height, width = (max(step, round(side / step) * step) for side in (height, width))
 
         def needed(layout: tiles.Layout) -> int:
-            rows = height if resized else min(2 * layout.tile[0], height)
-            maps = needs.kept * (layout.covered[0] if resized else 2 * layout.tile[0]) * layout.covered[1]
+            rows = layout.covered[0] if resized else min(layout.tile[0] + 2 * margin, layout.covered[0])
+            maps = needs.kept * rows * layout.covered[1]
             of_photo = (4 + reads.results) * photo + 3 * height * width * resized
             read = reads.meanwhile * (photo if resized else rows * width)
             # The maps are there twice while rows are added to them, and where a band is cut out of them.

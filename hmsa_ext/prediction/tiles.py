@@ -87,6 +87,17 @@ def step_of(scales: Sequence[float], strides: Sequence[int]) -> int:
     return step
 
 
+def margin_of(scales: Sequence[float], strides: Sequence[int]) -> int:
+    """Rows of the image beside a band that its pixels depend on, a multiple of :func:`step_of`.
+
+    The maps of a row of tiles, and the bands that are cut out of them, have up to two margins more rows than the tiles.
+    """
+    # Two resizes look one pixel of their maps aside: at the smallest scale that is its stride, and then one pixel.
+    reach = max((stride + 1) / scale for scale, stride in zip(scales, strides, strict=True))
+    step = step_of(scales, strides)
+    return math.ceil(reach / step) * step
+
+
 def layout(size: tuple[int, int], tile: tuple[int, int], overlap: float, step: int, *, grid: int = 1) -> Layout:
     """Tiles of at most ``tile`` pixels for an image of (height, width) ``size``, evenly spread.
 
@@ -138,10 +149,7 @@ def blended(
         whole: yield one band of everything.
     """
     height, width = plan.size
-    # Two resizes look one pixel of their maps aside: at the smallest scale that is its stride, and then one pixel.
-    reach = max((stride + 1) / scale for scale, stride in zip(scales, strides, strict=True))
-    step = step_of(scales, strides)
-    margin = math.ceil(reach / step) * step
+    margin = margin_of(scales, strides)
     cells = [Fraction(scale).limit_denominator(1000) / stride for scale, stride in zip(scales, strides, strict=True)]
     maps: list[Tensor] = []
     top = done = 0  # first row of the maps, and first row that was not yielded yet
