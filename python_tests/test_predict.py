@@ -299,14 +299,19 @@ def test_what_changed_was_deleted_or_was_damaged_is_made_again(run: Path) -> Non
 
 def test_what_a_killed_run_left_is_removed_and_the_rest_stays(run: Path) -> None:
     clip("in/clip.mp4")
-    left = ("out/.a.png.123.tmp", "out/b/.c.png.7.tmp", "out/.clip.overlay.mp4.99.tmp.mp4", "out/.clip.tmp/000000.png")
-    others = ("out/.other.png.123.tmp", "out/.a.png.x.tmp", "out/.a.png.b.png.5.tmp", "out/.git/x", "out/mine.png")
+    gone, alive = 5_000_000, os.getppid()  # no system has processes of so high a number
+    left = [f"out/{name}" for name in (
+        f".a.png.{gone}.tmp", f"b/.c.png.{gone}.tmp", f".clip.overlay.mp4.{gone}.tmp.mp4", f".clip.{gone}.tmp/000000.png"
+    )]  # fmt: skip
+    others = [f"out/{name}" for name in (
+        f".other.png.{gone}.tmp", ".a.png.x.tmp", f".a.png.b.png.{gone}.tmp", f".a.png.{alive}.tmp", ".git/x", "mine.png"
+    )]  # fmt: skip
     for name in (*left, *others):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(b"half")
     assert main(run, "in", "--write", "labels,overlay") == 0
     assert not [name for name in left if Path(name).exists()]
-    assert not Path("out/.clip.tmp").exists()
+    assert not Path(f"out/.clip.{gone}.tmp").exists()
     assert all(Path(name).read_bytes() == b"half" for name in others)
 
 

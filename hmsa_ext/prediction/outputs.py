@@ -37,7 +37,7 @@ CLASSES = "classes.json"
 _OF_KIND = {"labels": ("ids",), "overlay": ("opacity", "legend")}
 """Settings that only one kind depends on."""
 _OF_ALL = ("orientation", "white")
-_LEFTOVER = re.compile(r"\.(.+)\.\d+\.tmp(?:\.mp4)?")
+_LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.tmp(?:\.mp4)?")  # the name of the file, and the process that writes it
 """Temporary names of :func:`hmsa_ext.files.replacing` and of videos."""
 _FRAME = re.compile(r"\d{6,}\.png")
 
@@ -141,10 +141,7 @@ class Outputs:
         return read_mark(file) == self.mark(item, kind)
 
     def remove_leftovers(self, items: Iterable[Item]) -> None:
-        """Deletes what a killed process left of the files of these sources.
-
-        Each source has one process: nobody else is writing these files.
-        """
+        """Deletes what killed processes left of the files of these sources; those at work on this machine keep theirs."""
         files = {file for item in items for file in self.files(item).values()}
         for folder in {file.parent for file in files}:
             try:
@@ -154,11 +151,11 @@ class Outputs:
                 continue
             for entry in hidden:
                 found = _LEFTOVER.fullmatch(entry.name)
+                if found is None or folder / found[1] not in files or _is_at_work(int(found[2])):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
-                    name = entry.name[1:].removesuffix(".tmp")
-                    if entry.name == unfinished(folder / name).name and folder / name in files:
-                        shutil.rmtree(entry.path, ignore_errors=True)
-                elif found is not None and folder / found[1] in files:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
                     Path(entry.path).unlink(missing_ok=True)
 
     def write(self, item: Item, prediction: Prediction, kinds: Sequence[Kind]) -> None:
@@ -219,7 +216,22 @@ def cannot_write(file: Path, error: OSError) -> OutputError:
 
 def unfinished(folder: Path) -> Path:
     """The name of a folder of frames until all are there."""
-    return folder.with_name(f".{folder.name}.tmp")
+    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether another process of this number runs on this machine."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":  # there the question ends the process
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def replace_frames(new: Path, folder: Path) -> None:
