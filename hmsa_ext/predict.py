@@ -18,11 +18,12 @@ stopped the work.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -105,11 +106,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command, trained = parse(arguments)
-    with distributed.start(command.machine.device, patience=PATIENCE) as process:
+    with _saying_how_to_go_on(), distributed.start(command.machine.device, patience=PATIENCE) as process:
         summary = predict(command, trained, process)
         # Together: torchrun ends all processes as soon as one ends with a status other than 0.
         distributed.wait_for_all(process)
         return int(bool(summary.skipped))
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    """Adds a line where Ctrl-C or SIGTERM ends the work."""
+    try:
+        yield
+    except (KeyboardInterrupt, command_line.Terminated):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Predict, TrainedModel]:
@@ -159,12 +170,12 @@ def predict(command: Predict, trained: TrainedModel, process: Process) -> Summar
         torch.set_num_threads(command.machine.threads)
     predictor = Predictor(
         trained, process.device, dtype=command.machine.dtype, scales=command.evaluation.scales,
-        flip=command.evaluation.flip, settings=command.prediction, waiting=WAITING,
+        flip=command.evaluation.flip, settings=command.prediction, waiting=WAITING if len(items) > 1 else 0.0,
     )  # fmt: skip
     outputs = Outputs(folder, predictor, command.pictures, frames=command.frames)
     outputs.require_apart(items)
-    if process.is_main:
-        outputs.describe()
+    if process.is_main and (warning := outputs.describe()):
+        print(f"warning: {warning}", file=sys.stderr)
     part, parts = command.shard
     own = shard(items, (part - 1) * process.world_size + process.rank, parts * process.world_size)
     _announce(predictor, items, own, process)
@@ -193,7 +204,7 @@ def _announce(predictor: Predictor, items: Sequence[Item], own: Sequence[Item], 
         f"device {process.reason or predictor.device_reason}\ndtype  {predictor.dtype_reason}\n"
         f"model  {predictor.trained.path}, {classes.num_classes} classes\n"
         f"scales {scales}{', and mirrored' if predictor.flip else ''}\n"
-        f"to do  {len(items)} source{'s' * (len(items) != 1)}{share}"
+        f"found  {len(items)} source{'s' * (len(items) != 1)}{share}"
     )
 
 

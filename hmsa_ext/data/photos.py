@@ -303,7 +303,10 @@ def _check_white(white: int) -> None:
 def _to_8_bits(image: np.ndarray, white: int) -> tuple[np.ndarray, tuple[str, ...]]:
     if image.dtype == np.uint8:
         return image, ()
-    note = f"16 bits reduced to 8 with white={white} (largest value: {image.max()})"
+    largest = int(image.max())
+    note = f"16 bits reduced to 8 with white={white} (largest value: {largest})"
+    if 4 * largest <= white:  # cameras store 10, 12 or 14 bits in 16
+        note += f"; where photos are too dark, set white, perhaps to {(1 << largest.bit_length()) - 1}"
     return reduce_depth(image, white), (note,)
 
 

@@ -47,6 +47,16 @@ class Progress:
             self._last = now
             print(self._line(now - self._begin), file=sys.stderr, flush=True)
 
+    def within(self, part: int, parts: int, what: str) -> None:
+        """Part ``part`` of ``parts`` of the next result is there: "tile 5 of 24"."""
+        text = f"{what} {part} of {parts}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text if part < parts else "")
+        elif self._lines and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            of = "" if self._count is None else f" of {self._count}"
+            print(f"{self._what}: {self.done}{of} {self._unit}s, {text} of the next", file=sys.stderr, flush=True)
+
     def print(self, text: str) -> None:
         """Prints a line on standard error, above the bar if there is one."""
         if self._bar is not None:

@@ -81,7 +81,8 @@ def require_classes(content: dict[str, Any], class_names: Sequence[str], path: P
     if stored is not None and list(stored) != list(class_names):
         raise CheckpointError(
             f"checkpoint: {path} was trained for {len(stored)} classes ({', '.join(stored)}), "
-            f"but the data has {len(class_names)} ({', '.join(class_names)})"
+            f"but the data has {len(class_names)} ({', '.join(class_names)}); expected the same names in the same "
+            "order: name the classes of the data so, or take a model of these classes"
         )
 
 

@@ -20,7 +20,7 @@ from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.settings import unnamed_parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import writable_folder
-from hmsa_ext.models import ModelSettings, WeightReport
+from hmsa_ext.models import ModelSettings, WeightError, WeightReport
 from hmsa_ext.models.weight_files import SAFETENSORS, write_safetensors
 from hmsa_ext.models.weights import compare_weights
 from hmsa_ext.settings import SettingError
@@ -117,10 +117,19 @@ def open_model(
         table.num_classes if table is not None else _find_num_classes(network_settings, content, path)
     )
     model = _build(network_settings, count, path if network is None else None)
-    report = models.load_weights(model, content, source=str(path))
+    try:
+        report = models.load_weights(model, content, source=str(path))
+    except WeightError as error:
+        if network is None or "model" not in config:
+            raise
+        raise CheckpointError(
+            f"checkpoint: {path} is of the network {config['model']}, as it says itself; leave network out\n{error}"
+        ) from error
     if report.missing or report.mismatched:
         counts = _class_counts(report, count)
-        hint = f"; its weights are of {counts.pop()} classes, not {count}" if len(counts) == 1 else ""
+        hint = ""
+        if len(counts) == 1:
+            hint = f"; its weights are of {counts.pop()} classes, not {count}: give other classes, or none"
         raise CheckpointError(f"checkpoint: {path} does not fit the model{hint}\n{report}")
     if table is None:
         table = numbered_classes(count)

@@ -130,8 +130,10 @@ def _predict_photos(
     def predict(item: Item, photo: Photo) -> Prediction:
         per_scale = "attention" in missing[item]
         with _sparing_others(item):
-            notes.about(photo.pixels.shape[:2], photo.name, per_scale=per_scale)
-            return predictor.predict_photo(photo, per_scale=per_scale)
+            notes.about(photo.pixels.shape[:2], photo.name, per_scale=per_scale, what_was_done=photo.notes)
+            return predictor.predict_photo(
+                photo, per_scale=per_scale, tile_done=lambda part, parts: progress.within(part, parts, "tile")
+            )
 
     def write(item: Item, prediction: Prediction) -> None:
         with _sparing_others(item):
@@ -297,11 +299,19 @@ class _Notes:
     def __init__(self, predictor: Predictor, summary: Summary, say: Callable[[str], None] | None) -> None:
         self._predictor, self._summary, self._say = predictor, summary, say
         self._seen: set[tuple[tuple[int, int], bool]] = set()
+        self._said: set[str] = set()
         self._tiled = self._noted = False
         self._more = 0
 
-    def about(self, size: tuple[int, int], name: str, *, per_scale: bool) -> None:
-        """Looks at the size of a photo that is about to be predicted."""
+    def about(
+        self, size: tuple[int, int], name: str, *, per_scale: bool, what_was_done: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        """Looks at the size of a photo that is about to be predicted, and at what reading did to it."""
+        for text in what_was_done:
+            kind = text.partition("(")[0]
+            if kind not in self._said and self._say is not None:
+                self._say(f"note   {name}: {text}")
+            self._said.add(kind)
         if (size, per_scale) not in self._seen:
             plan = self._predictor.plan(size, per_scale=per_scale, stated=True)
             assert plan.peak is not None

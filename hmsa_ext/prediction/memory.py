@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Sequence
@@ -130,10 +131,11 @@ def _strides(outputs: ScaleOutputs, side: int) -> tuple[int, ...] | None:
     found = []
     for scale, logits in zip(outputs.scales, outputs.logits, strict=True):
         height, width = logits.shape[-2:]
-        grid = int(side * scale)
-        if height != width or grid % height:
+        grid = math.floor(side * scale)
+        stride = round(grid / height)
+        if height != width or stride < 1 or -(-grid // stride) != height:
             return None
-        found.append(grid // height)
+        found.append(stride)
     return tuple(found)
 
 

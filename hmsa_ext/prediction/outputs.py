@@ -71,13 +71,13 @@ class Outputs:
 
     def files(self, item: Item) -> dict[Kind, Path]:
         """The files of a source by kind. Of a video the labels are a folder of one PNG for each frame."""
+        return {kind: self._file(item, kind) for kind in self.kinds(item)}
+
+    def _file(self, item: Item, kind: Kind) -> Path:
         place = self.folder / item.place
         if item.kind == "photo":
-            return {kind: place.with_name(place.name + ENDINGS[kind]) for kind in self.kinds(item)}
-        return {
-            kind: place if kind == "labels" else place.with_name(f"{place.name}.{kind}.mp4")
-            for kind in self.kinds(item)
-        }
+            return place.with_name(place.name + ENDINGS[kind])
+        return place if kind == "labels" else place.with_name(f"{place.name}.{kind}.mp4")
 
     def require_apart(self, items: Iterable[Item]) -> None:
         """Raises :class:`OutputError` where a result would replace a source, another result, or files of others."""
@@ -141,8 +141,11 @@ class Outputs:
         return read_mark(file) == self.mark(item, kind)
 
     def remove_leftovers(self, items: Iterable[Item]) -> None:
-        """Deletes what killed processes left of the files of these sources; those at work on this machine keep theirs."""
-        files = {file for item in items for file in self.files(item).values()}
+        """Deletes what killed processes left of the files of these sources.
+
+        Processes that are at work on this machine keep theirs.
+        """
+        files = {self._file(item, kind) for item in items for kind in ENDINGS}  # also what an earlier run was to write
         for folder in {file.parent for file in files}:
             try:
                 with os.scandir(folder) as there:
@@ -180,8 +183,11 @@ class Outputs:
             kind, suffix, mark=mark, ids=chosen.ids == "dataset", opacity=chosen.opacity, legend=chosen.legend
         )
 
-    def describe(self) -> None:
-        """Writes ``classes.json``: what the numbers in the label files mean, and what they were made with."""
+    def describe(self) -> str:
+        """Writes ``classes.json``: what the numbers in the label files mean, and what they were made with.
+
+        Returns a warning where an older one gave the numbers another meaning, else "".
+        """
         predictor, classes = self._predictor, self._predictor.classes
         by_class = classes.ids if self.pictures.ids == "dataset" else None
         numbers = range(classes.num_classes) if by_class is None else by_class
@@ -199,10 +205,18 @@ class Outputs:
             "hmsa_ext": hmsa_ext.__version__,
         }
         file = self.folder / CLASSES
+        before = _classes_in(file)
         try:
             write_text(file, _readable(content))
         except OSError as error:
             raise cannot_write(file, error) from error
+        now = [(entry["id"], entry["name"]) for entry in content["classes"]]
+        if before in (None, now):
+            return ""
+        return (
+            f"{file} gave the numbers another meaning until now: label files in this folder that are not made anew "
+            "keep the old one; a folder for each model keeps them apart"
+        )
 
 
 def cannot_write(file: Path, error: OSError) -> OutputError:
@@ -254,6 +268,14 @@ def _require_frames_only(folder: Path, item: Item) -> None:
             f"output: the labels of {item.shown} are the folder {folder}, which {what}; expected none, or one of an "
             "earlier prediction; move it away, or choose another folder"
         )
+
+
+def _classes_in(file: Path) -> list[tuple[int, str]] | None:
+    """Numbers and names of the classes that an older ``classes.json`` describes; None where there is none."""
+    try:
+        return [(entry["id"], entry["name"]) for entry in json.loads(file.read_text(encoding="utf-8"))["classes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _readable(content: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import warnings
@@ -206,8 +207,12 @@ class Predictor:
         *,
         logits: bool = False,
         per_scale: bool = False,
+        tile_done: Callable[[int, int], None] | None = None,
     ) -> Prediction:
-        """:meth:`predict` for a photo that was read already."""
+        """:meth:`predict` for a photo that was read already.
+
+        tile_done: called with the number of the tile that is done, from 1, and the number of tiles.
+        """
         ordered = self.scales if scales is None else _scales(scales)
         mirrored = self.flip if flip is None else flip
         size = photo.pixels.shape[:2]
@@ -227,7 +232,7 @@ class Predictor:
                 outputs = dataclasses.replace(outputs, aux=None, size=size)  # what is not read need not stay
                 found.read(outputs, mirrored, 0, 0, size[0])
             else:
-                self._predict_tiles(pixels, plan, ordered, mirrored, found)
+                self._predict_tiles(pixels, plan, ordered, mirrored, found, tile_done)
         return Prediction(
             labels=found.labels, confidence=found.confidence, classes=self.classes, image=photo.pixels,
             scales=ordered, flip=mirrored, name=photo.name, orientation=photo.orientation, notes=photo.notes,
@@ -274,7 +279,11 @@ class Predictor:
         if chosen.tile is None and at_once + kept_free <= limit:
             return Plan((height, width), None, at_once, limit)
         if needs.strides is None:
-            raise self._no_tiles(at_once + kept_free, limit)
+            raise SettingError(
+                "memory" if chosen.tile is None else "tile", show_bytes(limit) if chosen.tile is None else chosen.tile,
+                f"{show_bytes(at_once + kept_free)} for the whole photo: the outputs of this network are at no whole "
+                "stride, so it cannot be cut into tiles; give more memory, or predict it smaller (resize_to)",
+            )  # fmt: skip
         descending = ordered[::-1]
         step, margin = tiles.step_of(descending, needs.strides), tiles.margin_of(descending, needs.strides)
         grid = max(1, TILE_STEP // step)
@@ -334,8 +343,12 @@ class Predictor:
     def _run(self, images: Tensor, scales: Sequence[float], flip: bool) -> ScaleOutputs:
         return evaluation.run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
 
-    def _predict_tiles(self, pixels: Tensor, plan: Plan, scales: Sequence[float], flip: bool, found: _Results) -> None:
+    def _predict_tiles(
+        self, pixels: Tensor, plan: Plan, scales: Sequence[float], flip: bool, found: _Results,
+        tile_done: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
         assert plan.layout is not None
+        layout, numbers = plan.layout, itertools.count(1)
         size = (pixels.shape[0], pixels.shape[1])
         resized = plan.size != size
         if resized:
@@ -347,7 +360,10 @@ class Predictor:
 
         def one(row: int, column: int, height: int, width: int) -> ScaleOutputs:
             tile = _cut(pixels, (row, column, row + height, column + width), (height, width))
-            return self._run(tile, scales, flip)
+            outputs = self._run(tile, scales, flip)
+            if tile_done is not None:
+                tile_done(next(numbers), len(layout))
+            return outputs
 
         strides = self._footprint(scales, flip).strides
         assert strides is not None

@@ -25,6 +25,11 @@ from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import OutputError
 from hmsa_ext.settings import Rule, Spelling, read_number
 
+# Pictures that are not read, which phones and cameras make. In a folder they are items all the same: reading them fails
+# by name, and nobody believes that they were predicted.
+FOREIGN_SUFFIXES = (
+    ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+)  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 Kind = Literal["photo", "video", "stream"]
@@ -64,6 +69,7 @@ def find_sources(names: Sequence[str], *, output: Path, stdin: TextIO | None = N
 
     - a file: a video by its ending, any other is a photo. Its place is its stem.
     - a folder: all files in it with the ending of a picture or video, also in folders in it, and links are followed.
+      Pictures that cannot be read, such as HEIC, are among them where there are others; trying it names them.
       Hidden files and folders are left out. Places are the tree below it.
     - a pattern that the shell did not expand, such as ``"photos/**/*.png"``. Places are the tree below its fixed part.
     - ``@FILE``: a list of names, one a line; blank lines and lines that begin with # are passed over. Relative names
@@ -136,7 +142,9 @@ class _Entry:
     def items(self) -> list[Item]:
         if self.kind == "stream":
             return [Item(self.path, _place_of_stream(self.path), "stream")]
-        place = PurePosixPath(Path(os.path.relpath(self.path, self.folder)).with_suffix("").as_posix())
+        place = PurePosixPath(Path(os.path.relpath(self.path, self.folder)).as_posix())
+        if place.suffix.lower() not in FOREIGN_SUFFIXES:  # these often lie beside a JPEG of their name
+            place = place.with_suffix("")
         pages = _pages(self.path) if self.kind == "photo" else 1
         if pages == 1:
             return [Item(self.path, place, self.kind)]
@@ -256,7 +264,9 @@ class _Search:
     def _wanted(self, files: list[str], folder: str, title: str) -> list[_Entry]:
         """The entries of the files with the ending of a picture or video."""
         found = [_Entry(path, folder, kind) for path in files if (kind := _kind(path)) is not None]
-        if not found:
+        if found:
+            found += [_Entry(path, folder, "photo") for path in files if _suffix(path) in FOREIGN_SUFFIXES]
+        else:
             endings = collections.Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in files)
             most = sorted(endings.items(), key=lambda pair: (-pair[1], pair[0]))[:_MOST_NAMED]
             there = ", ".join(f"{count} {ending}" for ending, count in most)
@@ -282,8 +292,12 @@ def _read_list(path: str) -> str:
         raise DataError(f"sources: the list {path} cannot be read: {error.strerror or error}") from error
 
 
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
 def _kind(path: str) -> Kind | None:
-    ending = os.path.splitext(path)[1].lower()
+    ending = _suffix(path)
     if ending in VIDEO_SUFFIXES:
         return "video"
     return "photo" if ending in IMAGE_SUFFIXES else None
