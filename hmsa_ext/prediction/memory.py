@@ -131,9 +131,12 @@ def _strides(outputs: ScaleOutputs, side: int) -> tuple[int, ...] | None:
     for scale, logits in zip(outputs.scales, outputs.logits, strict=True):
         height, width = logits.shape[-2:]
         grid = int(side * scale)
-        if height != width or grid % height:
+        # Where the grid is no multiple of the stride, the last logit is left out or is of a part.
+        near = (grid // height, -(-grid // height))
+        fitting = [stride for stride in near if stride and height in (grid // stride, -(-grid // stride))]
+        if height != width or not fitting:
             return None
-        found.append(grid // height)
+        found.append(fitting[0])
     return tuple(found)
 
 

@@ -24,7 +24,7 @@ from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode,
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.pictures import scale_shares
 from hmsa_ext.engine.trained import TrainedModel, open_model
-from hmsa_ext.errors import HmsaError
+from hmsa_ext.errors import ArgumentValueError, HmsaError
 from hmsa_ext.models import InputError, ScaleOutputs
 from hmsa_ext.models.multi_scale import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
@@ -273,10 +273,17 @@ class Predictor:
         )
         if chosen.tile is None and at_once + kept_free <= limit:
             return Plan((height, width), None, at_once, limit)
+        if needs.strides is None and chosen.tile is not None:
+            raise SettingError("tile", chosen.tile, "none: the logits of this network have no whole stride")
         if needs.strides is None:
             raise self._no_tiles(at_once + kept_free, limit)
         descending = ordered[::-1]
-        step = tiles.step_of(descending, needs.strides)
+        try:
+            step = tiles.step_of(descending, needs.strides)
+        except ArgumentValueError:
+            if chosen.tile is not None:
+                raise
+            raise self._no_tiles(at_once + kept_free, limit) from None
         grid = max(1, TILE_STEP // step)
         resized = (height, width) != size
         if resized:  # in any case: to a size whose maps end with the image

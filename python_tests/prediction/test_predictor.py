@@ -292,3 +292,17 @@ def test_the_data_set_of_the_run_is_not_needed(tmp_path, monkeypatch):
 def test_predictions_can_be_replaced_field_by_field():
     found = predictor_of().predict(photo(40, 40))
     assert dataclasses.replace(found, name="b").name == "b"
+
+
+@pytest.mark.parametrize("scales", [(0.3, 1.0), (0.6, 1.0)])
+def test_scales_that_are_no_part_of_a_power_of_two_have_tiles_too(scales):
+    image = photo(240, 320)
+    whole = predictor_of(scales=scales).predict(image, logits=True)
+    tiled = predictor_of(scales=scales, tile=120)
+    assert tiled.plan((240, 320)).layout is not None
+    np.testing.assert_allclose(tiled.predict(image, logits=True).logits, kept(whole.logits), atol=1e-4)
+
+
+def test_tiles_that_were_asked_for_are_refused_by_name_where_scales_share_no_grid():
+    with pytest.raises(HmsaError, match="scales: tiles need scales that share a grid"):
+        predictor_of(scales=(0.613, 1.0), tile=64).predict(photo(128, 128))
