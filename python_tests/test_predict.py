@@ -300,12 +300,10 @@ def test_what_changed_was_deleted_or_was_damaged_is_made_again(run: Path) -> Non
 def test_what_a_killed_run_left_is_removed_and_the_rest_stays(run: Path) -> None:
     clip("in/clip.mp4")
     gone, alive = 5_000_000, os.getppid()  # no system has processes of so high a number
-    left = [f"out/{name}" for name in (
-        f".a.png.{gone}.tmp", f"b/.c.png.{gone}.tmp", f".clip.overlay.mp4.{gone}.tmp.mp4", f".clip.{gone}.tmp/000000.png"
-    )]  # fmt: skip
-    others = [f"out/{name}" for name in (
-        f".other.png.{gone}.tmp", ".a.png.x.tmp", f".a.png.b.png.{gone}.tmp", f".a.png.{alive}.tmp", ".git/x", "mine.png"
-    )]  # fmt: skip
+    half = (f".a.png.{gone}.tmp", f"b/.c.png.{gone}.tmp", f".clip.overlay.mp4.{gone}.tmp.mp4")
+    left = [f"out/{name}" for name in (*half, f".clip.{gone}.tmp/000000.png")]
+    foreign = (f".other.png.{gone}.tmp", ".a.png.x.tmp", f".a.png.b.png.{gone}.tmp", ".git/x", "mine.png")
+    others = [f"out/{name}" for name in (*foreign, f".a.png.{alive}.tmp")]
     for name in (*left, *others):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(b"half")

@@ -71,6 +71,10 @@ def read_photo(path: str | os.PathLike[str], *, page: int = 0, white: int = WHIT
     """
     _check_white(white)
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; expected a picture (hmsa predict takes folders and videos)")
+    if path.is_char_device():  # such as /dev/zero, which has no end
+        raise DataError(f"{path}: a device; expected a picture")
     data = read_bytes(path)
     _refuse_foreign(path, data)
     data, notes = _turn_to_page(path, data, page)

@@ -135,10 +135,9 @@ def open_model(
         table = numbered_classes(count)
     elif table.num_classes != count:  # the weights fit, since the network does not depend on the number
         raise SettingError("num_classes", count, f"{table.num_classes}, as {path} has")
-    size = own.get("image_size")
     return TrainedModel(
-        model, path, count, table, config or None, None if size is None else (int(size[0]), int(size[1])),
-        weights_digest(model), network_settings, known,
+        model, path, count, table, config or None, _said_size(own, path), weights_digest(model), network_settings,
+        known,
     )  # fmt: skip
 
 
@@ -228,6 +227,18 @@ def _said_classes(own: Mapping[str, Any], path: Path) -> ClassTable | None:
         return ClassTable(names, distinct_colours(len(names)))
     except ArgumentValueError as error:
         raise CheckpointError(f"checkpoint: {path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {path}: its classes cannot be read ({own.get('classes')!r:.80})") from error
+
+
+def _said_size(own: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+    """The size of the training images that a file of ours says."""
+    size = own.get("image_size")
+    if size is None:
+        return None
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+        raise CheckpointError(f"checkpoint: {path}: image_size is {size!r:.80}, expected [height, width] in pixels")
+    return size[0], size[1]
 
 
 def _asked_classes(classes: str | Sequence[str] | ClassTable) -> ClassTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections.abc import Sequence
@@ -131,11 +130,13 @@ def _strides(outputs: ScaleOutputs, side: int) -> tuple[int, ...] | None:
     found = []
     for scale, logits in zip(outputs.scales, outputs.logits, strict=True):
         height, width = logits.shape[-2:]
-        grid = math.floor(side * scale)
-        stride = round(grid / height)
-        if height != width or stride < 1 or -(-grid // stride) != height:
+        grid = int(side * scale)
+        # Where the grid is no multiple of the stride, the last logit is left out or is of a part.
+        near = (grid // height, -(-grid // height))
+        fitting = [stride for stride in near if stride and height in (grid // stride, -(-grid // stride))]
+        if height != width or not fitting:
             return None
-        found.append(stride)
+        found.append(fitting[0])
     return tuple(found)
 
 

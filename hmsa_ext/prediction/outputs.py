@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import hmsa_ext
 from hmsa_ext import settings as declared
+from hmsa_ext.data import DataError
 from hmsa_ext.files import OutputError, replacing, write_text
 from hmsa_ext.prediction.marks import read_mark
 from hmsa_ext.prediction.prediction import Kind, Prediction
@@ -34,9 +35,12 @@ ENDINGS: dict[Kind, str] = {
     "attention": ".attention.png",
 }
 CLASSES = "classes.json"
+VERSION = 1
+"""Of the files: raised when the same model and settings give other pictures."""
 _OF_KIND = {"labels": ("ids",), "overlay": ("opacity", "legend")}
 """Settings that only one kind depends on."""
 _OF_ALL = ("orientation", "white")
+_OF_NETWORK = ("model", "trunk", "attention_channels", "attention_head")
 _LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.tmp(?:\.mp4)?")  # the name of the file, and the process that writes it
 """Temporary names of :func:`hmsa_ext.files.replacing` and of videos."""
 _FRAME = re.compile(r"\d{6,}\.png")
@@ -52,6 +56,8 @@ class Outputs:
         self._sources: dict[Item, str] = {}
         chosen = declared.to_dict(pictures)
         shared = {
+            "version": VERSION,
+            "network": {name: declared.to_dict(predictor.trained.network)[name] for name in _OF_NETWORK},
             **declared.to_dict(predictor.settings),
             "long_edge": (predictor.trained.settings or {}).get("long_edge"),
             "scales": predictor.scales,
@@ -174,6 +180,8 @@ class Outputs:
                 with replacing(file) as out:
                     out.write(content)
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:  # of this source alone
+                    raise DataError(f"{item.shown}: its name is too long for that of a result; rename it") from error
                 raise cannot_write(file, error) from error
 
     def encoded(self, prediction: Prediction, kind: Kind, suffix: str, mark: str) -> bytes:

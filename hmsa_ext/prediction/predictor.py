@@ -233,6 +233,12 @@ class Predictor:
                 found.read(outputs, mirrored, 0, 0, size[0])
             else:
                 self._predict_tiles(pixels, plan, ordered, mirrored, found, tile_done)
+        undefined = np.isnan(found.confidence).mean()
+        if undefined:
+            raise PredictionError(
+                f"network: its outputs are no numbers in {100 * undefined:.3g} % of the pixels: the weights are "
+                "damaged or from a training that diverged, or bfloat16 is too coarse for them (dtype float32)"
+            )
         return Prediction(
             labels=found.labels, confidence=found.confidence, classes=self.classes, image=photo.pixels,
             scales=ordered, flip=mirrored, name=photo.name, orientation=photo.orientation, notes=photo.notes,
@@ -278,9 +284,11 @@ class Predictor:
         )
         if chosen.tile is None and at_once + kept_free <= limit:
             return Plan((height, width), None, at_once, limit)
+        if needs.strides is None and chosen.tile is not None:
+            raise SettingError("tile", chosen.tile, "none: the logits of this network have no whole stride")
         if needs.strides is None:
             raise SettingError(
-                "memory" if chosen.tile is None else "tile", show_bytes(limit) if chosen.tile is None else chosen.tile,
+                "memory", show_bytes(limit),
                 f"{show_bytes(at_once + kept_free)} for the whole photo: the outputs of this network are at no whole "
                 "stride, so it cannot be cut into tiles; give more memory, or predict it smaller (resize_to)",
             )  # fmt: skip
@@ -341,7 +349,13 @@ class Predictor:
     # ---- one photo ----------------------------------------------------------------------------------------------
 
     def _run(self, images: Tensor, scales: Sequence[float], flip: bool) -> ScaleOutputs:
-        return evaluation.run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
+        outputs = evaluation.run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
+        if not isinstance(outputs, ScaleOutputs):
+            raise PredictionError(
+                f"network: it returned {type(outputs).__name__}, expected hmsa_ext.models.ScaleOutputs; wrap a network "
+                "that returns (logits, features) by hmsa_ext.models.MultiScale"
+            )
+        return outputs
 
     def _predict_tiles(
         self, pixels: Tensor, plan: Plan, scales: Sequence[float], flip: bool, found: _Results,

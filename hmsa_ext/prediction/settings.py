@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -34,8 +35,10 @@ def _are_sides(value: Any, least: int = 1) -> bool:
 def _read_bytes(value: object) -> int:
     """Bytes from text; a number alone is GiB, unless it is so large that it can only be bytes."""
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if value == math.inf:
+            raise ValueError
         return int(value if value >= 2**20 else value * 2**30)
-    found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(value).strip().lower())
+    found = re.fullmatch(r"([\d.]{1,20})\s*([a-z]*)", str(value).strip().lower())
     if found is None or found[2] not in _UNITS:
         raise ValueError
     # A number alone that is too large for GiB is one of bytes: settings are read again from what was read before.

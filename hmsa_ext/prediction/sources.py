@@ -158,8 +158,10 @@ class _Search:
         self.output = output
         self.missing: list[str] = []
 
-    def named(self, name: str, stdin: TextIO) -> list[_Entry]:
+    def named(self, name: str, stdin: TextIO | None) -> list[_Entry]:
         if name == "-":
+            if stdin is None:
+                raise DataError("sources: standard input is closed; expected names of files on it, one a line")
             return self._listed(stdin.read(), "standard input", "")
         if name.startswith("@"):
             path = os.path.expanduser(name[1:])
@@ -251,9 +253,11 @@ class _Search:
             except OSError as error:
                 raise DataError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
             for entry in visible:
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(entry.path)
-                elif entry.is_file() or not os.path.exists(entry.path):
+                is_link = entry.is_symlink()
+                # A link to itself is neither for os.path; the entry would raise an error.
+                if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                    (links if is_link else folders).append(entry.path)
+                elif (is_link and not os.path.exists(entry.path)) or entry.is_file():
                     found.append(entry.path)  # a link that leads nowhere stays: reading it fails later, by its name
         return found
 

@@ -44,7 +44,11 @@ class Frames:
         self.path, self.warnings = path, list[str]()
         camera = re.fullmatch(r"camera:(\d+)", path)
         self._is_file = camera is None and "://" not in path
-        self._capture = _quietly(lambda: cv2.VideoCapture(int(camera[1]) if camera else path))
+        # FFmpeg takes the beginning of "12:30.mp4" for a protocol, but not that of a whole path.
+        opened = int(camera[1]) if camera else os.path.abspath(path) if self._is_file else path
+        if isinstance(opened, str) and not _is_text(opened):
+            raise DataError(f"{path}: OpenCV opens no video whose path is not UTF-8; rename the file or its folder")
+        self._capture = _quietly(lambda: cv2.VideoCapture(opened))
         first = self._read() if self._capture.isOpened() else None
         if first is None:
             self._capture.release()
@@ -110,6 +114,8 @@ class VideoFile:
                 f"size: videos have at most {MOST_SIDE} pixels along a side, got {size[0]}x{size[1]} for {path}; write "
                 "the labels, which are a picture for each frame"
             )
+        if not _is_text(str(path)):
+            raise OutputError(f"output: OpenCV writes no video whose path is not UTF-8: {path}; rename its folder")
         self.path, self.size = path, size
         self._odd = size[0] % 2, size[1] % 2
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.mp4")
@@ -157,6 +163,15 @@ class VideoFile:
         if hasattr(self, "_writer"):
             self._writer.release()
         self._temporary.unlink(missing_ok=True)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path is UTF-8: of others OpenCV crashes the process."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _writer(path: Path, codec: str, fps: float, shape: tuple[int, int]) -> cv2.VideoWriter:

@@ -255,7 +255,7 @@ def test_what_is_no_picture_is_an_error_that_names_the_file(tmp_path):
     for name, text in [("a.jpg", "not a picture: expected a PNG, JPEG"), ("b.jpg", "empty"), ("c.jpg", "No such file")]:
         with pytest.raises(DataError, match=rf"{name}: .*{text}"):
             as_photo(tmp_path / name)
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="a folder; expected a picture"):
         as_photo(str(tmp_path))
 
 

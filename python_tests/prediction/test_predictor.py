@@ -12,6 +12,7 @@ from PIL import Image
 
 from hmsa_ext import HmsaError, data, models, settings
 from hmsa_ext.data import Sample, collate, cut, whole_piece
+from hmsa_ext.data.photos import as_photo
 from hmsa_ext.engine import evaluation
 from hmsa_ext.prediction.memory import _LiveBytes, footprint
 from hmsa_ext.prediction.predictor import Predictor
@@ -292,3 +293,43 @@ def test_the_data_set_of_the_run_is_not_needed(tmp_path, monkeypatch):
 def test_predictions_can_be_replaced_field_by_field():
     found = predictor_of().predict(photo(40, 40))
     assert dataclasses.replace(found, name="b").name == "b"
+
+
+@pytest.mark.parametrize("scales", [(0.3, 1.0), (0.6, 1.0)])
+def test_scales_that_are_no_part_of_a_power_of_two_have_tiles_too(scales):
+    image = photo(240, 320)
+    whole = predictor_of(scales=scales).predict(image, logits=True)
+    tiled = predictor_of(scales=scales, tile=120)
+    assert tiled.plan((240, 320)).layout is not None
+    np.testing.assert_allclose(tiled.predict(image, logits=True).logits, kept(whole.logits), atol=1e-4)
+
+
+def test_tiles_that_were_asked_for_are_refused_by_name_where_scales_share_no_grid():
+    with pytest.raises(HmsaError, match="scales: tiles need scales that share a grid"):
+        predictor_of(scales=(0.613, 1.0), tile=64).predict(photo(128, 128))
+
+
+def test_outputs_that_are_no_numbers_are_an_error_and_never_labels():
+    model = local_network()
+    with torch.no_grad():
+        dict(model.named_parameters())["network.logits.bias"][2] = float("nan")
+    with pytest.raises(HmsaError, match="network: its outputs are no numbers in 100 % of the pixels"):
+        predictor_of(model).predict(photo(32, 32))
+
+
+def test_a_network_of_another_kind_is_named():
+    class Plain(torch.nn.Module):
+        def forward(self, images, scales):
+            return images
+
+    with pytest.raises(HmsaError, match=r"network: it returned Tensor, expected hmsa_ext\.models\.ScaleOutputs"):
+        predictor_of(Plain()).predict(photo(32, 32))
+
+
+def test_each_tile_is_told():
+    told = []
+    predictor = predictor_of(tile=64)
+    predictor.predict_photo(as_photo(photo(100, 150)), tile_done=lambda *which: told.append(which))
+    layout = predictor.plan((100, 150)).layout
+    assert layout is not None
+    assert told == [(k + 1, len(layout)) for k in range(len(layout))]

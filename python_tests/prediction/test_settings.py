@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hmsa_ext import command_line, settings
 from hmsa_ext.prediction.settings import PredictionSettings
 
@@ -24,3 +26,9 @@ def test_memory_in_python_is_a_text_or_a_number_of_gib_or_bytes() -> None:
     assert read("800mb") == 800 * 10**6
     assert read(2) == 2 * 2**30
     assert read(400 * 10**6) == 400 * 10**6
+
+
+@pytest.mark.parametrize("value", [float("inf"), "9" * 400])
+def test_endless_memory_is_an_error(value: object) -> None:
+    with pytest.raises(settings.SettingError, match="memory"):
+        settings.replace(PredictionSettings(), {"memory": value})

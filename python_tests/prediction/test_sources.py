@@ -310,3 +310,16 @@ def test_a_shard_is_written_k_of_n():
     for wrong in ("0/8", "9/8", "3", "3/8/9", "a/b", "1.5/2", "-1/2", 3, None):
         with pytest.raises(SettingError, match="expected K/N with K from 1 to N, for example 3/8"):
             replace(Work(), {"shard": wrong})
+
+
+def test_a_link_to_itself_stays_an_item_where_it_has_the_ending_of_a_picture():
+    make("in/a.png")
+    os.symlink("self", "in/self")
+    os.symlink("b.png", "in/b.png")
+    assert places("in") == {"in/a.png": "a", "in/b.png": "b"}
+
+
+def test_standard_input_that_is_closed_is_an_error(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="standard input is closed"):
+        find_sources(["-"], output=Path("out"))

@@ -214,3 +214,21 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_part_of_a_video(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", WRITES, str(path)], capture_output=True, text=True, timeout=60)
     assert f"{path} cannot be written: only a part came out; is the disk full?" in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "pipe:0.mp4", "shot%03d.mp4", "a[1] b.mp4"])
+def test_names_that_mean_something_to_ffmpeg_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    clip(tmp_path / "plain.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with Frames(name) as frames:
+        assert len(list(frames)) == 5
+
+
+def test_paths_that_are_not_utf_8_are_errors_and_crash_nothing(tmp_path: Path) -> None:
+    name = tmp_path / "b\udcff.mp4"
+    with pytest.raises(DataError, match="not UTF-8"):
+        Frames(str(name))
+    with pytest.raises(OutputError, match="not UTF-8"):
+        VideoFile(name, 10, (32, 48))
