@@ -109,12 +109,6 @@ def without_password(path: str) -> str:
     return _PASSWORD.sub("", path) if _ADDRESS.match(path) else path
 
 
-def camera_number(path: str) -> int | None:
-    """The number in ``camera:0``; None for anything else."""
-    found = _CAMERA.fullmatch(path)
-    return int(found[1]) if found else None
-
-
 def _read_shard(value: Any) -> tuple[int, int]:
     part, parts = (read_number(number, int) for number in (value.split("/") if isinstance(value, str) else value))
     return part, parts
