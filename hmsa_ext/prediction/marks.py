@@ -30,8 +30,8 @@ _MOST = 4096  # bytes of a mark
 def encode_png(picture: np.ndarray, mark: str = "") -> bytes:
     """A PNG file: uint8 or uint16 [H, W] as grey values, or uint8 RGB [H, W, 3]; with a mark where it is not empty."""
     _check(picture, (np.uint8, np.uint16) if picture.ndim == 2 else (np.uint8,))
-    # Run lengths suit areas of one value: a label map of 12 megapixels takes 0.05 s and 21 kB, with the default
-    # strategy 71 kB at level 1 and 24 kB at level 6; its confidence 0.09 s and 1.08 MB, at level 6 0.30 s and 1.06 MB.
+    # Run lengths suit areas of one value: label maps come out smaller than at level 6 of the default strategy, and
+    # confidence about as small and faster.
     how = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     data = _encoded(".png", picture, how)
     if not mark:

@@ -25,10 +25,10 @@ SMALL_PROBE = 256
 """The same, where the network really has to run."""
 SLACK = 1.1
 FRAGMENTS = 256 * 2**20
-"""The C library keeps what was freed in pieces that later tensors do not fit in: measured on the CPU as much again as
-the live tensors have, up to 230 MiB. It gives back at once what is larger than 32 MiB."""
+"""The C library keeps what was freed in pieces that later tensors do not fit in, up to about as much as the tensors
+that live, and gives back at once what is large. Tests of the marker ``memory`` hold the sum against resident memory."""
 CONSTANT = 112 * 2**20
-"""What a first prediction leaves: modules of PyTorch for fake tensors, 80 MiB, and the code of convolutions."""
+"""What a first prediction leaves: modules of PyTorch for fake tensors, and the code of convolutions."""
 SHARE_OF_CPU, SHARE_OF_GPU = 0.5, 0.8
 
 

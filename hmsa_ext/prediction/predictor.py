@@ -25,7 +25,7 @@ from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode,
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.engine.pictures import scale_shares
 from hmsa_ext.engine.trained import TrainedModel, open_model
-from hmsa_ext.errors import HmsaError
+from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError, HmsaError
 from hmsa_ext.models import InputError, ScaleOutputs
 from hmsa_ext.models.multi_scale import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
@@ -78,6 +78,8 @@ def load(
 
     Raises :class:`hmsa_ext.HmsaError` for a file that is no model, and for settings that do not fit.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"path: got {path!r:.60}, expected a run folder or a file of weights")
     trained = open_model(os.fspath(path), network, num_classes, classes)
     given: dict[str, Any] = {"resize_to": resize_to, "tile": tile, "overlap": overlap, "memory": memory}
     settings = PredictionSettings()
@@ -261,6 +263,9 @@ class Predictor:
 
         Raises :class:`hmsa_ext.settings.SettingError` where the memory that is allowed is too little.
         """
+        if not isinstance(size, tuple | list) or len(size) != 2 or not all(s >= 1 for s in size):
+            raise ArgumentValueError(f"size: got {size!r:.60}, expected (height, width) in pixels")
+        size = size[0], size[1]
         ordered = self.scales if scales is None else _scales(scales)
         mirrored = self.flip if flip is None else flip
         chosen, limit = self.settings, allowed(self.device, self.settings.memory)

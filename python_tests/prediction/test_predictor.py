@@ -15,7 +15,7 @@ from hmsa_ext.data import Sample, collate, cut, whole_piece
 from hmsa_ext.data.photos import as_photo
 from hmsa_ext.engine import evaluation
 from hmsa_ext.prediction.memory import _LiveBytes, footprint
-from hmsa_ext.prediction.predictor import Predictor
+from hmsa_ext.prediction.predictor import Predictor, load
 from hmsa_ext.prediction.settings import PredictionSettings
 from python_tests.prediction.networks import Local, local_network, photo, trained
 
@@ -333,3 +333,11 @@ def test_each_tile_is_told():
     layout = predictor.plan((100, 150)).layout
     assert layout is not None
     assert told == [(k + 1, len(layout)) for k in range(len(layout))]
+
+
+def test_wrong_types_are_named():
+    wrong: Any = 3
+    with pytest.raises(HmsaError, match="path: got 3, expected a run folder or a file of weights"):
+        load(wrong)
+    with pytest.raises(HmsaError, match=r"size: got 3, expected \(height, width\)"):
+        predictor_of().plan(wrong)
