@@ -8,6 +8,7 @@
 import warnings
 
 from hmsa_ext.models.building import build
+from hmsa_ext.models.efficientnet import EfficientNetLite, EfficientNetLiteClassifier, EfficientNetLiteConfig
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
 from hmsa_ext.models.inputs import InputError
@@ -27,6 +28,9 @@ __all__ = [
     "NAMES",
     "NETWORKS",
     "TRUNKS",
+    "EfficientNetLite",
+    "EfficientNetLiteClassifier",
+    "EfficientNetLiteConfig",
     "HRNet",
     "HRNetConfig",
     "InputError",

