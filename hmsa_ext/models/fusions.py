@@ -93,11 +93,12 @@ def check_scales(fusion: Fusion, scales: Sequence[float], train_scales: Sequence
             name, tuple(scales), "one scale: this fusion is of a single one; others, such as mean, combine several"
         )
     if fusion.attention == "joint" and len(scales) > 1 and set(scales) != set(train_scales):
+        trained = ",".join(f"{scale:g}" for scale in train_scales)
         raise SettingError(
-            name, tuple(scales),
-            f"{','.join(f'{s:g}' for s in train_scales)}, or one scale: explicit attention weighs the scales that it was trained "
-            "at, and knows no others",
-        )  # fmt: skip
+            name,
+            tuple(scales),
+            f"{trained}, or one scale: explicit attention weighs the scales of its training, and knows no others",
+        )
 
 
 def head_channels(
