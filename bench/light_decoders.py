@@ -173,7 +173,7 @@ def _down_and_up(levels: list[Tensor], down: Sequence[nn.Module], up: Sequence[n
         downward.insert(0, layer(_resize(downward[0], level) + level))
     out = [downward[0]]
     for level, passed, layer in zip(levels[1:], downward[1:], up, strict=True):
-        smaller = F.adaptive_avg_pool2d(out[-1], level.shape[-2:])
+        smaller = F.adaptive_avg_pool2d(out[-1], (level.shape[-2], level.shape[-1]))
         out.append(layer(smaller + level + passed))
     return out
 
@@ -257,4 +257,4 @@ def _separable(in_channels: int, channels: int, kernel: int = 3, *, dilation: in
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(x, (like.shape[-2], like.shape[-1]), mode="bilinear", align_corners=False)

@@ -2,13 +2,15 @@
 
 >>> model = build("hrnet_small_ocr", num_classes=11)
 >>> NAMES
-('hrnet_small_ocr', 'hrnet_w18_ocr', 'hrnet_w32_ocr', 'hrnet_w48_ocr')
+('hrnet_small_ocr', 'hrnet_w18_ocr', 'hrnet_w32_ocr', 'hrnet_w48_ocr', 'efficientnet_lite0_fpn')
 """
 
 import warnings
 
 from hmsa_ext.models.building import build
 from hmsa_ext.models.efficientnet import EfficientNetLite, EfficientNetLiteClassifier, EfficientNetLiteConfig
+from hmsa_ext.models.fpn import FPNNetwork, efficientnet_lite0_fpn
+from hmsa_ext.models.fusions import FUSIONS, Fusion, find_fusion
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
 from hmsa_ext.models.inputs import InputError
@@ -18,6 +20,7 @@ from hmsa_ext.models.ocr import OCRHead
 from hmsa_ext.models.ocr_network import OCRNetwork
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
+from hmsa_ext.models.segmentation_network import SegmentationNetwork
 from hmsa_ext.models.settings import ModelSettings
 from hmsa_ext.models.trunks import TRUNKS, build_trunk
 from hmsa_ext.models.weight_files import WeightError, read_checkpoint
@@ -25,12 +28,15 @@ from hmsa_ext.models.weights import WeightReport, load_weights
 
 __all__ = [
     "ATTENTION_HEADS",
+    "FUSIONS",
     "NAMES",
     "NETWORKS",
     "TRUNKS",
     "EfficientNetLite",
     "EfficientNetLiteClassifier",
     "EfficientNetLiteConfig",
+    "FPNNetwork",
+    "Fusion",
     "HRNet",
     "HRNetConfig",
     "InputError",
@@ -40,11 +46,14 @@ __all__ = [
     "OCRNetwork",
     "ScaleAttentionHead",
     "ScaleOutputs",
+    "SegmentationNetwork",
     "WeightError",
     "WeightReport",
     "build",
     "build_attention_head",
     "build_trunk",
+    "efficientnet_lite0_fpn",
+    "find_fusion",
     "hrnet_small_ocr",
     "hrnet_w18_ocr",
     "hrnet_w32_ocr",

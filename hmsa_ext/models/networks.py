@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from hmsa_ext.models.fpn import efficientnet_lite0_fpn
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -15,5 +16,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "hrnet_w18_ocr": hrnet_w18_ocr,
     "hrnet_w32_ocr": hrnet_w32_ocr,
     "hrnet_w48_ocr": hrnet_w48_ocr,
+    "efficientnet_lite0_fpn": efficientnet_lite0_fpn,
 }
 NAMES = tuple(NETWORKS)
