@@ -40,8 +40,8 @@ class Train:
     config: Annotated[str | None, FREE, Metavar("FILE")] = field(
         default=None,
         metadata={
-            "help": "YAML file of settings, such as the config.yaml of a run, or the name of a recipe that comes along: "
-            f"{', '.join(recipe_names())}; flags override it."
+            "help": "YAML file of settings, such as the config.yaml of a run, or the name of a recipe that comes "
+            f"along: {', '.join(recipe_names())}; flags override it."
         },
     )
     resume: Annotated[str | None, FREE, Metavar("RUN")] = None
