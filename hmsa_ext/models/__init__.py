@@ -15,6 +15,7 @@ from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NAMES, NETWORKS
 from hmsa_ext.models.ocr import OCRHead
 from hmsa_ext.models.ocr_network import OCRNetwork
+from hmsa_ext.models.resnet import ResNet, ResNetConfig
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.settings import ModelSettings
@@ -34,6 +35,8 @@ __all__ = [
     "MultiScale",
     "OCRHead",
     "OCRNetwork",
+    "ResNet",
+    "ResNetConfig",
     "ScaleAttentionHead",
     "ScaleOutputs",
     "WeightError",

@@ -13,6 +13,7 @@ from hmsa_ext.models.initialisation import initialise
 from hmsa_ext.models.multi_scale import DEFAULT_SCALES, check_attention_statistics, forward_scales
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS, OCRHead
 from hmsa_ext.models.one_scale import run_network
+from hmsa_ext.models.resnet import ResNetConfig
 from hmsa_ext.models.scale_attention import (
     PUBLISHED_BOTTLENECK,
     ScaleAttentionHead,
@@ -85,7 +86,7 @@ class OCRNetwork(nn.Module):
         self.attention_statistics = attention_statistics
         self._first_look = FirstLook()
 
-        is_ours = isinstance(trunk, HRNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
+        is_ours = isinstance(trunk, HRNetConfig | ResNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
         fresh: list[nn.Module] = [self.backbone, self.ocr] if is_ours else [self.ocr]
         predictions = [self.ocr.cls_head, self.ocr.aux_head[2]]
         if isinstance(self.scale_attn, ScaleAttentionHead):

@@ -6,6 +6,14 @@ A trunk is any ``nn.Module`` whose ``forward(images [B, 3, H, W])`` gives featur
 - ``stride``: pixels of the image per pixel of the features; h and w are H / stride and W / stride, rounded up or down;
 - ``divisor`` (1 where there is none): a number that the trunk needs H and W to be multiples of.
 
+A trunk that has features of several strides may offer them to decoders that take several (DeepLabV3+) by
+
+- ``level_channels`` and ``level_strides``: tuples of their channels and strides, finest first;
+- ``levels(images)``: a list of these features, each of H / stride x W / stride, rounded up or down.
+
+Optional too is ``weight_name(name)``: what an entry of a file of this trunk alone is called in the ``state_dict()`` of
+the trunk, where the file has names of its own, or None. :func:`hmsa_ext.models.load_weights` asks it.
+
 A module without these attributes is adapted in a line: ``trunk.out_channels, trunk.stride = 256, 4``. A new trunk is a
 file of its own and a line in ``TRUNKS``; a trunk outside this package is named ``package.module:factory``.
 """
@@ -20,6 +28,7 @@ from torch import Tensor, nn
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
+from hmsa_ext.models.resnet import R18, R34, R50, R101, ResNet, ResNetConfig
 from hmsa_ext.settings import SettingError
 
 TRUNKS: dict[str, Callable[[], nn.Module]] = {
@@ -27,15 +36,19 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "hrnet_w18": partial(HRNet, W18),
     "hrnet_w32": partial(HRNet, W32),
     "hrnet_w48": partial(HRNet, W48),
+    "resnet18": partial(ResNet, R18),
+    "resnet34": partial(ResNet, R34),
+    "resnet50": partial(ResNet, R50),
+    "resnet101": partial(ResNet, R101),
 }
 
 
-def build_trunk(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def build_trunk(trunk: str | HRNetConfig | ResNetConfig | nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """The trunk that a name, a module or a factory means.
 
     Args:
         trunk: a name of ``TRUNKS``, ``package.module:factory``, a factory without arguments, a module, or the widths
-            and depths of an HRNet.
+            and depths of an HRNet or a ResNet.
 
     Returns:
         The module; it has ``out_channels`` and ``stride``.
@@ -45,6 +58,8 @@ def build_trunk(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) 
     """
     if isinstance(trunk, HRNetConfig):
         trunk = HRNet(trunk)
+    elif isinstance(trunk, ResNetConfig):
+        trunk = ResNet(trunk)
     built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk")
     if not isinstance(built, nn.Module):
         if not callable(built):
@@ -68,17 +83,65 @@ def stated(trunk: nn.Module) -> tuple[int, int, int]:
     return out_channels, stride, divisor
 
 
+def stated_levels(trunk: nn.Module, wanted: int = 2) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """``(level_channels, level_strides)`` of a trunk, finest first.
+
+    Raises:
+        SettingError: a trunk with fewer than ``wanted`` levels, or one that states something else than ascending
+            strides and channels for each.
+    """
+    name = type(trunk).__name__
+    if not callable(getattr(trunk, "levels", None)):
+        expected = f"a trunk with features of {wanted} or more strides, such as resnet50: levels, level_channels and "
+        raise SettingError("trunk", name, expected + "level_strides")
+    channels, strides = (_positive_integers(trunk, attribute) for attribute in ("level_channels", "level_strides"))
+    if len(strides) < wanted or len(channels) != len(strides) or list(strides) != sorted(set(strides)):
+        raise SettingError(
+            "trunk",
+            name,
+            f"a trunk with {wanted} or more level_strides, finest first, and level_channels for each, not {strides} "
+            f"and {channels}",
+        )
+    return channels, strides
+
+
+def _positive_integers(trunk: nn.Module, attribute: str) -> tuple[int, ...]:
+    values = getattr(trunk, attribute, None)
+    if not isinstance(values, tuple | list) or not all(type(value) is int and value > 0 for value in values):
+        expected = f"a module with a tuple of positive integers {attribute}, not {values!r}"
+        raise SettingError("trunk", type(trunk).__name__, expected)
+    return tuple(values)
+
+
 def check_features(features: object, images: Tensor, out_channels: int, stride: int) -> None:
     """Raises ValueError unless the features of ``images`` have the channels and the stride that their trunk states."""
     if not isinstance(features, Tensor) or features.dim() != 4:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ArgumentValueError(f"trunk: expected features [B, {out_channels}, h, w], got {got}")
-    fits = features.shape[1] == out_channels and all(
-        abs(of_features * stride - of_image) < stride
-        for of_features, of_image in zip(features.shape[-2:], images.shape[-2:], strict=True)
-    )
-    if not fits:
+    if not _fits(features, images, out_channels, stride):
         raise ArgumentValueError(
             f"trunk: it states out_channels={out_channels} and stride={stride}, but made features "
             f"{list(features.shape)} of images {list(images.shape)}"
         )
+
+
+def check_levels(levels: object, images: Tensor, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """Raises ValueError unless the levels of ``images`` have the channels and the strides that their trunk states."""
+    are_maps = isinstance(levels, list | tuple) and all(isinstance(x, Tensor) and x.dim() == 4 for x in levels)
+    if not are_maps or len(levels) != len(strides):
+        got = f"{len(levels)} values" if isinstance(levels, list | tuple) else type(levels).__name__
+        raise ArgumentValueError(
+            f"trunk: expected levels(images) to give {len(strides)} tensors [B, *, h, w], got {got}"
+        )
+    if not all(_fits(x, images, c, stride) for x, c, stride in zip(levels, channels, strides, strict=True)):
+        raise ArgumentValueError(
+            f"trunk: it states level_channels={channels} and level_strides={strides}, but made "
+            f"{', '.join(str(list(x.shape)) for x in levels)} of images {list(images.shape)}"
+        )
+
+
+def _fits(features: Tensor, images: Tensor, channels: int, stride: int) -> bool:
+    return features.shape[1] == channels and all(
+        abs(of_features * stride - of_image) < stride
+        for of_features, of_image in zip(features.shape[-2:], images.shape[-2:], strict=True)
+    )
