@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -30,6 +31,9 @@ from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.models.resnet import R18, R34, R50, R101, ResNet, ResNetConfig
 from hmsa_ext.settings import SettingError
+
+Trunk: TypeAlias = "str | HRNetConfig | ResNetConfig | nn.Module | Callable[[], nn.Module]"
+"""What :func:`build_trunk` takes."""
 
 TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "hrnet_small": partial(HRNet, SMALL),
@@ -43,7 +47,7 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_trunk(trunk: str | HRNetConfig | ResNetConfig | nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def build_trunk(trunk: Trunk) -> nn.Module:
     """The trunk that a name, a module or a factory means.
 
     Args:
@@ -69,6 +73,11 @@ def build_trunk(trunk: str | HRNetConfig | ResNetConfig | nn.Module | Callable[[
         raise SettingError("trunk", type(built).__name__, "a factory that returns a torch.nn.Module")
     stated(built)
     return built
+
+
+def is_drawn_here(trunk: Trunk) -> bool:
+    """Whether a network draws the first weights of this trunk: those of modules and factories of others stay."""
+    return isinstance(trunk, HRNetConfig | ResNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
 
 
 def stated(trunk: nn.Module) -> tuple[int, int, int]:
@@ -125,19 +134,28 @@ def check_features(features: object, images: Tensor, out_channels: int, stride: 
         )
 
 
-def check_levels(levels: object, images: Tensor, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    """Raises ValueError unless the levels of ``images`` have the channels and the strides that their trunk states."""
-    are_maps = isinstance(levels, list | tuple) and all(isinstance(x, Tensor) and x.dim() == 4 for x in levels)
-    if not are_maps or len(levels) != len(strides):
-        got = f"{len(levels)} values" if isinstance(levels, list | tuple) else type(levels).__name__
+def levels_of(trunk: nn.Module, images: Tensor, wanted: int = 2) -> list[Tensor]:
+    """The levels of ``images`` [B, 3, H, W], finest first: [B, channels, h, w] each, as the trunk states them.
+
+    Raises:
+        SettingError: the trunk has no levels: see :func:`stated_levels`.
+        ValueError: the levels are other than stated.
+    """
+    channels, strides = stated_levels(trunk, wanted)
+    made = cast(Any, trunk).levels(images)
+    are_maps = isinstance(made, list | tuple) and all(isinstance(x, Tensor) and x.dim() == 4 for x in made)
+    if not are_maps or len(made) != len(strides):
+        got = f"{len(made)} values" if isinstance(made, list | tuple) else type(made).__name__
         raise ArgumentValueError(
             f"trunk: expected levels(images) to give {len(strides)} tensors [B, *, h, w], got {got}"
         )
-    if not all(_fits(x, images, c, stride) for x, c, stride in zip(levels, channels, strides, strict=True)):
+    if not all(_fits(x, images, c, stride) for x, c, stride in zip(made, channels, strides, strict=True)):
+        shapes = ", ".join(str(list(x.shape)) for x in made)
         raise ArgumentValueError(
-            f"trunk: it states level_channels={channels} and level_strides={strides}, but made "
-            f"{', '.join(str(list(x.shape)) for x in levels)} of images {list(images.shape)}"
+            f"trunk: it states level_channels={channels} and level_strides={strides}, but made levels {shapes} of "
+            f"images {list(images.shape)}"
         )
+    return list(made)
 
 
 def _fits(features: Tensor, images: Tensor, channels: int, stride: int) -> bool:

@@ -216,8 +216,12 @@ def _translations(model: nn.Module) -> list[tuple[str, Callable[[str], str | Non
         inner = getattr(model, wrapped, None)
         if isinstance(inner, nn.Module):
             return _translations(inner)
-    modules = [(place, getattr(model, place[:-1], None) if place else model) for place in PLACES]
-    return [(place, module.weight_name) for place, module in modules if hasattr(module, "weight_name")]
+    found = []
+    for place in PLACES:
+        method = getattr(getattr(model, place[:-1], None) if place else model, "weight_name", None)
+        if callable(method):
+            found.append((place, method))
+    return found
 
 
 def _candidates(name: str, translations: Iterable[tuple[str, Callable[[str], str | None]]]) -> Iterable[str]:
