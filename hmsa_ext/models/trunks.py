@@ -46,13 +46,17 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "resnet101": partial(ResNet, R101),
 }
 
+_HRNET, _RESNET = "hrnetv2_{}_imagenet_pretrained.pth of HRNet-Image-Classification", "{} of torchvision"
 TRUNK_WEIGHTS: dict[str, str] = {
-    "hrnet_small": "none",
-    "hrnet_w18": "hrnetv2_w18_imagenet_pretrained.pth of HRNet-Image-Classification",
-    "hrnet_w32": "hrnetv2_w32_imagenet_pretrained.pth of HRNet-Image-Classification",
-    "hrnet_w48": "hrnetv2_w48_imagenet_pretrained.pth of HRNet-Image-Classification",
+    "hrnet_w18": _HRNET.format("w18"),
+    "hrnet_w32": _HRNET.format("w32"),
+    "hrnet_w48": _HRNET.format("w48"),
+    "resnet18": _RESNET.format("resnet18"),
+    "resnet34": _RESNET.format("resnet34"),
+    "resnet50": _RESNET.format("resnet50"),
+    "resnet101": _RESNET.format("resnet101"),
 }
-"""Where ImageNet weights of each trunk come from."""
+"""Files with ImageNet weights of a trunk, for ``--weights``; people fetch them themselves."""
 
 
 def build_trunk(trunk: Trunk) -> nn.Module:
