@@ -46,6 +46,14 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "resnet101": partial(ResNet, R101),
 }
 
+TRUNK_WEIGHTS: dict[str, str] = {
+    "hrnet_small": "none",
+    "hrnet_w18": "hrnetv2_w18_imagenet_pretrained.pth of HRNet-Image-Classification",
+    "hrnet_w32": "hrnetv2_w32_imagenet_pretrained.pth of HRNet-Image-Classification",
+    "hrnet_w48": "hrnetv2_w48_imagenet_pretrained.pth of HRNet-Image-Classification",
+}
+"""Where ImageNet weights of each trunk come from."""
+
 
 def build_trunk(trunk: Trunk) -> nn.Module:
     """The trunk that a name, a module or a factory means.
