@@ -54,7 +54,7 @@ class Info:
     """Write the same facts as JSON; - is standard output."""
     models: bool = False
     """List the networks that have names instead: parameters, FLOPs of a pass, where weights come from."""
-    size: Size = (1024, 2048)
+    image_size: Size = (1024, 2048)
     """Of the image that --models counts a pass over, in pixels."""
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ def _main(arguments: list[str]) -> int:
     older = {"json": lambda value: None if value else ["--json", "-"]}  # it was a switch
     wanted = command_line.parse(Info(), arguments, prog="hmsa info", description=__doc__ or "", older=older)
     output = Output(wanted.json, "json") if wanted.json else None
-    facts = collect_models(wanted.size) if wanted.models else collect()
+    facts = collect_models(wanted.image_size) if wanted.models else collect()
     if output is not None:
         output.write(json.dumps(facts, indent=2) + "\n")
     else:

@@ -88,7 +88,7 @@ def test_instruction_set_level_is_the_highest_that_is_complete():
 
 
 def test_models_are_listed_with_what_they_cost(capsys):
-    assert info.main(["--models", "--size", "128x256", "--json", "-"]) == 0
+    assert info.main(["--models", "--image-size", "128x256", "--json", "-"]) == 0
     facts = json.loads(capsys.readouterr().out)
     listed = {entry["name"]: entry for entry in facts["networks"]}
     assert list(listed) == list(models.NAMES)
