@@ -89,7 +89,7 @@ _LITE0_STAGES = (
     Stage(6, 320, 1, kernel=3, stride=1),
 )
 LITE0 = EfficientNetLiteConfig(_LITE0_STAGES[:5])
-"""Up to stride 16; the stages at stride 32 have three quarters of the parameters, and are left to the classifier."""
+"""Up to stride 16: 0.7 M parameters. Those at stride 32 have three times as many, and are left to the classifier."""
 LITE0_CLASSIFIER = EfficientNetLiteConfig(_LITE0_STAGES)
 
 
@@ -241,11 +241,6 @@ class InvertedResidual(nn.Module):
         out = F.relu6(self.bn1(self.depthwise_conv(out)), inplace=True)
         out = self.bn2(self.project_conv(out))
         return out + x if self.is_residual else out
-
-
-def efficientnet_lite0() -> EfficientNetLite:
-    """EfficientNet-Lite0 up to stride 16, with random weights: 0.8 M parameters, levels of 24, 40, 112 channels."""
-    return EfficientNetLite(LITE0)
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:

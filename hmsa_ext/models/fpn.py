@@ -8,7 +8,7 @@ a depthwise separable convolution (feature pyramid network, Lin et al. 2017). do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.fusions import Fusion
-from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.scale_attention import attention_width
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
-from hmsa_ext.models.trunks import build_trunk, is_drawn_here, stated, stated_levels
+from hmsa_ext.models.trunks import Trunk, build_trunk, is_drawn_here, levels_of, stated, stated_levels
 
 
 class FPNNetwork(SegmentationNetwork):
@@ -51,7 +50,7 @@ class FPNNetwork(SegmentationNetwork):
 
     def __init__(
         self,
-        trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module],
+        trunk: Trunk,
         num_classes: int,
         *,
         channels: int = 64,
@@ -81,14 +80,12 @@ class FPNNetwork(SegmentationNetwork):
 
     def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Trunk and decoder: images [B, 3, H, W] -> (logits, None, features) at the stride of the finest level."""
-        trunk: Any = self.backbone
-        _, _, divisor = stated(trunk)
+        _, _, divisor = stated(self.backbone)
+        return run_network(self._trunk_and_decoder, images, divisor)
 
-        def trunk_and_decoder(padded: Tensor) -> tuple[Tensor, Tensor]:
-            features = self.decoder(trunk.levels(padded))
-            return self.classifier(self.dropout(features)), features
-
-        return run_network(trunk_and_decoder, images, divisor)
+    def _trunk_and_decoder(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.decoder(levels_of(self.backbone, images))
+        return self.classifier(self.dropout(features)), features
 
 
 class FPNDecoder(nn.Module):
@@ -134,7 +131,7 @@ class ContextGate(nn.Module):
 def efficientnet_lite0_fpn(
     num_classes: int,
     *,
-    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "efficientnet_lite0",
+    trunk: Trunk = "efficientnet_lite0",
     channels: int = 64,
     attention_bottleneck: int = 32,
     attention_channels: Literal["one", "classes"] | int = "one",
