@@ -1,6 +1,7 @@
 """Light decoders that were tried on EfficientNet-Lite0, for training on one CPU core: see docs/results.md.
 
     hmsa train --model bench.light_decoders:lraspp --weights imagenet ...
+    python -m bench.light_decoders                  # seconds of a training step of each, on one thread
 
 Each is a factory ``(num_classes) -> network``. The features go to an attention head of 32 inner channels. The one that
 was chosen is ``hmsa_ext.models.fpn``; what is here serves to measure others against it.
@@ -8,14 +9,18 @@ was chosen is ``hmsa_ext.models.fpn``; what is here serves to measure others aga
 
 from __future__ import annotations
 
+import statistics
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmsa_ext.models import EfficientNetLite, EfficientNetLiteConfig, MultiScale
+from hmsa_ext.losses import MultiScaleLoss
+from hmsa_ext.models import EfficientNetLite, EfficientNetLiteConfig, MultiScale, load_weights
 from hmsa_ext.models.efficientnet import LITE0, LITE0_CLASSIFIER
 from hmsa_ext.models.initialisation import initialise
 
@@ -66,6 +71,27 @@ def deeplab(num_classes: int) -> MultiScale:
 def bifpn(num_classes: int) -> MultiScale:
     """BiFPN (EfficientDet): twice down and up the levels; the sum of all at stride 4."""
     return _multi_scale(BiFPN(num_classes, 64, rounds=2))
+
+
+DECODERS = (fpn, fpn_gate, fpn_stride_8, fpn_dense, fpn_wide, fpn_stride_32, lraspp, deeplab, bifpn)
+
+
+def step_seconds(factory: Callable[[int], nn.Module], *, steps: int = 7) -> float:
+    """Processor time of a training step (8 crops of 192x256 at scales 0.5 and 1, 11 classes): the median of some."""
+    model: Any = factory(11)
+    load_weights(model, "imagenet")
+    model = model.to(memory_format=torch.channels_last)
+    criterion, optimizer = MultiScaleLoss(), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images = torch.randn(8, 3, 192, 256).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(0, 11, (8, 192, 256))
+    seconds = []
+    for _ in range(steps + 1):  # the first is not like the others
+        begun = time.process_time()
+        criterion(model(images, (0.5, 1.0)), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.process_time() - begun)
+    return statistics.median(seconds[1:])
 
 
 class Network(nn.Module):
@@ -258,3 +284,13 @@ def _separable(in_channels: int, channels: int, kernel: int = 3, *, dilation: in
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, (like.shape[-2], like.shape[-1]), mode="bilinear", align_corners=False)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for factory in DECODERS:
+        print(f"{factory.__name__:14} {step_seconds(factory):.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
