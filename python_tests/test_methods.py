@@ -74,6 +74,7 @@ def test_a_method_trains_resumes_evaluates_and_predicts(
     written = ["--write", "labels,overlay,attention", "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert predict.main([str(tmp_path / "photo.png"), "--model", str(run), *written]) == 0
     labels = cv2.imread(str(tmp_path / "out/photo.png"), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
     found = hmsa_ext.load(run, "cpu").predict(photo()[..., ::-1])
     assert np.array_equal(labels, found.ids())
     assert found.scales == tuple(wanted["eval_scales"])
