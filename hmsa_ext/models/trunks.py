@@ -7,7 +7,8 @@ A trunk is any ``nn.Module`` whose ``forward(images [B, 3, H, W])`` gives featur
 - ``divisor`` (1 where there is none): a number that the trunk needs H and W to be multiples of.
 
 A module without these attributes is adapted in a line: ``trunk.out_channels, trunk.stride = 256, 4``. A new trunk is a
-file of its own and a line in ``TRUNKS``; a trunk outside this package is named ``package.module:factory``.
+file of its own and a line in ``TRUNKS``; a trunk outside this package is named ``package.module:factory``, one of timm
+``timm:NAME``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models import timm_trunk
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.settings import SettingError
 
@@ -28,14 +30,15 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "hrnet_w32": partial(HRNet, W32),
     "hrnet_w48": partial(HRNet, W48),
 }
+TRUNK_PREFIXES: dict[str, Callable[[str], Callable[[], nn.Module]]] = {"timm": timm_trunk.factory}
 
 
 def build_trunk(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """The trunk that a name, a module or a factory means.
 
     Args:
-        trunk: a name of ``TRUNKS``, ``package.module:factory``, a factory without arguments, a module, or the widths
-            and depths of an HRNet.
+        trunk: a name of ``TRUNKS``, ``timm:NAME``, ``package.module:factory``, a factory without arguments, a
+            module, or the widths and depths of an HRNet.
 
     Returns:
         The module; it has ``out_channels`` and ``stride``.
@@ -45,7 +48,7 @@ def build_trunk(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) 
     """
     if isinstance(trunk, HRNetConfig):
         trunk = HRNet(trunk)
-    built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk")
+    built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk", TRUNK_PREFIXES)
     if not isinstance(built, nn.Module):
         if not callable(built):
             raise SettingError("trunk", trunk, "a factory without arguments that returns a module")
