@@ -125,6 +125,11 @@ class TimmTrunk(nn.Module):
         candidates = [*(place + name for place in PLACES), name.replace(".", "_", 1)]
         return next((f"extractor.{found}" for found in candidates if found in self._names), None)
 
+    def with_shared_statistics(self) -> TimmTrunk:
+        """This trunk with synchronized batch norm, by timm: its layers are batch norm and activation in one."""
+        self.extractor = importlib.import_module("timm.layers").convert_sync_batchnorm(self.extractor)
+        return self
+
     def _extract(self, images: Tensor) -> Sequence[Tensor]:
         if tuple(images.shape[-2:]) == self._own_size or torch.compiler.is_compiling():
             return self.extractor(images)

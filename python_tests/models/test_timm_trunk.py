@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_ext import parts, train
+from hmsa_ext.engine.distributed import Process, with_shared_statistics
 from hmsa_ext.engine.trained import open_model
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import ModelSettings, OCRNetwork, build_trunk
@@ -46,6 +47,7 @@ def timm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
     """The module timm: ours, and the real one where it can be imported."""
     if request.param == "stand-in":
         monkeypatch.setitem(sys.modules, "timm", timm_stand_in.stand_in())
+        monkeypatch.setitem(sys.modules, "timm.layers", timm_stand_in.stand_in_layers())
         return sys.modules["timm"]
     return installed_timm()
 
@@ -154,6 +156,28 @@ def test_weights_are_drawn_as_timm_draws_them(timm: Any):
     torch.manual_seed(3)
     state = narrow("timm:convnext_atto").backbone.state_dict()
     assert all(torch.equal(state[entry], value) for entry, value in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_synchronized_batch_norm_computes_the_same(timm: Any, name: str):
+    model = narrow(trunk_of(name)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images, (1.0,)).logits[0]
+        of_gpus = Process(torch.device("cuda"), rank=1, world_size=2)
+        after = with_shared_statistics(model, of_gpus)(images, (1.0,)).logits[0]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    kinds = {type(layer) for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    assert all(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "mobilenetv3_small_050"])
+def test_layers_of_batch_norm_and_activation_keep_the_activation(name: str):
+    installed_timm()
+    trunk, images = trunk_of(name), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = trunk(images)
+        torch.testing.assert_close(trunk.with_shared_statistics()(images), before, rtol=0, atol=0)
 
 
 def test_a_network_of_one_size_says_so(timm: Any):

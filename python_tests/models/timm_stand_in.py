@@ -17,6 +17,31 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+class BatchNormAct(nn.BatchNorm2d):
+    """Batch norm and a ReLU in one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class SyncBatchNormAct(nn.SyncBatchNorm):
+    """The same, synchronized."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, BatchNormAct):
+            converted = SyncBatchNormAct(child.num_features)
+            converted.load_state_dict(child.state_dict())
+            module.add_module(name, converted.train(child.training))
+        else:
+            convert_sync_batchnorm(child)
+    return module
+
+
 @dataclass(frozen=True)
 class Config:
     """What timm says about the weights of a network."""
@@ -48,7 +73,7 @@ class Convolutional(nn.Module):
     def __init__(self, stem_stride: int) -> None:
         super().__init__()
         self.channels, self.strides = [8], [stem_stride]
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, stem_stride, stride=stem_stride), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, stem_stride, stride=stem_stride), BatchNormAct(8))
         self.stages = nn.Sequential()
         while self.strides[-1] < 32:
             self.stages.append(nn.Conv2d(self.channels[-1], self.channels[-1] + 4, 2, stride=2))
@@ -177,4 +202,11 @@ def stand_in() -> ModuleType:
     module.get_pretrained_cfg = lambda name: NETWORKS[name][3]
     module.is_model = lambda name: name in NETWORKS
     module.list_models = lambda: list(NETWORKS)
+    return module
+
+
+def stand_in_layers() -> ModuleType:
+    """The module ``timm.layers``."""
+    module: Any = ModuleType("timm.layers")
+    module.convert_sync_batchnorm = convert_sync_batchnorm
     return module
