@@ -52,7 +52,7 @@ class Evaluate:
         validate(self)
 
 
-SHOWN = {"model", "channels_last", "long_edge"}
+SHOWN = {"model", "fusion", "channels_last", "long_edge"}
 """Options of a training that an evaluation has as well, beside those of data, evaluation and machine."""
 
 
@@ -65,6 +65,7 @@ def _is_shown(option: settings.Option) -> bool:
 
 
 OLDER: Mapping[str, Any] = {
+    "scales": ["--eval-scales"],
     "version": older_version,
     "output": ["--json"],
     "picture-count": ["--pictures"],
@@ -95,13 +96,17 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
     switches = {o.flag for part in declared for o in settings.options(part) if o.kind is bool} | {"help", "version"}
     name = command_line.peek_positional(arguments, switches)
     foreign, classes = command_line.peek(arguments, "model"), command_line.peek(arguments, "num-classes")
-    wanted = command_line.peek(arguments, "data")
+    wanted, fusion = command_line.peek(arguments, "data"), command_line.peek(arguments, "fusion")
     start, trained = Evaluate(run=TrainSettings.of(wanted or "synthetic")), None
     asks = {"--help", "-h", "--version"} & set(arguments)
     if name is not None and not asks:
-        trained = _open(name, foreign, None if classes is None else _positive("num_classes", classes))
+        trained = _open(name, foreign, None if classes is None else _positive("num_classes", classes), fusion)
         run = TrainSettings.read(trained.settings, data=wanted) if trained.settings else start.run
-        run = dataclasses.replace(run, machine=Machine(dtype=run.machine.dtype))
+        model, evaluation = dataclasses.replace(trained.network, weights=run.model.weights), run.evaluation
+        if model.fusion != run.model.fusion and not model.takes_eval_scales(evaluation.scales):
+            evaluation = dataclasses.replace(evaluation, scales=None)
+        machine = Machine(dtype=run.machine.dtype)
+        run = dataclasses.replace(run, machine=machine, model=model, evaluation=evaluation)
         start = Evaluate(run=run)
     command = command_line.parse(
         start, arguments, prog=prog, description=__doc__ or "", older={**OLDER, **older_length(arguments, "val")},
@@ -111,14 +116,14 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
     return command, trained
 
 
-def _open(name: str, network: str | None, num_classes: int | None) -> TrainedModel:
+def _open(name: str, network: str | None, num_classes: int | None, fusion: str | None) -> TrainedModel:
     """The model; with ``network`` (of --model) the file is asked for its weights alone."""
     if network is None:
-        return open_model(name, num_classes=num_classes)
+        return open_model(name, num_classes=num_classes, fusion=fusion)
     if num_classes is None:
         raise SettingError("num_classes", None, "the number of the checkpoint's classes beside --model")
     try:
-        trained = open_model(name, network, num_classes)
+        trained = open_model(name, network, num_classes, fusion=fusion)
     except SettingError as error:
         error.name = "model" if error.name == "network" else error.name
         raise
@@ -151,7 +156,7 @@ def evaluate(command: Evaluate, trained: TrainedModel | None, process: distribut
         long_edge=run.crops.long_edge,
     )  # fmt: skip
     return results.report(
-        model, data.Cropped(loader, process.device), dataset, run.evaluation, process, dtype=dtype,
+        model, data.Cropped(loader, process.device), dataset, run.final_evaluation, process, dtype=dtype,
         long_edge=run.crops.long_edge, output=output, folder=folder, about={"checkpoint": str(trained.path)},
     )  # fmt: skip
 

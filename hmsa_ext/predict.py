@@ -40,11 +40,11 @@ from hmsa_ext.engine.settings import Machine
 from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import Output, writable_folder
-from hmsa_ext.models import NAMES
+from hmsa_ext.models import FUSIONS, NAMES
 from hmsa_ext.parts import Part, one_of
 from hmsa_ext.prediction.batch import Summary, merged, predict_all
 from hmsa_ext.prediction.outputs import Outputs
-from hmsa_ext.prediction.predictor import Predictor
+from hmsa_ext.prediction.predictor import Predictor, run_defaults
 from hmsa_ext.prediction.settings import PictureSettings, PredictionSettings
 from hmsa_ext.prediction.sources import Item, Shard, find_sources, shard
 from hmsa_ext.settings import POSITIVE, Flag, Metavar, Positional, require, validate
@@ -72,6 +72,8 @@ class Predict:
     """Network of a checkpoint that is not from a run."""
     num_classes: Annotated[int | None, POSITIVE] = None
     """Classes of such a checkpoint; default: as many as its weights have."""
+    fusion: Annotated[Part | None, one_of(FUSIONS)] = None
+    """How the scales are fused, instead of as in the training: mean, max and the like take the weights of any."""
     classes: Annotated[str | None, Metavar("NAME")] = None
     """Data set whose classes such a checkpoint has, such as cityscapes: names, colours and numbers for the results."""
     shard: Shard = (1, 1)
@@ -133,11 +135,11 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Pred
         number = None if classes is None else settings.read_number(classes, int) if classes.isdecimal() else -1
         require("num_classes", classes, number is None or number > 0, "a whole number above 0")
         trained = open_model(
-            name, command_line.peek(arguments, "network"), number, command_line.peek(arguments, "classes")
-        )
-        ran = dict(trained.settings or {})
-        kept = {key: ran[key] for key in ("eval_scales", "flip") if key in ran}
-        start = dataclasses.replace(start, evaluation=settings.replace(start.evaluation, kept))
+            name, command_line.peek(arguments, "network"), number, command_line.peek(arguments, "classes"),
+            fusion=command_line.peek(arguments, "fusion"),
+        )  # fmt: skip
+        scales, flip = run_defaults(trained)
+        start = dataclasses.replace(start, evaluation=EvaluationSettings(scales=scales, flip=flip))
     command = command_line.parse(start, arguments, prog=prog, description=__doc__ or "", shown=_is_shown)
     for missing, expected in (
         (not command.sources, "SOURCE: photos, folders or videos"),

@@ -1,4 +1,4 @@
-"""Evaluates a model at several scales: the attention, the mean of the logits and each scale alone, from one pass."""
+"""Evaluates a model at several scales: its fusion, the mean of the logits and each scale alone, from one pass."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ from hmsa_ext.engine import distributed
 from hmsa_ext.engine.device import arithmetic, evaluation_mode
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.metrics import (
-    ATTENTION,
-    MEAN,
     METRIC_NAMES,
     METRICS,
     ConfusionMatrices,
     Metric,
     Predictions,
     Scores,
-    ways_of,
 )
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs
@@ -41,8 +38,8 @@ class EvaluationError(HmsaError, ValueError):
 class EvaluationSettings:
     """How a trained model is evaluated."""
 
-    scales: Annotated[Scales, Flag("eval-scales", was=("scales",)), FREE] = (0.5, 1.0, 2.0)
-    """Scales that the attention combines."""
+    scales: Annotated[Scales | None, Flag("eval-scales"), FREE] = None
+    """Scales that are combined; default: 0.5,1,2; those of the training for explicit fusion, 1 for a single scale."""
     flip: Annotated[bool, FREE] = False
     """Average with the logits of the mirrored image."""
     pictures: Annotated[int, NOT_NEGATIVE, FREE] = 4
@@ -61,6 +58,8 @@ class EvaluationSettings:
 class EvaluationResult:
     """Scores of every way to read one pass of a model: ``"0.5"``, ``"1.0"``, ..., ``"mean"``, ``"attention"``.
 
+    The last way is that of the model's fusion, which may be another one: see :attr:`way`.
+
     more: results of further metrics, by name: a number, or ``{way: number}``, or ``{way: {class: number}}``.
     """
 
@@ -73,40 +72,45 @@ class EvaluationResult:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def way(self) -> str:
+        """The way of the model's fusion: ``"attention"``, ``"mean"``, ``"max"`` ..."""
+        return list(self.scores)[-1]
+
+    @property
     def miou(self) -> dict[str, float]:
         """Mean IoU of each way."""
         return {way: scores.miou for way, scores in self.scores.items()}
 
     @property
     def iou(self) -> dict[str, float]:
-        """IoU of each class by its name, of the attention; NaN where a class is absent."""
-        return dict(zip(self.class_names, self.scores[ATTENTION].iou, strict=True))
+        """IoU of each class by its name, of the model's fusion; NaN where a class is absent."""
+        return dict(zip(self.class_names, self.scores[self.way].iou, strict=True))
 
     def scalars(self) -> dict[str, float]:
-        """The numbers of the attention in one flat dictionary, for logs: ``iou/<class>``, ``pixel_accuracy``, ``loss``.
+        """The numbers of the model's fusion in one flat dictionary, for logs: ``iou/<class>``, ``pixel_accuracy`` ...
 
         A metric by class has a name like ``iou/<class>``. mIoU is not among them: see ``miou``.
         """
-        scores = self.scores[ATTENTION]
+        scores = self.scores[self.way]
         found = {f"iou/{name}": x for name, x in self.iou.items()}
         found |= {name: getattr(scores, name) for name in _MEANS if name != "miou"}
         for name, value in self.more.items():
-            of_attention = value.get(ATTENTION) if isinstance(value, Mapping) else value
-            if isinstance(of_attention, Mapping):
-                found |= {f"{name}/{key}": x for key, x in of_attention.items() if _is_number(x)}
-            elif _is_number(of_attention):
-                found[name] = of_attention
+            of_fusion = value.get(self.way) if isinstance(value, Mapping) else value
+            if isinstance(of_fusion, Mapping):
+                found |= {f"{name}/{key}": x for key, x in of_fusion.items() if _is_number(x)}
+            elif _is_number(of_fusion):
+                found[name] = of_fusion
         return found
 
     def headline(self) -> str:
-        """One line: mIoU of the attention, and the IoU of the classes behind it, of the lowest ones where many."""
+        """One line: mIoU of the model's fusion, and the IoU of the classes behind it, of the lowest ones where many."""
         present = sorted((x, name) for name, x in self.iou.items() if x == x)
         if len(self.class_names) == 2:
             shown = ", ".join(f"{name} {_percent(x)}" for name, x in self.iou.items())
             detail = f"IoU {shown}"
         else:
             detail = "lowest IoU " + (", ".join(f"{name} {_percent(x)}" for x, name in present[:3]) or "none")
-        return f"attention: mIoU {_percent(self.scores[ATTENTION].miou)} ({detail})"
+        return f"{self.way}: mIoU {_percent(self.scores[self.way].miou)} ({detail})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None for what is not finite, such as the IoU of an absent class."""
@@ -121,6 +125,7 @@ class EvaluationResult:
             **self.more,
             "confusion_matrix": {way: s.counts.tolist() for way, s in scores.items()},
             "classes": list(self.class_names),
+            "combination": self.way,
             "scales": list(self.scales),
             "flip": self.flip,
             "images": self.images,
@@ -154,7 +159,7 @@ def evaluate(
     """
     begin, images = time.perf_counter(), 0
     scales = tuple(sorted(float(s) for s in scales))
-    confusion = ConfusionMatrices(classes, ways_of(scales))
+    confusion = ConfusionMatrices(classes, scales)
     with evaluation_mode(model):
         for batch in progress(batches):
             target = batch.labels.to(process.device, non_blocking=True)
@@ -213,11 +218,12 @@ def table(result: EvaluationResult) -> str:
     """The result as text, in two parts.
 
     The first has a column for each way: IoU of each class in percent, then the means, then further metrics as they are.
-    The second has the scores of the attention by class. There "-" stands for a share of nothing: the precision of a
-    class that is never predicted, the recall of a class that is not in the truth.
+    The second has the scores of the model's fusion by class. There "-" stands for a share of nothing: the precision of
+    a class that is never predicted, the recall of a class that is not in the truth.
     """
     ways = list(result.scores)
-    heads = [f"scale {way}" if way not in (MEAN, ATTENTION) else way for way in ways]
+    alone = {f"{scale}" for scale in result.scales}
+    heads = [f"scale {way}" if way in alone else way for way in ways]
     columns = list(result.scores.values())
     rows: list[Sequence[str]] = [
         (name, *(_percent(s.iou[c]) for s in columns)) for c, name in enumerate(result.class_names)
@@ -228,16 +234,16 @@ def table(result: EvaluationResult) -> str:
     if more:
         rules.append(len(rows))
     for name, value in more:
-        # One number is that of the combination by attention.
+        # One number is that of the model's fusion.
         cells = [value[way] for way in ways] if isinstance(value, Mapping) else [None] * (len(ways) - 1) + [value]
         rows.append((name.replace("_", " "), *("" if x is None else f"{x:.4f}" for x in cells)))
     first = text_table(["IoU in %", *heads], rows, rules=rules)
-    scores = result.scores[ATTENTION]
+    scores = result.scores[result.way]
     names = ["IoU", "Dice", "precision", "recall"]
     by_class = [getattr(scores, name) for name in _BY_CLASS]
     pixels, total = scores.pixels, sum(scores.pixels)
     second = text_table(
-        ["attention, in %", *names, "of pixels"],
+        [f"{result.way}, in %", *names, "of pixels"],
         [
             (
                 name,

@@ -14,11 +14,12 @@ from hmsa_ext.data import Batch
 from hmsa_ext.data.progress import duration
 from hmsa_ext.engine import distributed, pictures, schedule
 from hmsa_ext.engine.device import arithmetic
-from hmsa_ext.engine.evaluation import ATTENTION, evaluate
+from hmsa_ext.engine.evaluation import evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, progress_bar, timed
 from hmsa_ext.engine.metrics import Loss, build_metrics
 from hmsa_ext.engine.run import Run
+from hmsa_ext.models.fusions import find_fusion
 
 MOST_PICTURES = 2
 """Drawn for TensorBoard after each validation."""
@@ -41,10 +42,9 @@ def train(run: Run) -> Outcome:
     settings, process, progress = run.settings, run.process, run.progress
     optimisation, records = settings.optimisation, settings.records
     criterion = build_criterion(run)
-    # With one scale the attention has no gradient, and without its loss the auxiliary head has little of its own.
-    network = distributed.wrap(
-        run.model, process, all_used=len(settings.model.scales) > 1 and settings.loss.aux_weight > 0
-    )
+    # With one scale an attention has no gradient, and without its loss the auxiliary head has little of its own.
+    attends = len(settings.model.train_scales) > 1 or find_fusion(settings.model.fusion).attention is None
+    network = distributed.wrap(run.model, process, all_used=attends and settings.loss.aux_weight > 0)
     network.train()
     watch = LossWatch(run.folder, process)
     log = RunLog(run.folder, process, steps=run.steps, step=progress.step, every=records.log_every)
@@ -116,7 +116,7 @@ def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate
     schedule.set_learning_rate(run.optimizer, rate)
     device = run.process.device
     with arithmetic(device, run.dtype):
-        outputs = network(batch.images, scales=run.settings.model.scales)
+        outputs = network(batch.images, scales=run.settings.model.train_scales)
     loss = criterion(outputs, batch.labels)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -128,20 +128,20 @@ def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate
 
 
 def _validate(run: Run, criterion: nn.Module, log: RunLog) -> bool:
-    """Evaluates at the training scales; true when the attention has never been better."""
+    """Evaluates at the training scales; true when the fusion has never been better."""
     train, process, classes = run.settings, run.process, run.val_set.classes
     with run.averaged_weights():
         result = evaluate(
-            run.model, run.validation_batches(), classes, train.model.scales, process, dtype=run.dtype,
+            run.model, run.validation_batches(), classes, train.model.train_scales, process, dtype=run.dtype,
             metrics=[Loss(criterion, classes), *build_metrics(train.evaluation.metrics, classes)],
             progress=progress_bar(process, "validation"),
         )  # fmt: skip
         count = min(train.evaluation.pictures, MOST_PICTURES)
         log.pictures(run.progress.step, pictures.pages(
-            run.model, run.val_set, count, train.model.scales, process.device, dtype=run.dtype,
+            run.model, run.val_set, count, train.model.train_scales, process.device, dtype=run.dtype,
             long_edge=train.crops.long_edge,
         ))  # fmt: skip
-    miou = result.miou[ATTENTION]
+    miou = result.miou[result.way]
     is_best = miou > run.progress.best
     run.progress.best = max(run.progress.best, miou)
     log.validation(

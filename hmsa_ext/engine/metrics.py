@@ -46,14 +46,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hmsa_ext import parts
 from hmsa_ext.data import ClassTable
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models.combinations import ATTENTION, MEAN, Combination
 from hmsa_ext.ops import confusion_matrix
 from hmsa_ext.settings import SettingError, load_object
-
-ATTENTION, MEAN = "attention", "mean"
 
 
 class Metric(Protocol):
@@ -72,9 +72,13 @@ class Metric(Protocol):
         ...
 
 
-def ways_of(scales: Sequence[float]) -> tuple[str, ...]:
-    """The ways to read outputs at these scales: each scale alone, ascending, then the mean and the attention."""
-    return (*(f"{float(s)}" for s in sorted(scales)), MEAN, ATTENTION)
+def ways_of(scales: Sequence[float], combination: str | Combination = ATTENTION) -> tuple[str, ...]:
+    """The ways to read outputs at these scales: each scale alone, ascending, then the mean and the combination.
+
+    The last one is that of the network: "attention", or the name of another combination.
+    """
+    combined = parts.object_name(combination)
+    return (*(f"{float(s)}" for s in sorted(scales)), *([] if combined == MEAN else [MEAN]), combined)
 
 
 class Predictions:
@@ -83,22 +87,23 @@ class Predictions:
     outputs: of the model; with ``flip`` for 2B images, the second half of them mirrored.
     target: the true labels [B, H, W], on the device of the outputs.
     names: of the images.
-    ways: the names that ``labels`` and ``confidence`` take: ``"0.5"``, ``"1.0"``, ..., ``"mean"``, ``"attention"``.
+    ways: the names that ``labels`` and ``confidence`` take: ``"0.5"``, ``"1.0"``, ..., ``"mean"``, and last the
+        network's own combination, such as ``"attention"``, which is also what they take unless told.
 
-    Labels and confidence are computed when they are first asked for, and kept: full-resolution logits never exist (but
-    see :meth:`ScaleOutputs.mean_argmax`).
+    Labels and confidence are computed when they are first asked for, and kept. Full-resolution logits exist only where
+    :class:`hmsa_ext.models.ScaleOutputs` says so.
     """
 
     def __init__(self, outputs: ScaleOutputs, target: Tensor, names: Sequence[str], *, flip: bool = False) -> None:
         self.outputs, self.target, self.names, self.flip = outputs, target, list(names), flip
-        self.ways = ways_of(outputs.scales)
+        self.ways = ways_of(outputs.scales, outputs.combination)
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def labels(self, way: str = ATTENTION) -> Tensor:
+    def labels(self, way: str | None = None) -> Tensor:
         """The predicted labels [B, H, W]: uint8, int32 above 256 classes. With ``flip`` both views are averaged."""
         return self._reading(way)[0]
 
-    def confidence(self, way: str = ATTENTION) -> Tensor:
+    def confidence(self, way: str | None = None) -> Tensor:
         """The softmax probability of each predicted label, [B, H, W]."""
         return self._reading(way)[1]
 
@@ -113,15 +118,16 @@ class Predictions:
             return [m[: m.shape[0] // 2] for m in maps]
 
         aux = None if out.aux is None else first(out.aux)
-        return ScaleOutputs(first(out.logits), first(out.attention), aux, out.scales, out.size)
+        return ScaleOutputs(first(out.logits), first(out.attention), aux, out.scales, out.size, out.combination)
 
-    def _reading(self, way: str) -> tuple[Tensor, Tensor]:
+    def _reading(self, way: str | None) -> tuple[Tensor, Tensor]:
+        way = self.ways[-1] if way is None else way
         if way not in self._read:
             views, outputs = 2 if self.flip else 1, self.outputs
-            if way == ATTENTION:
+            if way == self.ways[-1]:
                 self._read[way] = outputs.argmax(views=views)
             elif way == MEAN:
-                self._read[way] = outputs.mean_argmax(views=views)
+                self._read[way] = outputs.argmax(MEAN, views=views)
             else:
                 index = [f"{float(s)}" for s in outputs.scales].index(way)
                 self._read[way] = outputs.single_scale_argmax(index, views=views)
@@ -241,31 +247,37 @@ def _mean(values: Sequence[float]) -> float:
 class ConfusionMatrices:
     """A metric that every evaluation has: one confusion matrix for each way. Its result are the :class:`Scores`.
 
+    ``scales``: of the evaluation, for the ways of a result without any image.
     ``invalid``: pixels whose label is neither a class nor ignored, known once ``reduce`` was called.
     """
 
-    def __init__(self, classes: ClassTable, ways: Sequence[str]) -> None:
-        self._classes, self._ways, self._sums = classes, tuple(ways), Sums()
+    _INVALID = "pixels of no class"
+
+    def __init__(self, classes: ClassTable, scales: Sequence[float]) -> None:
+        self._classes, self._scales, self._sums = classes, tuple(scales), Sums()
 
     def update(self, predictions: Predictions) -> None:
         k, ignored = self._classes.num_classes, self._classes.ignore_label
-        for way in self._ways:
+        for way in predictions.ways:
             labels = predictions.labels(way)
             counts, invalid = confusion_matrix(labels, predictions.target, k, ignore_index=ignored)
             self._sums.add(way, counts)
-            self._sums.add("invalid", invalid)
+            self._sums.add(self._INVALID, invalid)
 
     def reduce(self, process: Process) -> None:
         self._sums.reduce(process)
 
     @property
     def invalid(self) -> int:
-        return int(self._sums.get("invalid", torch.tensor(0))) // len(self._ways)
+        counted = len(dict(self._sums.items())) - 1
+        return int(self._sums.get(self._INVALID, torch.tensor(0))) // max(counted, 1)
 
     def result(self) -> dict[str, Scores]:
         k = self._classes.num_classes
         nothing = torch.zeros(k, k, dtype=torch.int64)
-        return {way: Scores(self._sums.get(way, nothing)) for way in self._ways}
+        ways = [name for name, _ in self._sums.items() if name != self._INVALID] or ways_of(self._scales)
+        # The last way is the network's own. A process that saw no images gets the names in the order of the others.
+        return {way: Scores(self._sums.get(way, nothing)) for way in ways}
 
 
 class Loss:

@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hmsa_ext.data import ClassTable, Dataset, collate, cut, denormalise, whole_piece
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.legend import IGNORED, IGNORED_LINES, WRONG, WRONG_LINES, Entry, occurring
-from hmsa_ext.engine.metrics import ATTENTION, MEAN, Predictions
+from hmsa_ext.engine.metrics import MEAN, Predictions
 from hmsa_ext.engine.panels import (
     Panel,
     compose_page,
@@ -82,26 +82,14 @@ def pages(
             outputs = evaluation.run(model, batch.images, scales, device, dtype=dtype, flip=flip)
             read = Predictions(outputs, batch.labels, batch.names, flip=flip)
             predictions = {way: read.labels(way)[0].cpu().numpy() for way in read.ways}
-            maps = {s: evaluation.unmirrored(m, flip=flip) for s, m in scale_shares(outputs).items()}
-            shares = {s: m[0, 0].float().cpu().numpy() for s, m in maps.items()}
+            shares = share_maps(outputs, flip=flip)
         yield name, compose(image, truth, predictions, shares, dataset.classes, name)
 
 
-def scale_shares(outputs: ScaleOutputs) -> dict[float, Tensor]:
-    """How much of the fused logits comes from each scale: maps [B, 1, H, W] that add up to 1, by ascending scale.
-
-    The attention of a scale weighs it against all larger scales together. The share of a scale in the result is
-    therefore its own attention times ``1 - attention`` of every smaller scale; the largest scale has what is left.
-    """
-    left: Tensor | None = None
-    shares = {}
-    for index in reversed(range(1, len(outputs.scales))):
-        attention = outputs.attention_map(index - 1).float().mean(1, keepdim=True)
-        shares[outputs.scales[index]] = attention if left is None else left * attention
-        left = 1 - attention if left is None else left * (1 - attention)
-    if left is None:
-        left = outputs.logits[0].new_ones(outputs.logits[0].shape[0], 1, *outputs.size)
-    return {**shares, outputs.scales[0]: left}
+def share_maps(outputs: ScaleOutputs, *, flip: bool = False) -> dict[float, np.ndarray]:
+    """:meth:`ScaleOutputs.shares` of the first image as float32 [H, W]; empty where the combination has none."""
+    maps = outputs.shares() or {}
+    return {s: evaluation.unmirrored(m, flip=flip)[0, 0].cpu().numpy() for s, m in maps.items()}
 
 
 def compose(
@@ -114,14 +102,16 @@ def compose(
 ) -> np.ndarray:
     """The page as uint8 RGB. ``image`` [H, W, 3], ``truth`` and ``predictions`` [H, W] labels, ``shares`` [H, W].
 
-    First row: the photo, the truth, the prediction of the attention and its errors. Second row: the prediction over the
-    photo, and the predictions of each scale alone and of the mean. Third row: the share of each scale in the attention.
-    With one scale all predictions are the same: one row, with the prediction over the photo as its fifth panel. Then
-    the legend.
+    ``predictions`` by way: each scale alone, the mean, and last the network's own fusion.
+    First row: the photo, the truth, the prediction of the fusion and its errors. Second row: the prediction over the
+    photo, and the predictions of each scale alone and of the mean. Third row: the share of each scale, where they
+    differ from pixel to pixel. With one scale all predictions are the same: one row, with the prediction over the photo
+    as its fifth panel. Then the legend.
     """
     zoom = zoom_of(image.shape[1])
-    fused = predictions[ATTENTION]
-    several = len(shares) > 1
+    *others, way = predictions
+    fused = predictions[way]
+    several = len([name for name in predictions if name[0].isdigit()]) > 1
     valid = truth != classes.ignore_label
     errors = "errors: nothing is labelled"
     if valid.any():
@@ -131,16 +121,19 @@ def compose(
         [
             ("photo", photo_panel(image, zoom)),
             ("truth", labels_panel(truth, classes, zoom)),
-            ("prediction: attention over all scales" if several else "prediction", labels_panel(fused, classes, zoom)),
+            (
+                f"prediction: {_titled(way)} over all scales" if several else "prediction",
+                labels_panel(fused, classes, zoom),
+            ),
             (errors, errors_panel(image, (fused != truth) & valid, ~valid, zoom)),
         ]
     ]
     if several:
-        alone = [(way, labels) for way, labels in predictions.items() if way != ATTENTION]
-        titles = ["mean of the scales" if way == MEAN else f"scale {way} alone" for way, _ in alone]
-        panels = [labels_panel(labels, classes, zoom) for _, labels in alone]
+        titles = ["mean of the scales" if name == MEAN else f"scale {name} alone" for name in others]
+        panels = [labels_panel(predictions[name], classes, zoom) for name in others]
         rows.append([over, *zip(titles, panels, strict=True)])
-        rows.append(_share_panels(shares, zoom))
+        if _differ(shares):
+            rows.append(_share_panels(shares, zoom))
     else:
         rows[0].append(over)
     return compose_page(rows, _all_entries(classes), name)
@@ -156,10 +149,10 @@ def shares_page(
 ) -> np.ndarray:
     """The page of a prediction without truth, as uint8 RGB.
 
-    image: uint8 [H, W, 3]. labels: [H, W], the prediction. shares: by scale, float [H, W]: see :func:`scale_shares`.
+    image: uint8 [H, W, 3]. labels: [H, W], the prediction. shares: by scale, float [H, W]: see :func:`share_maps`.
     confidence: [H, W], 0 to 1, in the colours of the shares.
-    First row: the photo, the prediction over it, the prediction alone, its confidence. Second row, with several scales:
-    the share of each in the attention. The legend has the classes that occur.
+    First row: the photo, the prediction over it, the prediction alone, its confidence. Second row, where the shares
+    differ from pixel to pixel: the share of each scale in the attention. The legend has the classes that occur.
     """
     zoom = zoom_of(image.shape[1])
     rows: list[list[Panel]] = [
@@ -171,9 +164,19 @@ def shares_page(
     ]
     if confidence is not None:
         rows[0].append(("confidence", shares_panel(confidence, zoom)))
-    if len(shares) > 1:
+    if _differ(shares):
         rows.append(_share_panels(shares, zoom))
     return compose_page(rows, occurring(classes, labels), name)
+
+
+def _titled(way: str) -> str:
+    """A way in words."""
+    return way.rpartition(":")[2].replace("_", " of ")
+
+
+def _differ(shares: dict[float, np.ndarray]) -> bool:
+    """Whether there are shares to show: those of one scale, or of a mean, are the same everywhere."""
+    return len(shares) > 1 and any(np.ptp(share) > 0 for share in shares.values())
 
 
 def _share_panels(shares: dict[float, np.ndarray], zoom: float) -> list[Panel]:

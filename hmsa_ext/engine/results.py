@@ -44,6 +44,7 @@ def report(
     Every process returns the same result.
 
     Args:
+        settings: with scales.
         batches: the images of ``dataset`` that are this process's share.
         long_edge: see :func:`hmsa_ext.data.evaluation_loader`; for the pictures, the batches already follow it.
         criterion: its mean over the labelled pixels becomes ``loss`` of the result.
@@ -52,6 +53,7 @@ def report(
         about: further content of the file, such as ``config`` and ``checkpoint``; ``versions`` are added.
         training_seconds: of the training before; ``seconds`` of the file adds those of the evaluation.
     """
+    assert settings.scales is not None, "the caller knows the fusion, which they follow from"
     metrics = build_metrics(settings.metrics, dataset.classes)
     if criterion is not None:
         metrics.insert(0, Loss(criterion, dataset.classes))
@@ -80,7 +82,7 @@ def finish(run: Run) -> EvaluationResult:
     settings, process = run.settings, run.process
     with run.averaged_weights():
         result = report(
-            run.model, run.validation_batches(), run.val_set, settings.evaluation, process,
+            run.model, run.validation_batches(), run.val_set, settings.final_evaluation, process,
             dtype=run.dtype, long_edge=settings.crops.long_edge, criterion=loop.build_criterion(run),
             output=Output(run.folder / RESULTS, "output") if process.is_main else None, folder=run.folder / PICTURES,
             about={"config": declared.to_dict(settings), "steps": run.steps}, training_seconds=run.progress.seconds,

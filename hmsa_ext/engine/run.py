@@ -172,7 +172,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
 
     train, training, val_set = _build_data(train, process)
     classes, optimisation = val_set.classes, train.optimisation
-    build_metrics(train.evaluation.metrics, classes)  # an error now, not after the training
+    build_metrics(train.final_evaluation.metrics, classes)  # an error now, not after the training
     stored = None
     if old is not None:
         path = checkpoint.find(old)
@@ -201,9 +201,11 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
         run.save()  # a run that is killed at once can be resumed like any other
         process.print(f"run    {folder}")
     parameters = sum(p.numel() for p in model.parameters())
+    scales = ", ".join(f"{scale:g}" for scale in train.model.train_scales)
     height, width = training.sampler.crop
     process.print(
         f"model  {_name(train.model.name)}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
+        f"fusion {_name(train.model.fusion)}, trained at scale{'s' * (',' in scales)} {scales}\n"
         f"data   {_name(train.data.name)}, {len(training.index)} training and {len(val_set)} validation images\n"
         f"crops  {training.sampler.describe()}\n"
         f"steps  {steps}, {per_epoch} per epoch, {optimisation.batch_size * process.world_size} crops of "

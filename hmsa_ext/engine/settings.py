@@ -20,7 +20,7 @@ from hmsa_ext.data.settings import options_of_others, recipe
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.files import write_text
 from hmsa_ext.losses import LossSettings
-from hmsa_ext.models import ModelSettings
+from hmsa_ext.models import FUSIONS, ModelSettings
 from hmsa_ext.settings import (
     BELOW_ONE,
     FREE,
@@ -123,6 +123,16 @@ class TrainSettings:
         extra, classes = self.data.extra_split is not None, self.sampling.extra_classes
         expected = "the classes that the extra images are for" if extra else "none without extra images"
         require("extra_classes", classes, bool(classes) == extra, expected)
+        if self.model.fusion in FUSIONS:  # objects are looked up when they are used
+            self.model.eval_scales(self.evaluation.scales)
+
+    @property
+    def final_evaluation(self) -> EvaluationSettings:
+        """The evaluation at the end, with the scales that it is at.
+
+        Raises :class:`hmsa_ext.settings.SettingError` for scales that the fusion does not take.
+        """
+        return dataclasses.replace(self.evaluation, scales=self.model.eval_scales(self.evaluation.scales))
 
     @classmethod
     def of(cls, data: Any) -> TrainSettings:

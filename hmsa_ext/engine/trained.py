@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def open_model(
     network: str | Callable[..., nn.Module] | None = None,
     num_classes: int | None = None,
     classes: str | Sequence[str] | ClassTable | None = None,
+    *,
+    fusion: str | Callable[..., Tensor] | None = None,
 ) -> TrainedModel:
     """The model in a run folder (its last checkpoint), a checkpoint or a safetensors file.
 
@@ -82,6 +85,8 @@ def open_model(
         num_classes: for files that do not say; unless given, it follows from the shapes of the weights.
         classes: for files that do not say: the name of a data set, names of classes, or a table. Unless given, they are
             called "class 0", "class 1" and so on.
+        fusion: instead of that of the training: see :func:`hmsa_ext.models.fusions.find_fusion`. The weights of every
+            network serve ``"single"``, ``"mean"``, ``"max"`` and the like; an attention needs its own.
 
     Raises:
         CheckpointError: no such file, not a file of weights, not one of ours without ``network``, a network that cannot
@@ -113,6 +118,8 @@ def open_model(
         raise CheckpointError(f"checkpoint: {path} has {said.num_classes} classes, --num-classes is {num_classes}")
 
     network_settings = _own_network(config, path) if network is None else _other_network(network)
+    if fusion is not None and fusion != network_settings.fusion:
+        network_settings = _with_fusion(network_settings, fusion)
     count = num_classes or (
         table.num_classes if table is not None else _find_num_classes(network_settings, content, path)
     )
@@ -128,7 +135,9 @@ def open_model(
     if report.missing or report.mismatched:
         counts = _class_counts(report, count)
         hint = ""
-        if len(counts) == 1:
+        if fusion is not None and any(name.startswith("scale_attn.") for name in (*report.missing, *report.mismatched)):
+            hint = f"; fusion {parts.spelled(fusion)} needs an attention that was trained for it"
+        elif len(counts) == 1:
             hint = f"; its weights are of {counts.pop()} classes, not {count}: give other classes, or none"
         raise CheckpointError(f"checkpoint: {path} does not fit the model{hint}\n{report}")
     if table is None:
@@ -258,7 +267,7 @@ def _asked_classes(classes: str | Sequence[str] | ClassTable) -> ClassTable:
 
 def _own_network(config: Mapping[str, Any], path: Path) -> ModelSettings:
     """The network of a run alone: its data may not be here."""
-    names = {option.name for option in settings.options(ModelSettings())}
+    names = {name for option in settings.options(ModelSettings()) for name in (option.name, *option.was)}
     try:
         return settings.replace(ModelSettings(), {name: value for name, value in config.items() if name in names})
     except SettingError as error:
@@ -270,6 +279,13 @@ def _other_network(network: str | Callable[..., nn.Module]) -> ModelSettings:
         raise SettingError("network", type(network).__qualname__, "a factory (num_classes) -> module, not a module")
     parts.find(network, models.NETWORKS, "network")
     return ModelSettings(name=network)
+
+
+def _with_fusion(network: ModelSettings, fusion: str | Callable[..., Tensor]) -> ModelSettings:
+    """The network with another fusion; its scales stay where that takes them."""
+    found = models.find_fusion(fusion)
+    scales = network.train_scales if found.attention is not None else None
+    return dataclasses.replace(network, fusion=fusion, scales=scales)
 
 
 def _build(network: ModelSettings, num_classes: int, path: Path | None) -> nn.Module:

@@ -18,7 +18,8 @@ class MultiScaleLoss(nn.Module):
 
         main(fused) + aux_weight * plain(fused aux) + scale_weight * sum over scales of plain(scale alone)
 
-    Each term is computed from the outputs at the stride of the heads: no logits at full resolution exist.
+    Each term is computed from the outputs at the stride of the heads: no logits at full resolution exist. (But see
+    :class:`hmsa_ext.models.ScaleOutputs` for combinations by the maximum or by probabilities.)
     ``main`` and ``plain`` are the functions of an entry of ``LOSSES``: for ``"rmi"`` the plain one is the binary
     cross-entropy, for ``"ce"`` and ``"bootstrapped"`` the cross-entropy. Outputs without aux logits have no aux term.
     Gradients reach the attention through the fused terms. A target of nothing but ignored pixels gives 0, with
@@ -97,12 +98,11 @@ class MultiScaleLoss(nn.Module):
         if self.class_weight is not None:
             options["weight"] = self.class_weight
         main, plain = self.functions.main, self.functions.plain
-        attention, scales = outputs.attention, outputs.scales
-        loss = main(outputs.logits, attention, scales, target, **options)
+        loss = main(*outputs.chain(), target, **options)
         if outputs.aux is not None and self.aux_weight > 0:
-            loss = loss + self.aux_weight * plain(outputs.aux, attention, scales, target, **options)
+            loss = loss + self.aux_weight * plain(*outputs.chain(aux=True), target, **options)
         if self.scale_weight > 0:
-            for logits, scale in zip(outputs.logits, scales, strict=True):
+            for logits, scale in zip(outputs.logits, outputs.scales, strict=True):
                 loss = loss + self.scale_weight * plain([logits], [], [scale], target, **options)
         return loss
 

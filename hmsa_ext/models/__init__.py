@@ -8,6 +8,7 @@
 import warnings
 
 from hmsa_ext.models.building import build
+from hmsa_ext.models.fusions import FUSIONS, Fusion, find_fusion
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
 from hmsa_ext.models.inputs import InputError
@@ -17,6 +18,7 @@ from hmsa_ext.models.ocr import OCRHead
 from hmsa_ext.models.ocr_network import OCRNetwork
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
+from hmsa_ext.models.segmentation_network import SegmentationNetwork
 from hmsa_ext.models.settings import ModelSettings
 from hmsa_ext.models.trunks import TRUNKS, build_trunk
 from hmsa_ext.models.weight_files import WeightError, read_checkpoint
@@ -24,9 +26,11 @@ from hmsa_ext.models.weights import WeightReport, load_weights
 
 __all__ = [
     "ATTENTION_HEADS",
+    "FUSIONS",
     "NAMES",
     "NETWORKS",
     "TRUNKS",
+    "Fusion",
     "HRNet",
     "HRNetConfig",
     "InputError",
@@ -36,11 +40,13 @@ __all__ = [
     "OCRNetwork",
     "ScaleAttentionHead",
     "ScaleOutputs",
+    "SegmentationNetwork",
     "WeightError",
     "WeightReport",
     "build",
     "build_attention_head",
     "build_trunk",
+    "find_fusion",
     "hrnet_small_ocr",
     "hrnet_w18_ocr",
     "hrnet_w32_ocr",

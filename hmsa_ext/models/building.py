@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from hmsa_ext import parts
+from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NETWORKS
@@ -25,6 +26,8 @@ def build(
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float | None = None,
     attention_statistics: str = "all",
+    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
+    train_scales: Sequence[float] | None = None,
 ) -> nn.Module:
     """Builds a network: ``network(images, scales=(0.5, 1.0))`` -> :class:`ScaleOutputs`.
 
@@ -45,7 +48,9 @@ def build(
         attention_channels: ``"one"`` weight for all classes (published), or one for each of the ``"classes"``.
         attention_head: see :func:`build_attention_head`.
         dropout: of the features before the logits, in training; None: the network's own.
-        attention_statistics: ``"all"`` or ``"used"``: see :func:`hmsa_ext.models.multi_scale.forward_scales`.
+        attention_statistics: ``"all"`` or ``"used"``: see :meth:`hmsa_ext.models.SegmentationNetwork.forward`.
+        fusion: how the scales are fused: see :func:`hmsa_ext.models.fusions.find_fusion`.
+        train_scales: scales of the training, which explicit attention is built for; None: those of the fusion.
 
     Returns:
         The network, in training mode.
@@ -64,8 +69,11 @@ def build(
         "attention_head": (attention_head, "scale"),
         "dropout": (dropout, None),
         "attention_statistics": (attention_statistics, "all"),
+        "fusion": (fusion, "hierarchical"),
     }
     changed = {name: value for name, (value, default) in given.items() if value != default}
+    if train_scales is not None:
+        changed["train_scales"] = tuple(train_scales)
     if isinstance(model, ModelSettings):
         for name, value in changed.items():
             if name != "attention_statistics":
@@ -78,6 +86,8 @@ def build(
             attention_head=model.attention_head,
             dropout=model.dropout,
             attention_statistics=attention_statistics,
+            fusion=model.fusion,
+            train_scales=model.train_scales,
         )
 
     factory = parts.find(model, NETWORKS, "model")
@@ -96,9 +106,9 @@ def build(
     feature_channels = getattr(network, "feature_channels", None)
     names, takes_any = parts.parameters(network.forward)
     is_complete = "scales" in names or (takes_any and feature_channels is None)
-    of_wrapper = () if is_complete else ("attention_channels", "attention_head", "attention_statistics")
+    of_wrapper = {"attention_channels", "attention_head", "attention_statistics", "fusion", "train_scales"}
     for name, value in changed.items():
-        if name not in taken and name not in of_wrapper:
+        if name not in taken and (is_complete or name not in of_wrapper) and name != "train_scales":
             raise SettingError(name, value, f"the default, since the network {called} does not take {name}")
     if is_complete:
         return network
@@ -116,4 +126,6 @@ def build(
         attention_head=attention_head,
         attention_statistics=attention_statistics,
         divisor=getattr(network, "divisor", 1),
+        fusion=fusion,
+        train_scales=train_scales,
     )

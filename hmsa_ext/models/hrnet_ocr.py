@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
+from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS
 from hmsa_ext.models.ocr_network import OCRNetwork
@@ -24,6 +25,8 @@ def hrnet_w48_ocr(
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
     attention_statistics: str = "all",
+    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
+    train_scales: Sequence[float] | None = None,
 ) -> OCRNetwork:
     """The published network: HRNetV2-W48, OCR and scale attention; 72.1 M parameters for 19 classes.
 
@@ -38,7 +41,8 @@ def hrnet_w48_ocr(
         attention_channels: ``"one"`` weight for all classes (published), or one for each of the ``"classes"``.
         attention_head: see :func:`hmsa_ext.models.build_attention_head`.
         dropout: of the OCR features in training.
-        attention_statistics: ``"all"`` or ``"used"``: see :func:`hmsa_ext.models.multi_scale.forward_scales`.
+        attention_statistics: ``"all"`` or ``"used"``: see :meth:`hmsa_ext.models.SegmentationNetwork.forward`.
+        fusion, train_scales: see :class:`hmsa_ext.models.SegmentationNetwork`.
 
     Raises:
         ValueError: an argument that does not fit; the message names it.
@@ -53,6 +57,8 @@ def hrnet_w48_ocr(
         attention_head=attention_head,
         dropout=dropout,
         attention_statistics=attention_statistics,
+        fusion=fusion,
+        train_scales=train_scales,
     )
 
 
@@ -67,6 +73,8 @@ def hrnet_w32_ocr(
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
     attention_statistics: str = "all",
+    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
+    train_scales: Sequence[float] | None = None,
 ) -> OCRNetwork:
     """The published heads on HRNetV2-W32. Arguments, images and errors are those of :func:`hrnet_w48_ocr`.
 
@@ -82,6 +90,8 @@ def hrnet_w32_ocr(
         attention_head=attention_head,
         dropout=dropout,
         attention_statistics=attention_statistics,
+        fusion=fusion,
+        train_scales=train_scales,
     )
 
 
@@ -96,6 +106,8 @@ def hrnet_w18_ocr(
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
     attention_statistics: str = "all",
+    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
+    train_scales: Sequence[float] | None = None,
 ) -> OCRNetwork:
     """The published heads on HRNetV2-W18. Arguments, images and errors are those of :func:`hrnet_w48_ocr`.
 
@@ -111,6 +123,8 @@ def hrnet_w18_ocr(
         attention_head=attention_head,
         dropout=dropout,
         attention_statistics=attention_statistics,
+        fusion=fusion,
+        train_scales=train_scales,
     )
 
 
@@ -125,6 +139,8 @@ def hrnet_small_ocr(
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float = 0.05,
     attention_statistics: str = "all",
+    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
+    train_scales: Sequence[float] | None = None,
 ) -> OCRNetwork:
     """A network that trains on a CPU: all four branches and both heads, but narrow.
 
@@ -147,4 +163,6 @@ def hrnet_small_ocr(
         attention_head=attention_head,
         dropout=dropout,
         attention_statistics=attention_statistics,
+        fusion=fusion,
+        train_scales=train_scales,
     )

@@ -7,24 +7,16 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.hrnet import HRNetConfig
-from hmsa_ext.models.initialisation import initialise
-from hmsa_ext.models.multi_scale import DEFAULT_SCALES, check_attention_statistics, forward_scales
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS, OCRHead
 from hmsa_ext.models.one_scale import run_network
-from hmsa_ext.models.scale_attention import (
-    PUBLISHED_BOTTLENECK,
-    ScaleAttentionHead,
-    attention_width,
-    build_attention_head,
-)
-from hmsa_ext.models.scale_outputs import ScaleOutputs
-from hmsa_ext.models.trunks import build_trunk, check_features, stated
-from hmsa_ext.normalisation import FirstLook
+from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
+from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
+from hmsa_ext.models.trunks import build_trunk, check_features, is_drawn_here, stated
 
 
-class OCRNetwork(nn.Module):
+class OCRNetwork(SegmentationNetwork):
     """Any trunk, the OCR head and scale attention: ``model(images, scales)`` -> :class:`ScaleOutputs`.
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`. The outputs have the
@@ -49,7 +41,8 @@ class OCRNetwork(nn.Module):
         attention_channels: 1 or ``"one"`` (one weight for all classes, published), ``num_classes`` or ``"classes"``.
         attention_head: see :func:`hmsa_ext.models.build_attention_head`.
         dropout: of the OCR features in training; published 0.05.
-        attention_statistics: see :func:`hmsa_ext.models.multi_scale.forward_scales`.
+        attention_statistics: see :meth:`hmsa_ext.models.SegmentationNetwork.forward`.
+        fusion, train_scales: see :class:`hmsa_ext.models.SegmentationNetwork`.
 
     Raises:
         ValueError: an argument that does not fit; the message names it.
@@ -67,35 +60,22 @@ class OCRNetwork(nn.Module):
         attention_head: str | Callable[..., nn.Module] = "scale",
         dropout: float = 0.05,
         attention_statistics: str = "all",
+        fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
+        train_scales: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ArgumentValueError(f"num_classes: expected a positive integer, got {num_classes!r}")
+        super().__init__(fusion=fusion, train_scales=train_scales, attention_statistics=attention_statistics)
+        check_num_classes(num_classes)
         width = attention_width(attention_channels, num_classes)
-        if not 0.0 <= dropout < 1.0:
-            raise ArgumentValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
-        check_attention_statistics(attention_statistics)
+        check_dropout(dropout)
         self.backbone = build_trunk(trunk)
         in_channels, _, _ = stated(self.backbone)
         self.ocr = OCRHead(
             in_channels, num_classes, mid_channels=mid_channels, key_channels=key_channels, dropout=dropout
         )
-        self.scale_attn = build_attention_head(attention_head, mid_channels, width, bottleneck=attention_bottleneck)
         self.num_classes = num_classes
-        self.attention_statistics = attention_statistics
-        self._first_look = FirstLook()
-
-        is_ours = isinstance(trunk, HRNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
-        fresh: list[nn.Module] = [self.backbone, self.ocr] if is_ours else [self.ocr]
-        predictions = [self.ocr.cls_head, self.ocr.aux_head[2]]
-        if isinstance(self.scale_attn, ScaleAttentionHead):
-            fresh.append(self.scale_attn)
-            predictions.append(self.scale_attn.conv2)
-        initialise(fresh, predictions)
-
-    def forward(self, images: Tensor, scales: Sequence[float] = DEFAULT_SCALES) -> ScaleOutputs:
-        self._first_look(images)
-        return forward_scales(self.forward_one_scale, self.scale_attn, images, scales, self.attention_statistics)
+        self.add_attention(mid_channels, width, head=attention_head, bottleneck=attention_bottleneck)
+        fresh = [self.backbone, self.ocr] if is_drawn_here(trunk) else [self.ocr]
+        self.initialise(fresh, predictions=[self.ocr.cls_head, self.ocr.aux_head[2]])
 
     def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Trunk and OCR head alone: images [B, 3, H, W] -> (logits, aux, features) at the stride of the trunk."""

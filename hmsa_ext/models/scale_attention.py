@@ -30,10 +30,19 @@ class ScaleAttentionHead(nn.Module):
         in_channels: channels of the features.
         out_channels: 1, one weight for all classes (published), or the number of classes.
         bottleneck: inner channels (published: 256).
+        sigmoid: False leaves the sigmoid out: scores of any size, for explicit attention.
     """
 
-    def __init__(self, in_channels: int, out_channels: int = 1, *, bottleneck: int = PUBLISHED_BOTTLENECK) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 1,
+        *,
+        bottleneck: int = PUBLISHED_BOTTLENECK,
+        sigmoid: bool = True,
+    ) -> None:
         super().__init__()
+        self.sigmoid = sigmoid
         self.conv0 = nn.Conv2d(in_channels, bottleneck, 3, padding=1, bias=False)
         self.bn0 = nn.BatchNorm2d(bottleneck)
         self.conv1 = nn.Conv2d(bottleneck, bottleneck, 3, padding=1, bias=False)
@@ -47,7 +56,7 @@ class ScaleAttentionHead(nn.Module):
         x = self.conv2(x)
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()
-        return torch.sigmoid(x)
+        return torch.sigmoid(x) if self.sigmoid else x
 
 
 ATTENTION_HEADS: dict[str, Callable[..., nn.Module]] = {"scale": ScaleAttentionHead}
@@ -55,25 +64,37 @@ ATTENTION_HEADS: dict[str, Callable[..., nn.Module]] = {"scale": ScaleAttentionH
 
 
 def build_attention_head(
-    head: str | Callable[..., nn.Module], in_channels: int, out_channels: int, *, bottleneck: int = PUBLISHED_BOTTLENECK
+    head: str | Callable[..., nn.Module],
+    in_channels: int,
+    out_channels: int,
+    *,
+    bottleneck: int = PUBLISHED_BOTTLENECK,
+    sigmoid: bool = True,
 ) -> nn.Module:
     """The attention head that a name or a factory means.
 
     Args:
         head: a name of ``ATTENTION_HEADS``, ``package.module:factory``, or a factory. A factory is called with
-            ``(in_channels, out_channels)``, and with ``bottleneck=`` where its signature has that.
+            ``(in_channels, out_channels)``, and with ``bottleneck=`` and ``sigmoid=`` where its signature has them.
         in_channels: channels of the features.
         out_channels: channels of the attention.
         bottleneck: inner channels.
+        sigmoid: whether the head ends in [0, 1]; False: in scores of any size, which explicit attention needs.
 
     Raises:
-        hmsa_ext.settings.SettingError: no such head, or the factory returns no module.
+        hmsa_ext.settings.SettingError: no such head, a factory that returns no module, or, for scores, one that does
+            not take ``sigmoid``.
     """
     factory = parts.find(head, ATTENTION_HEADS, "attention_head")
     if not callable(factory):
         raise SettingError("attention_head", head, "a factory (in_channels, out_channels) -> module")
-    names, _ = parts.parameters(factory)
-    built = factory(in_channels, out_channels, **({"bottleneck": bottleneck} if "bottleneck" in names else {}))
+    names, takes_any = parts.parameters(factory)
+    options = {"bottleneck": bottleneck, "sigmoid": sigmoid}
+    if not sigmoid and "sigmoid" not in names and not takes_any:
+        raise SettingError(
+            "attention_head", parts.spelled(head), "a factory that takes sigmoid=False, which explicit attention needs"
+        )
+    built = factory(in_channels, out_channels, **{name: value for name, value in options.items() if name in names})
     if not isinstance(built, nn.Module):
         raise SettingError("attention_head", type(built).__name__, "a factory that returns a torch.nn.Module")
     return built

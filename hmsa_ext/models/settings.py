@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from hmsa_ext.models.fusions import FUSIONS, check_scales, find_fusion, training_scales
 from hmsa_ext.models.networks import NAMES
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS
 from hmsa_ext.models.trunks import TRUNK_PREFIXES, TRUNKS
 from hmsa_ext.parts import Part, one_of
-from hmsa_ext.settings import BELOW_ONE, FREE, Flag, Metavar, Rule, Scales, validate
+from hmsa_ext.settings import BELOW_ONE, FREE, Flag, Metavar, Rule, Scales, SettingError, validate
 
 WITH_ONE = Rule(lambda scales: 1.0 in scales, "up to 8 different positive numbers, 1.0 among them")
 
@@ -40,15 +41,52 @@ class ModelSettings:
             "package.module:factory, called with the channels of features and attention."
         },
     )
+    fusion: Annotated[Part, one_of(FUSIONS)] = field(
+        default="hierarchical",
+        metadata={
+            "help": f"How the scales are fused: {'; '.join(f'{name} ({f.help})' for name, f in FUSIONS.items())}; or "
+            "package.module:object, a Fusion or a function of the full-resolution logits of each scale."
+        },
+    )
     dropout: Annotated[float | None, BELOW_ONE] = None
     """Dropout of the features before the logits, in training; default: the network's own (0.05, published)."""
     weights: Annotated[str | None, Metavar("FILE"), FREE] = None
     """Initial weights: a checkpoint (a published one, a trunk's), a safetensors file or a run folder; what does not fit
     is listed."""
-    scales: Annotated[Scales, WITH_ONE] = (0.5, 1.0)
-    """Scales of the images in training, separated by commas."""
+    scales: Annotated[Scales | None, WITH_ONE, Flag("train-scales", was=("scales",))] = None
+    """Scales of the images in training, separated by commas; default: those of the fusion, which are 0.5,1 for
+    hierarchical, 0.5,1,2 for explicit and 1 for the others."""
     channels_last: bool = True
     """Keep images and weights in channels-last order, which convolutions are faster in."""
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.scales is not None and self.fusion in FUSIONS:  # objects are looked up when they are used
+            try:
+                training_scales(FUSIONS[str(self.fusion)], self.scales)
+            except SettingError as error:
+                error.name = "scales"
+                raise
+
+    @property
+    def train_scales(self) -> tuple[float, ...]:
+        """Scales of the training, ascending: those that are set, or those of the fusion."""
+        return training_scales(find_fusion(self.fusion), self.scales)
+
+    def eval_scales(self, scales: tuple[float, ...] | None) -> tuple[float, ...]:
+        """Scales of an evaluation, checked: those that are given, or those of the fusion.
+
+        Raises :class:`hmsa_ext.settings.SettingError` for scales that the fusion does not take.
+        """
+        fusion = find_fusion(self.fusion)
+        chosen = tuple(sorted(scales or fusion.eval_scales or self.train_scales))
+        check_scales(fusion, chosen, self.train_scales, "eval_scales")
+        return chosen
+
+    def takes_eval_scales(self, scales: tuple[float, ...] | None) -> bool:
+        """Whether :meth:`eval_scales` would raise nothing."""
+        try:
+            self.eval_scales(scales)
+        except SettingError:
+            return False
+        return True

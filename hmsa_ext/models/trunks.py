@@ -6,6 +6,11 @@ A trunk is any ``nn.Module`` whose ``forward(images [B, 3, H, W])`` gives featur
 - ``stride``: pixels of the image per pixel of the features; h and w are H / stride and W / stride, rounded up or down;
 - ``divisor`` (1 where there is none): a number that the trunk needs H and W to be multiples of.
 
+Decoders that combine features of several strides ask for levels. A trunk that has them also has
+
+- ``levels(images)``: a list of features, finest first;
+- ``level_channels``, ``level_strides``: tuples with the channels and the stride of each.
+
 A module without these attributes is adapted in a line: ``trunk.out_channels, trunk.stride = 256, 4``. A new trunk is a
 file of its own and a line in ``TRUNKS``; a trunk outside this package is named ``package.module:factory``, one of timm
 ``timm:NAME``.
@@ -59,6 +64,11 @@ def build_trunk(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) 
     return built
 
 
+def is_drawn_here(trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module]) -> bool:
+    """Whether a network draws the first weights of this trunk: those of modules and factories of others stay."""
+    return isinstance(trunk, HRNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
+
+
 def stated(trunk: nn.Module) -> tuple[int, int, int]:
     """``(out_channels, stride, divisor)`` of a trunk; raises SettingError where one is missing or not a number."""
     values = []
@@ -69,6 +79,21 @@ def stated(trunk: nn.Module) -> tuple[int, int, int]:
         values.append(value)
     out_channels, stride, divisor = values
     return out_channels, stride, divisor
+
+
+def stated_levels(trunk: nn.Module, wanted: int = 2) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """``(level_channels, level_strides)`` of a trunk, finest first.
+
+    Raises SettingError where a trunk has fewer than ``wanted`` levels.
+    """
+    channels, strides = (tuple(getattr(trunk, name, ())) for name in ("level_channels", "level_strides"))
+    if len(channels) < wanted or len(strides) != len(channels) or not callable(getattr(trunk, "levels", None)):
+        raise SettingError(
+            "trunk",
+            type(trunk).__name__,
+            f"a trunk with features at {wanted} or more strides: levels(), level_channels and level_strides",
+        )
+    return channels, strides
 
 
 def check_features(features: object, images: Tensor, out_channels: int, stride: int) -> None:

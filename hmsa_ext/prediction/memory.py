@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.evaluation import run
 from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models.combinations import find_combination
 
 PROBE = 512
 """Side in pixels of the image that the network is tried with: a multiple of all usual strides and divisors."""
@@ -40,12 +41,14 @@ class Footprint:
     area: without gradients autocast keeps no weights. kept: bytes per pixel of the logits and attention that remain.
     strides: pixels of the image of a scale per pixel of its logits, by descending scale; None where they do not divide.
     attention_channels: of the widest attention map, 0 where there is none.
+    builds_logits: whether full-resolution logits are built to combine the scales.
     """
 
     per_pixel: float
     kept: float
     strides: tuple[int, ...] | None
     attention_channels: int
+    builds_logits: bool = False
 
     def live(self, pixels: int) -> int:
         """Bytes of the tensors that live at the peak of a pass over an image of so many pixels."""
@@ -74,7 +77,9 @@ def footprint(
     area = side * side
     kept = sum(t.numel() * t.element_size() for t in (*outputs.logits, *outputs.attention))
     channels = max((a.shape[1] for a in outputs.attention), default=0)
-    return Footprint(peak / area, kept / area, _strides(outputs, side), channels)
+    several = len(outputs.scales) > 1
+    builds = several and find_combination(outputs.combination) is not None
+    return Footprint(peak / area, kept / area, _strides(outputs, side), channels, builds)
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,24 @@ class Reading:
 
 
 def reading(
-    num_classes: int, scales: int, attention_channels: int, *, flip: bool, logits: bool, per_scale: bool
+    num_classes: int,
+    scales: int,
+    attention_channels: int,
+    *,
+    flip: bool,
+    logits: bool,
+    per_scale: bool,
+    builds_logits: bool = False,
 ) -> Reading:
-    """What reading takes of a photo at so many ``scales``."""
+    """What reading takes of a photo at so many ``scales``; ``builds_logits``: see :class:`Footprint`."""
     number, views = (1 if num_classes <= 256 else 4), (2 if flip else 1)
     label = number + 4  # and its confidence
-    results, meanwhile = label, 0
+    # Of each view: the combined logits so far, those of a scale, their probabilities, and the new combination.
+    results, meanwhile = label, 4 * num_classes * views * 4 if builds_logits else 0
     if logits:
         results += 4 * num_classes
         # Of both views the fused logits, then the mirrored ones turned back and the sum, then the sum and its half.
-        meanwhile = 4 * num_classes * (4 if flip else 1)
+        meanwhile += 4 * num_classes * (4 if flip else 1)
     if per_scale:
         results += label * scales
         # The shares of all scales, an attention map, and what is left for the larger scales, before and after it.

@@ -23,11 +23,11 @@ from hmsa_ext.data.photos import Photo, as_photo
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode, place
 from hmsa_ext.engine.evaluation import EvaluationSettings
-from hmsa_ext.engine.pictures import scale_shares
 from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError, HmsaError
 from hmsa_ext.models import InputError, ScaleOutputs
-from hmsa_ext.models.multi_scale import descending_scales
+from hmsa_ext.models.fusions import check_scales, find_fusion
+from hmsa_ext.models.scales import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
 from hmsa_ext.prediction import tiles
 from hmsa_ext.prediction.memory import Footprint, allowed, footprint, reading
@@ -53,6 +53,7 @@ def load(
     network: str | Callable[..., nn.Module] | None = None,
     num_classes: int | None = None,
     classes: str | Sequence[str] | ClassTable | None = None,
+    fusion: str | Callable[..., Tensor] | None = None,
     dtype: str = "auto",
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
@@ -72,6 +73,8 @@ def load(
         network: which network a published checkpoint is of, such as ``"hrnet_w48_ocr"``; files of our runs say so.
         num_classes: of such a file; found from its weights unless given.
         classes: of such a file: the name of a data set (``"cityscapes"``), names, or a table.
+        fusion: how the scales are fused, instead of as in the training: see
+            :func:`hmsa_ext.engine.trained.open_model`.
         dtype: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on GPUs that are fast in it.
         scales, flip: scales to combine, and whether to average in the mirrored photo; default: as the run evaluates.
         resize_to, tile, overlap, memory: see :class:`hmsa_ext.prediction.settings.PredictionSettings`.
@@ -80,7 +83,7 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"path: got {path!r:.60}, expected a run folder or a file of weights")
-    trained = open_model(os.fspath(path), network, num_classes, classes)
+    trained = open_model(os.fspath(path), network, num_classes, classes, fusion=fusion)
     given: dict[str, Any] = {"resize_to": resize_to, "tile": tile, "overlap": overlap, "memory": memory}
     settings = PredictionSettings()
     settings = dataclasses.replace(settings, **_read(settings, given))
@@ -141,10 +144,9 @@ class Predictor:
             raise SettingError("dtype", dtype, "auto, float32 or bfloat16")
         self.dtype, self.dtype_reason = choose_dtype(dtype, self.device)
         ran = trained.settings or {}
-        start = EvaluationSettings()
-        chosen = ran.get("eval_scales", start.scales) if scales is None else scales
-        self.scales = _scales(chosen)
-        self.flip = bool(ran.get("flip", start.flip) if flip is None else flip)
+        own_scales, own_flip = run_defaults(trained)
+        self.scales = self._checked(own_scales if scales is None else scales)
+        self.flip = own_flip if flip is None else flip
         self.model = place(trained.model, self.device, channels_last=bool(ran.get("channels_last", True))).eval()
         self.reserve = int(allowed(torch.device("cpu"), self.settings.memory) * waiting)
         """Bytes of the machine's memory that photos which wait for the network may take."""
@@ -215,7 +217,7 @@ class Predictor:
 
         tile_done: called with the number of the tile that is done, from 1, and the number of tiles.
         """
-        ordered = self.scales if scales is None else _scales(scales)
+        ordered = self.scales if scales is None else self._checked(scales)
         mirrored = self.flip if flip is None else flip
         size = photo.pixels.shape[:2]
         if min(size) * ordered[0] < 1:  # also where the network sees it larger: its outputs are fused at this size
@@ -266,7 +268,7 @@ class Predictor:
         if not isinstance(size, tuple | list) or len(size) != 2 or not all(s >= 1 for s in size):
             raise ArgumentValueError(f"size: got {size!r:.60}, expected (height, width) in pixels")
         size = size[0], size[1]
-        ordered = self.scales if scales is None else _scales(scales)
+        ordered = self.scales if scales is None else self._checked(scales)
         mirrored = self.flip if flip is None else flip
         chosen, limit = self.settings, allowed(self.device, self.settings.memory)
         kept_free = self.reserve if self.device.type == "cpu" else 0
@@ -279,7 +281,7 @@ class Predictor:
         needs = self._footprint(ordered, mirrored)
         reads = reading(
             self.classes.num_classes, len(ordered), needs.attention_channels, flip=mirrored, logits=logits,
-            per_scale=per_scale,
+            per_scale=per_scale, builds_logits=needs.builds_logits,
         )  # fmt: skip
         photo = size[0] * size[1]
         outputs = needs.kept * height * width
@@ -350,6 +352,12 @@ class Predictor:
             f"{trained[0]}x{trained[1]}: if things look {larger} in the photos than there, "
             f"resize them to {long_edge} pixels (--resize-to, in Python resize_to): that predicts better{faster}"
         )
+
+    def _checked(self, values: Sequence[float]) -> tuple[float, ...]:
+        """Scales, ascending; raises where they do not fit each other or the fusion."""
+        ordered = descending_scales(tuple(values) if isinstance(values, list) else values)[::-1]
+        check_scales(find_fusion(self.trained.network.fusion), ordered, self.trained.network.train_scales)
+        return ordered
 
     # ---- one photo ----------------------------------------------------------------------------------------------
 
@@ -447,7 +455,7 @@ class _Results:
         self.labels, self.confidence = np.empty(size, kind), np.empty(size, np.float32)
         self.logits = np.empty((num_classes, *size), np.float32) if logits else None
         self.scale_labels = {scale: np.empty(size, kind) for scale in scales} if per_scale else None
-        self.shares = {scale: np.empty(size, np.float32) for scale in scales} if per_scale else None
+        self.shares: dict[float, np.ndarray] | None = {} if per_scale else None
 
     def read(self, outputs: ScaleOutputs, flip: bool, margin: int, first: int, last: int) -> None:
         """Reads rows ``first`` to ``last`` of the photo from outputs that begin ``margin`` rows above them."""
@@ -473,8 +481,9 @@ class _Results:
         if self.scale_labels is not None and self.shares is not None:
             for index, scale in enumerate(outputs.scales):
                 keep(self.scale_labels[scale], outputs.single_scale_argmax(index, views=views)[0][0])
-            for scale, maps in scale_shares(outputs).items():
-                keep(self.shares[scale], evaluation.unmirrored(maps, flip=flip)[0, 0])
+            for scale, maps in (outputs.shares() or {}).items():
+                share = self.shares.setdefault(scale, np.empty(self.size, np.float32))
+                keep(share, evaluation.unmirrored(maps, flip=flip)[0, 0])
 
 
 def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
@@ -487,9 +496,14 @@ def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) 
     return images
 
 
-def _scales(values: Sequence[float]) -> tuple[float, ...]:
-    """Ascending, checked."""
-    return descending_scales(tuple(values) if isinstance(values, list) else values)[::-1]
+def run_defaults(trained: TrainedModel) -> tuple[tuple[float, ...], bool]:
+    """Scales and mirroring of a prediction that does not say: those that the run is evaluated with."""
+    ran = trained.settings or {}
+    scales = ran.get("eval_scales")
+    scales = None if scales is None else tuple(scales)
+    if not trained.network.takes_eval_scales(scales):  # another fusion than that of the run
+        scales = None
+    return trained.network.eval_scales(scales), bool(ran.get("flip", EvaluationSettings().flip))
 
 
 def _read(settings: PredictionSettings, values: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A network gives logits and attention at the stride of its heads, which is a sixteenth of the pixels. These small maps
 are what is blended: each tile adds its own, weighted by ramps that fall across the overlaps and sum to one. The result
 is one :class:`ScaleOutputs` like that of a whole image, and the fused ops read it as any other. So no tile is argmaxed
-alone, no seam is left, and no full-resolution logits exist.
+alone, no seam is left, and no full-resolution logits exist where the combination needs none.
 
 The maps of a large image are not kept either. Rows of tiles are finished from top to bottom, and each yields a band of
 rows that no further tile changes.
@@ -158,8 +158,8 @@ def blended(
         bottom = row + plan.tile[0]
         for place, column in enumerate(plan.columns):
             outputs = run(row, column, *plan.tile)
-            parts = [*outputs.logits, *outputs.attention]
-            of_scale = [*range(len(scales)), *range(1, len(scales))]
+            parts, combination = [*outputs.logits, *outputs.attention], outputs.combination
+            of_scale = [*range(len(scales)), *range(1, 1 + len(outputs.attention))]
             if place == 0:
                 maps = [
                     _extended(old, part, cells[k], (bottom - top, plan.covered[1]))
@@ -177,7 +177,8 @@ def blended(
             _shown(m[..., int((above - top) * cells[k]) : int((below - top) * cells[k]), :], int(width * cells[k]))
             for m, k in zip(maps, of_scale, strict=True)
         ]
-        found = ScaleOutputs(cut[: len(scales)], cut[len(scales) :], None, tuple(scales), (below - above, width))
+        size = (below - above, width)
+        found = ScaleOutputs(cut[: len(scales)], cut[len(scales) :], None, tuple(scales), size, combination)
         del cut
         yield Band(found, done - above, done, finished)
         del found

@@ -64,7 +64,7 @@ def test_labels_are_those_of_the_logits(scales, dtype):
     rounded = dtype == torch.bfloat16 and sum(s > 1 for s in scales) > 1
     pairs = [
         (outputs.argmax(), exact.fuse(), 1e-6),
-        (outputs.mean_argmax(), exact.mean(), 4e-2 if rounded else 1e-6),
+        (outputs.argmax("mean"), exact.mean(), 4e-2 if rounded else 1e-6),
         *((outputs.single_scale_argmax(i), exact.single_scale(i), 1e-6) for i in range(len(scales))),
     ]
     for (labels, confidence), logits, tolerance in pairs:
@@ -76,7 +76,7 @@ def test_labels_of_two_views_are_those_of_the_mean_of_both():
     straight, mirrored = outputs.fuse().double().chunk(2)
     check_prediction(*outputs.argmax(views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
     straight, mirrored = outputs.mean().double().chunk(2)
-    check_prediction(*outputs.mean_argmax(views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
+    check_prediction(*outputs.argmax("mean", views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
 
 
 def test_attention_map_belongs_to_the_next_smaller_scale():
@@ -148,7 +148,7 @@ def test_exported_models_return_outputs_of_other_sizes():
         assert torch.equal(got.fuse(), want.fuse())
 
 
-@pytest.mark.parametrize("end", ["fuse", "argmax", "mean_argmax"])
+@pytest.mark.parametrize("end", ["fuse", "argmax"])
 def test_combinations_are_exported_for_other_sizes(end):
     class Combined(nn.Module):
         def __init__(self) -> None:
