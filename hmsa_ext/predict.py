@@ -41,6 +41,7 @@ from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.models import FUSIONS, NAMES
+from hmsa_ext.models.settings import FUSION_HELP
 from hmsa_ext.parts import Part, one_of
 from hmsa_ext.prediction.batch import Summary, merged, predict_all
 from hmsa_ext.prediction.outputs import Outputs
@@ -72,8 +73,7 @@ class Predict:
     """Network of a checkpoint that is not from a run."""
     num_classes: Annotated[int | None, POSITIVE] = None
     """Classes of such a checkpoint; default: as many as its weights have."""
-    fusion: Annotated[Part | None, one_of(FUSIONS)] = None
-    """How the scales are fused, instead of as in the training: mean, max and the like take the weights of any."""
+    fusion: Annotated[Part | None, one_of(FUSIONS)] = field(default=None, metadata={"help": FUSION_HELP})
     classes: Annotated[str | None, Metavar("NAME")] = None
     """Data set whose classes such a checkpoint has, such as cityscapes: names, colours and numbers for the results."""
     shard: Shard = (1, 1)

@@ -104,9 +104,9 @@ def compose(
 
     ``predictions`` by way: each scale alone, the mean, and last the network's own fusion.
     First row: the photo, the truth, the prediction of the fusion and its errors. Second row: the prediction over the
-    photo, and the predictions of each scale alone and of the mean. Third row: the share of each scale, where they
-    differ from pixel to pixel. With one scale all predictions are the same: one row, with the prediction over the photo
-    as its fifth panel. Then the legend.
+    photo, and the predictions of each scale alone and of the mean. Third row: the share of each scale in the attention,
+    where there is one. With one scale all predictions are the same: one row, with the prediction over the photo as its
+    fifth panel. Then the legend.
     """
     zoom = zoom_of(image.shape[1])
     *others, way = predictions
@@ -132,7 +132,7 @@ def compose(
         titles = ["mean of the scales" if name == MEAN else f"scale {name} alone" for name in others]
         panels = [labels_panel(predictions[name], classes, zoom) for name in others]
         rows.append([over, *zip(titles, panels, strict=True)])
-        if _differ(shares):
+        if len(shares) > 1:
             rows.append(_share_panels(shares, zoom))
     else:
         rows[0].append(over)
@@ -151,8 +151,8 @@ def shares_page(
 
     image: uint8 [H, W, 3]. labels: [H, W], the prediction. shares: by scale, float [H, W]: see :func:`share_maps`.
     confidence: [H, W], 0 to 1, in the colours of the shares.
-    First row: the photo, the prediction over it, the prediction alone, its confidence. Second row, where the shares
-    differ from pixel to pixel: the share of each scale in the attention. The legend has the classes that occur.
+    First row: the photo, the prediction over it, the prediction alone, its confidence. Second row, with several
+    shares: that of each scale in the attention. The legend has the classes that occur.
     """
     zoom = zoom_of(image.shape[1])
     rows: list[list[Panel]] = [
@@ -164,7 +164,7 @@ def shares_page(
     ]
     if confidence is not None:
         rows[0].append(("confidence", shares_panel(confidence, zoom)))
-    if _differ(shares):
+    if len(shares) > 1:
         rows.append(_share_panels(shares, zoom))
     return compose_page(rows, occurring(classes, labels), name)
 
@@ -172,11 +172,6 @@ def shares_page(
 def _titled(way: str) -> str:
     """A way in words."""
     return way.rpartition(":")[2].replace("_", " of ")
-
-
-def _differ(shares: dict[float, np.ndarray]) -> bool:
-    """Whether there are shares to show: those of one scale, or of a mean, are the same everywhere."""
-    return len(shares) > 1 and any(np.ptp(share) > 0 for share in shares.values())
 
 
 def _share_panels(shares: dict[float, np.ndarray], zoom: float) -> list[Panel]:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hmsa_ext import parts
+from hmsa_ext.settings import SettingError
 
 Combination = Callable[[Iterable[Tensor]], Tensor]
 ATTENTION, MEAN = "attention", "mean"
@@ -60,4 +62,8 @@ def find_combination(combination: str | Combination) -> Combination | None:
 
     Raises :class:`hmsa_ext.settings.SettingError` where there is none of this name.
     """
-    return parts.find(combination, COMBINATIONS, "combination")  # type: ignore[arg-type, return-value]
+    table: dict[str, Any] = dict(COMBINATIONS)
+    found = parts.find(combination, table, "combination")
+    if found is not None and not callable(found):
+        raise SettingError("combination", combination, f"{parts.expected_of(COMBINATIONS)} that is a function of maps")
+    return found

@@ -60,12 +60,14 @@ def find_fusion(fusion: str | Fusion | Callable[..., Tensor]) -> Fusion:
 
     Raises :class:`hmsa_ext.settings.SettingError` where it means none.
     """
-    found: Any = parts.find(fusion, FUSIONS, "fusion")
+    table: dict[str, Any] = dict(FUSIONS)
+    found = parts.find(fusion, table, "fusion")
     if isinstance(found, Fusion):
         return found
     if not callable(found) or isinstance(found, type):
         raise SettingError("fusion", fusion, f"{parts.expected_of(FUSIONS)} that is a Fusion or a function of maps")
-    return Fusion("", None, fusion if isinstance(fusion, str) else found)
+    named: Any = fusion if isinstance(fusion, str) else found  # files keep names
+    return Fusion("", None, named)
 
 
 def training_scales(fusion: Fusion, scales: Sequence[float] | None) -> tuple[float, ...]:
@@ -78,9 +80,10 @@ def training_scales(fusion: Fusion, scales: Sequence[float] | None) -> tuple[flo
     if fusion.attention == "joint" and len(ordered) < 2:
         raise SettingError("train_scales", ordered, "several scales, which this fusion weighs against each other")
     if 1.0 not in ordered:
-        raise SettingError("train_scales", ordered[::-1], "1.0 among them")
-    check_scales(fusion, ordered, ordered[::-1], "train_scales")
-    return ordered[::-1]
+        raise SettingError("train_scales", ordered, "1.0 among them")
+    ascending = ordered[::-1]
+    check_scales(fusion, ascending, ascending, "train_scales")
+    return ascending
 
 
 def check_scales(fusion: Fusion, scales: Sequence[float], train_scales: Sequence[float], name: str = "scales") -> None:
@@ -93,11 +96,12 @@ def check_scales(fusion: Fusion, scales: Sequence[float], train_scales: Sequence
             name, tuple(scales), "one scale: this fusion is of a single one; others, such as mean, combine several"
         )
     if fusion.attention == "joint" and len(scales) > 1 and set(scales) != set(train_scales):
+        trained = ",".join(f"{scale:g}" for scale in train_scales)
         raise SettingError(
-            name, tuple(scales),
-            f"{','.join(f'{s:g}' for s in train_scales)}, or one scale: explicit attention weighs the scales that it was trained "
-            "at, and knows no others",
-        )  # fmt: skip
+            name,
+            tuple(scales),
+            f"{trained}, or one scale: explicit attention weighs the scales of its training, and knows no others",
+        )
 
 
 def head_channels(

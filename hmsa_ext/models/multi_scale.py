@@ -28,6 +28,7 @@ class MultiScale(SegmentationNetwork):
     outputs are cropped to the rows and columns that show the image. The network's stride must divide n. Batch norms
     of the network see the padding in training. See :func:`hmsa_ext.models.one_scale.run_network`.
 
+    >>> import torch
     >>> class Toy(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

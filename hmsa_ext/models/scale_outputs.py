@@ -134,18 +134,14 @@ class ScaleOutputs:
         return maps, shares, self.scales
 
     def shares(self) -> dict[float, Tensor] | None:
-        """How much of the combined logits comes from each scale: maps [B, 1, H, W] that add up to 1, by ascending scale.
+        """How much of the combined logits comes from each scale: maps [B, 1, H, W] that add up to 1, scales ascending.
 
         The attention of a scale weighs it against all larger scales together. The share of a scale in the result is
         therefore its own attention times ``1 - attention`` of every smaller scale; the largest scale has what is left.
-        Class-wise attention is averaged over the classes. In a mean all shares are equal. Combinations by the maximum
-        or by probabilities have no shares: None.
+        Class-wise attention is averaged over the classes. None without attention, where several scales have no shares
+        that differ from pixel to pixel.
         """
         count = len(self.scales)
-        some = self.logits[0]
-        whole = some.new_ones(some.shape[0], 1, *self.size, dtype=torch.float32)
-        if count > 1 and self.combination == MEAN:
-            return {scale: whole / count for scale in reversed(self.scales)}
         if count > 1 and self.combination != ATTENTION:
             return None
         left: Tensor | None = None
@@ -154,7 +150,9 @@ class ScaleOutputs:
             attention = self.attention_map(index - 1).float().mean(1, keepdim=True)
             shares[self.scales[index]] = attention if left is None else left * attention
             left = 1 - attention if left is None else left * (1 - attention)
-        return {**shares, self.scales[0]: whole if left is None else left}
+        if left is None:
+            left = self.logits[0].new_ones(self.logits[0].shape[0], 1, *self.size, dtype=torch.float32)
+        return {**shares, self.scales[0]: left}
 
     def attention_map(self, index: int) -> Tensor:
         """``attention[index]`` (that of ``scales[index + 1]``) at the image's size, for pictures: [B, 1 or C, H, W]."""

@@ -86,7 +86,7 @@ class SegmentationNetwork(nn.Module):
 
     @abstractmethod
     def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """One pass at one scale: images [B, 3, H, W] -> (logits, aux or None, features), all of one height and width."""
+        """One pass at one scale: images [B, 3, H, W] -> (logits, aux or None, features), all of one size."""
 
     def forward(self, images: Tensor, scales: Sequence[float] | None = None) -> ScaleOutputs:
         """Outputs for ``images`` [B, 3, H, W] at each scale.

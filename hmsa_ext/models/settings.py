@@ -14,6 +14,11 @@ from hmsa_ext.settings import BELOW_ONE, FREE, Flag, Metavar, Rule, Scales, Sett
 
 WITH_ONE = Rule(lambda scales: 1.0 in scales, "up to 8 different positive numbers, 1.0 among them")
 
+FUSION_HELP = (
+    f"How the scales are fused: {'; '.join(f'{name} ({fusion.help})' for name, fusion in FUSIONS.items())}; or "
+    "package.module:object, a Fusion or a function of the full-resolution logits of each scale."
+)
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -41,13 +46,7 @@ class ModelSettings:
             "package.module:factory, called with the channels of features and attention."
         },
     )
-    fusion: Annotated[Part, one_of(FUSIONS)] = field(
-        default="hierarchical",
-        metadata={
-            "help": f"How the scales are fused: {'; '.join(f'{name} ({f.help})' for name, f in FUSIONS.items())}; or "
-            "package.module:object, a Fusion or a function of the full-resolution logits of each scale."
-        },
-    )
+    fusion: Annotated[Part, one_of(FUSIONS)] = field(default="hierarchical", metadata={"help": FUSION_HELP})
     dropout: Annotated[float | None, BELOW_ONE] = None
     """Dropout of the features before the logits, in training; default: the network's own (0.05, published)."""
     weights: Annotated[str | None, Metavar("FILE"), FREE] = None

@@ -264,7 +264,7 @@ def test_two_metrics_with_one_result_are_refused(device: torch.device) -> None:
 
 def test_labels_are_computed_once_for_all_metrics(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in ("argmax", "mean_argmax", "single_scale_argmax"):
+    for name in ("argmax", "single_scale_argmax"):
         own = getattr(ScaleOutputs, name)
         monkeypatch.setattr(
             ScaleOutputs, name, lambda self, *a, own=own, name=name, **k: calls.append(name) or own(self, *a, **k)
@@ -272,7 +272,7 @@ def test_labels_are_computed_once_for_all_metrics(device: torch.device, monkeypa
     model = Scripted({1.0: [[0, 1]], 0.5: [[0, 1]]}, {0.5: 0.5})
     metrics = [Names(), CalibrationError(CLASSES)]
     evaluate(model, [batch([[0, 1], [0, 1]])], CLASSES, (0.5, 1.0), Process(device), metrics=metrics)
-    assert sorted(calls) == ["argmax", "mean_argmax", "single_scale_argmax", "single_scale_argmax"]
+    assert sorted(calls) == ["argmax", "argmax", "single_scale_argmax", "single_scale_argmax"]
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -364,10 +364,10 @@ def test_an_evaluation_without_images_has_no_scores(device: torch.device) -> Non
 
 def test_settings_have_one_flag_each_and_defaults() -> None:
     chosen = EvaluationSettings()
-    assert settings.to_dict(chosen) == {"eval_scales": [0.5, 1.0, 2.0], "flip": False, "pictures": 4, "metrics": []}
+    assert settings.to_dict(chosen) == {"eval_scales": None, "flip": False, "pictures": 4, "metrics": []}
     assert all(option.free and option.help for option in settings.options(chosen))
     assert all(name in settings.options(chosen)[-1].help for name in METRICS)
-    changed = settings.replace(chosen, {"scales": "1,0.5", "metrics": "calibration,here:Own"})
+    changed = settings.replace(chosen, {"eval_scales": "1,0.5", "metrics": "calibration,here:Own"})
     assert changed.scales == (0.5, 1.0)
     assert changed.metrics == ("calibration", "here:Own")
     with pytest.raises(settings.SettingError, match="pictures: got -1, expected a number not below 0"):

@@ -47,7 +47,8 @@ def outputs(scales: tuple[float, ...], attention: list[float]) -> ScaleOutputs:
 
 
 def test_shares_are_the_weights_of_the_chain() -> None:
-    shares = pictures.scale_shares(outputs((2.0, 1.0, 0.5), [0.25, 0.5]))
+    shares = outputs((2.0, 1.0, 0.5), [0.25, 0.5]).shares()
+    assert shares is not None
     assert list(shares) == [0.5, 1.0, 2.0]
     assert shares[0.5].unique().tolist() == [0.5]
     assert shares[1.0].unique().tolist() == [0.5 * 0.25]
@@ -63,12 +64,16 @@ def test_shares_add_up_to_one() -> None:
         (2.0, 1.0, 0.5, 0.25),
         (16, 24),
     )
-    total = torch.stack(list(pictures.scale_shares(made).values())).sum(0)
+    shares = made.shares()
+    assert shares is not None
+    total = torch.stack(list(shares.values())).sum(0)
     torch.testing.assert_close(total, torch.ones(1, 1, 16, 24))
 
 
 def test_a_single_scale_has_all_of_the_share() -> None:
-    assert pictures.scale_shares(outputs((0.5,), []))[0.5].unique().tolist() == [1.0]
+    shares = outputs((0.5,), []).shares()
+    assert shares is not None
+    assert shares[0.5].unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize(("scales", "rows", "columns"), [((0.5, 1.0, 2.0), 3, 5), ((0.5, 1.0), 3, 4), ((0.5,), 1, 5)])

@@ -46,7 +46,7 @@ def test_option_names_are_unique() -> None:
 
 
 def test_flags_are_converted_to_the_types_of_the_fields() -> None:
-    found = parse("--crop", "64x96", "--scales", "1,0.5,0.25", "--lr", "1e-3", "--epochs", "3", "--no-mirror")
+    found = parse("--crop", "64x96", "--train-scales", "1,0.5,0.25", "--lr", "1e-3", "--epochs", "3", "--no-mirror")
     assert found.crops.crop == (64, 96)
     assert found.model.scales == (0.25, 0.5, 1.0)
     assert found.optimisation.lr == 0.001
@@ -109,8 +109,8 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
     ("arguments", "message"),
     [
         (["--lr", "0"], r"lr: got 0\.0, expected a number above 0"),
-        (["--scales", "0.5,2"], r"scales: got 0\.5,2\.0, expected .* 1\.0 among them"),
-        (["--scales", "1,1"], r"scales: got 1\.0,1\.0, expected"),
+        (["--train-scales", "0.5,2"], r"train_scales: got 0\.5,2\.0, expected .* 1\.0 among them"),
+        (["--train-scales", "1,1"], r"train_scales: got 1\.0,1\.0, expected"),
         (["--eval-scales", "0.5,2"], r"eval_scales: got 0\.5,2\.0, expected .* 1\.0 among them"),
         (["--model", "resnet"], "model: got 'resnet', expected one of hrnet_small_ocr"),
         (["--data", "cityskapes"], "data: got 'cityskapes', expected one of"),

@@ -6,7 +6,8 @@ from hmsa_ext import settings
 from hmsa_ext.models import ATTENTION_HEADS, ModelSettings
 from hmsa_ext.settings import SettingError
 
-FLAGS = ["model", "trunk", "attention-channels", "attention-head", "dropout", "weights", "scales", "channels-last"]
+FLAGS = ["model", "trunk", "attention-channels", "attention-head", "fusion", "dropout", "weights", "train-scales",
+         "channels-last"]  # fmt: skip
 
 
 def test_options_have_flat_names_and_help():
@@ -17,7 +18,7 @@ def test_options_have_flat_names_and_help():
 
 
 def test_settings_survive_the_way_through_plain_values():
-    changed = ModelSettings("a.b:c", "d:e", "classes", "f:g", 0.1, "runs/x", (0.5, 1.0, 2.0), False)
+    changed = ModelSettings("a.b:c", "d:e", "classes", "f:g", "h:i", 0.1, "runs/x", (0.5, 1.0, 2.0), False)
     assert settings.replace(ModelSettings(), settings.to_dict(changed)) == changed
     assert settings.replace(ModelSettings(), settings.to_dict(ModelSettings())) == ModelSettings()
 
@@ -33,8 +34,11 @@ def test_settings_survive_the_way_through_plain_values():
             f"attention_head: got 'none', expected one of {', '.join(ATTENTION_HEADS)}, or package.module:object",
         ),
         ({"dropout": 1}, "dropout: got 1.0, expected a number from 0 to below 1"),
-        ({"scales": "0.5"}, "scales: got 0.5, expected up to 8 different positive numbers, 1.0 among them"),
-        ({"scales": "0.5,2"}, "scales: got 0.5,2.0, expected 1 to 8 different positive numbers, 1.0 among them"),
+        ({"train_scales": "0.5"}, "train_scales: got 0.5, expected up to 8 different positive numbers, 1.0 among them"),
+        ({"scales": "0.5,2"}, "train_scales: got 0.5,2.0, expected 1 to 8 different positive numbers, 1.0 among them"),
+        ({"fusion": "sum"}, "fusion: got 'sum', expected one of hierarchical, explicit, .*, or package.module:object"),
+        ({"fusion": "single", "train_scales": "0.5,1"}, "train_scales: got 0.5,1.0, expected one scale: this fusion"),
+        ({"fusion": "explicit", "train_scales": "1"}, "train_scales: got 1.0, expected several scales"),
         ({"channels_last": "yes"}, "channels_last: got 'yes', expected true or false"),
     ],
 )

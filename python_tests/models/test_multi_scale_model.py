@@ -87,6 +87,7 @@ def test_smallest_scale_goes_first():
 def test_evaluation_does_not_compute_the_largest_scales_attention():
     model = wrap(Toy()).eval()
     calls = []
+    assert model.scale_attn is not None
     model.scale_attn.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
         model(torch.randn(1, 3, 32, 32), (0.5, 1.0, 2.0))
@@ -100,6 +101,7 @@ def test_training_updates_attention_statistics_as_the_option_says(statistics: st
     torch.manual_seed(0)
     model = wrap(Toy(), attention_statistics=statistics).train()
     features = []
+    assert model.scale_attn is not None
     model.scale_attn.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
     outputs = model(torch.randn(2, 3, 64, 64), (0.5, 1.0))
 
@@ -130,6 +132,7 @@ def test_one_scale_trains_without_touching_the_attention_head():
     model = wrap(Toy()).train()
     model(torch.randn(2, 3, 64, 64), (1.0,)).fuse().sum().backward()
     assert model.get_buffer("scale_attn.bn0.num_batches_tracked") == 0
+    assert model.scale_attn is not None
     assert all(p.grad is None for p in model.scale_attn.parameters())
 
 

@@ -54,6 +54,7 @@ def test_padding_is_what_one_does_by_hand(device, size: tuple[int, int], stride:
             assert outputs.aux is not None
             assert torch.equal(outputs.aux[index], aux)
             if index > 0:
+                assert model.scale_attn is not None
                 torch.testing.assert_close(outputs.attention[index - 1], model.scale_attn(features))
 
 

@@ -94,7 +94,7 @@ def test_no_aux_is_told():
 
 def test_lists_of_wrong_length_are_named():
     z = [torch.zeros(1, 2, 4, 4)] * 2
-    with pytest.raises(ValueError, match="2 scales need 2 logits and 1 attention maps, got 2 and 2"):
+    with pytest.raises(ValueError, match="2 scales combined by attention need 2 logits and 1"):
         ScaleOutputs(z, z, None, (1.0, 0.5), (16, 16))
     with pytest.raises(ValueError, match="2 scales need 2 aux logits or None, got 1"):
         ScaleOutputs(z, z[:1], z[:1], (1.0, 0.5), (16, 16))
