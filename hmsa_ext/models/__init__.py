@@ -1,13 +1,15 @@
 """Networks that return :class:`ScaleOutputs`, a wrapper that makes any network do so, and loading of weights.
 
 >>> model = build("hrnet_small_ocr", num_classes=11)
->>> NAMES
-('hrnet_small_ocr', 'hrnet_w18_ocr', 'hrnet_w32_ocr', 'hrnet_w48_ocr')
+>>> NAMES[:2]
+('hrnet_small_ocr', 'hrnet_w18_ocr')
 """
 
 import warnings
 
 from hmsa_ext.models.building import build
+from hmsa_ext.models.deeplab import DeepLabV3Plus, resnet50_deeplabv3plus, resnet101_deeplabv3plus
+from hmsa_ext.models.fcn import FCN, hrnet_small_fcn, hrnet_w48_fcn
 from hmsa_ext.models.fusions import FUSIONS, Fusion, find_fusion
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
@@ -16,6 +18,7 @@ from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NAMES, NETWORKS
 from hmsa_ext.models.ocr import OCRHead
 from hmsa_ext.models.ocr_network import OCRNetwork
+from hmsa_ext.models.resnet import ResNet, ResNetConfig
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.segmentation_network import SegmentationNetwork
@@ -26,10 +29,12 @@ from hmsa_ext.models.weights import WeightReport, load_weights
 
 __all__ = [
     "ATTENTION_HEADS",
+    "FCN",
     "FUSIONS",
     "NAMES",
     "NETWORKS",
     "TRUNKS",
+    "DeepLabV3Plus",
     "Fusion",
     "HRNet",
     "HRNetConfig",
@@ -38,6 +43,8 @@ __all__ = [
     "MultiScale",
     "OCRHead",
     "OCRNetwork",
+    "ResNet",
+    "ResNetConfig",
     "ScaleAttentionHead",
     "ScaleOutputs",
     "SegmentationNetwork",
@@ -47,12 +54,16 @@ __all__ = [
     "build_attention_head",
     "build_trunk",
     "find_fusion",
+    "hrnet_small_fcn",
     "hrnet_small_ocr",
     "hrnet_w18_ocr",
     "hrnet_w32_ocr",
+    "hrnet_w48_fcn",
     "hrnet_w48_ocr",
     "load_weights",
     "read_checkpoint",
+    "resnet50_deeplabv3plus",
+    "resnet101_deeplabv3plus",
 ]
 
 

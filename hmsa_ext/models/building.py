@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from hmsa_ext import parts
 from hmsa_ext.models.fusions import Fusion
-from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NETWORKS
 from hmsa_ext.models.scale_attention import attention_width
 from hmsa_ext.models.settings import ModelSettings
+from hmsa_ext.models.trunks import Trunk
 from hmsa_ext.settings import SettingError
 
 
@@ -21,7 +21,7 @@ def build(
     model: str | Callable[..., nn.Module] | ModelSettings,
     num_classes: int,
     *,
-    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] | None = None,
+    trunk: Trunk | None = None,
     attention_channels: Literal["one", "classes"] | int = "one",
     attention_head: str | Callable[..., nn.Module] = "scale",
     dropout: float | None = None,

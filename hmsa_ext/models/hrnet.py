@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
-
-BATCH_NORM_MOMENTUM = 0.1
-BOTTLENECK_EXPANSION = 4
+from hmsa_ext.models.residual_blocks import BOTTLENECK_EXPANSION, BasicBlock, Bottleneck, batch_norm, conv3x3
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,10 @@ class HRNet(nn.Module):
         self.out_channels = config.out_channels
         stem, widths = config.stem_channels, config.widths
 
-        self.conv1 = _conv3x3(3, stem, stride=2)
-        self.bn1 = _batch_norm(stem)
-        self.conv2 = _conv3x3(stem, stem, stride=2)
-        self.bn2 = _batch_norm(stem)
+        self.conv1 = conv3x3(3, stem, stride=2)
+        self.bn1 = batch_norm(stem)
+        self.conv2 = conv3x3(stem, stem, stride=2)
+        self.bn2 = batch_norm(stem)
         self.relu = nn.ReLU(inplace=True)
 
         inner, channels = config.bottleneck_channels, stem
@@ -126,7 +124,7 @@ class ResolutionModule(nn.Module):
 
     def __init__(self, widths: Sequence[int], blocks: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(w) for _ in range(blocks))) for w in widths)
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(w, w) for _ in range(blocks))) for w in widths)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(_exchange(widths, source, target) for source in range(len(widths)))
             for target in range(len(widths))
@@ -146,49 +144,6 @@ class ResolutionModule(nn.Module):
                 total = term if total is None else total + term
             outputs.append(self.relu(total))
         return outputs
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and an identity shortcut; channels and size stay."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(channels, channels)
-        self.bn1 = _batch_norm(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv3x3(channels, channels)
-        self.bn2 = _batch_norm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return self.relu(out + x)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions to ``4 * inner`` channels; the shortcut is projected where the channels differ."""
-
-    def __init__(self, in_channels: int, inner: int) -> None:
-        super().__init__()
-        out_channels = inner * BOTTLENECK_EXPANSION
-        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
-        self.bn1 = _batch_norm(inner)
-        self.conv2 = _conv3x3(inner, inner)
-        self.bn2 = _batch_norm(inner)
-        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
-        self.bn3 = _batch_norm(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, bias=False), _batch_norm(out_channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 def _stage(modules: int, blocks: int, widths: Sequence[int]) -> nn.Sequential:
@@ -220,24 +175,16 @@ def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:
     if source == target:
         return nn.Identity()
     if source > target:
-        return nn.Sequential(nn.Conv2d(widths[source], widths[target], 1, bias=False), _batch_norm(widths[target]))
+        return nn.Sequential(nn.Conv2d(widths[source], widths[target], 1, bias=False), batch_norm(widths[target]))
     steps = nn.Sequential()
     for _ in range(source, target - 1):
         steps.append(_conv_bn_relu(widths[source], widths[source], stride=2))
-    steps.append(nn.Sequential(_conv3x3(widths[source], widths[target], stride=2), _batch_norm(widths[target])))
+    steps.append(nn.Sequential(conv3x3(widths[source], widths[target], stride=2), batch_norm(widths[target])))
     return steps
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(_conv3x3(in_channels, out_channels, stride), _batch_norm(out_channels), nn.ReLU(inplace=True))
-
-
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
+    return nn.Sequential(conv3x3(in_channels, out_channels, stride), batch_norm(out_channels), nn.ReLU(inplace=True))
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

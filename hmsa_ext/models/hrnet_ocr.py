@@ -8,16 +8,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hmsa_ext.models.fusions import Fusion
-from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS
 from hmsa_ext.models.ocr_network import OCRNetwork
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK
+from hmsa_ext.models.trunks import Trunk
 
 
 def hrnet_w48_ocr(
     num_classes: int,
     *,
-    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w48",
+    trunk: Trunk = "hrnet_w48",
     mid_channels: int = PUBLISHED_MID_CHANNELS,
     key_channels: int = PUBLISHED_KEY_CHANNELS,
     attention_bottleneck: int = PUBLISHED_BOTTLENECK,
@@ -65,7 +65,7 @@ def hrnet_w48_ocr(
 def hrnet_w32_ocr(
     num_classes: int,
     *,
-    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w32",
+    trunk: Trunk = "hrnet_w32",
     mid_channels: int = PUBLISHED_MID_CHANNELS,
     key_channels: int = PUBLISHED_KEY_CHANNELS,
     attention_bottleneck: int = PUBLISHED_BOTTLENECK,
@@ -98,7 +98,7 @@ def hrnet_w32_ocr(
 def hrnet_w18_ocr(
     num_classes: int,
     *,
-    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_w18",
+    trunk: Trunk = "hrnet_w18",
     mid_channels: int = PUBLISHED_MID_CHANNELS,
     key_channels: int = PUBLISHED_KEY_CHANNELS,
     attention_bottleneck: int = PUBLISHED_BOTTLENECK,
@@ -131,7 +131,7 @@ def hrnet_w18_ocr(
 def hrnet_small_ocr(
     num_classes: int,
     *,
-    trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module] = "hrnet_small",
+    trunk: Trunk = "hrnet_small",
     mid_channels: int = 64,
     key_channels: int = 32,
     attention_bottleneck: int = 32,

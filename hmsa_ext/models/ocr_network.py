@@ -8,12 +8,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hmsa_ext.models.fusions import Fusion
-from hmsa_ext.models.hrnet import HRNetConfig
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS, OCRHead
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
-from hmsa_ext.models.trunks import build_trunk, check_features, is_drawn_here, stated
+from hmsa_ext.models.trunks import Trunk, build_trunk, check_features, is_drawn_here, stated
 
 
 class OCRNetwork(SegmentationNetwork):
@@ -24,7 +23,7 @@ class OCRNetwork(SegmentationNetwork):
     names of the published checkpoints.
 
     :func:`hmsa_ext.models.initialisation.initialise` draws the weights of the heads, and those of a trunk that is given
-    by its name in ``TRUNKS`` or as :class:`HRNetConfig`. A module, or what a factory returns, keeps its weights.
+    by its name in ``TRUNKS`` or by its widths and depths. A module, or what a factory returns, keeps its weights.
 
     >>> import torch
     >>> model = OCRNetwork("hrnet_small", num_classes=8, mid_channels=32, key_channels=16).eval()
@@ -33,7 +32,7 @@ class OCRNetwork(SegmentationNetwork):
     ([[1, 8, 16, 24], [1, 8, 8, 12]], [1, 8, 64, 96])
 
     Args:
-        trunk: a name, a module, a factory or an :class:`HRNetConfig`: see :func:`build_trunk`.
+        trunk: a name, a module, a factory, or widths and depths: see :func:`build_trunk`.
         num_classes: classes, the ignored label not counted.
         mid_channels: channels of the features after the OCR head.
         key_channels: channels in which the OCR head compares pixels and classes.
@@ -50,7 +49,7 @@ class OCRNetwork(SegmentationNetwork):
 
     def __init__(
         self,
-        trunk: str | HRNetConfig | nn.Module | Callable[[], nn.Module],
+        trunk: Trunk,
         num_classes: int,
         *,
         mid_channels: int = PUBLISHED_MID_CHANNELS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +73,10 @@ def load_weights(
     ``"model"``, with whatever else beside it. Of our runs the moving average of the weights is taken where there is
     one; the report's ``source`` says so. The prefixes that wrappers leave (``module.``, ``model.``, ``_orig_mod.``) are
     taken off where needed. Weights of a trunk alone go to ``backbone``, those of a wrapped network alone to
-    ``network``; an ImageNet trunk's classifier is then reported as unexpected.
+    ``network``; an ImageNet trunk's classifier is then reported as unexpected. Where the model, its ``backbone`` or its
+    ``network`` has a method ``weight_name``, names that the model does not have are looked up by it: ``weight_name``
+    takes a name of a file and gives the module's own name of that entry, or None. So files of torchvision's ResNets
+    load.
 
     Weights of another architecture agree in a few names by chance. So at least half of the model's parameters must
     receive values, or nine tenths of the parameters of one top-level child (``backbone``, ``network``, ...) that holds
@@ -135,13 +138,14 @@ def _match(
         source += " (moving average of the weights)"
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     own = {_without_wrappers(name): name for name in state}
+    translations = _translations(model)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
 
     found: dict[str, Tensor] = {}
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     unexpected: list[str] = []
     for name, value in entries.items():
-        target = next((own[candidate] for candidate in _candidates(name) if candidate in own), None)
+        target = next((own[candidate] for candidate in _candidates(name, translations) if candidate in own), None)
         if target is None or not isinstance(value, Tensor) or target in found or target in mismatched:
             unexpected.append(name)
         elif tuple(value.shape) != shapes[target]:
@@ -206,11 +210,29 @@ def _require_enough(report: WeightReport, parameters: Mapping[str, int]) -> None
     )
 
 
-def _candidates(name: str) -> Iterable[str]:
+def _translations(model: nn.Module) -> list[tuple[str, Callable[[str], str | None]]]:
+    """The methods ``weight_name`` of the model and of its children in PLACES, each with its place."""
+    for wrapped in ("module", "_orig_mod"):
+        inner = getattr(model, wrapped, None)
+        if isinstance(inner, nn.Module):
+            return _translations(inner)
+    found = []
+    for place in PLACES:
+        method = getattr(getattr(model, place[:-1], None) if place else model, "weight_name", None)
+        if callable(method):
+            found.append((place, method))
+    return found
+
+
+def _candidates(name: str, translations: Iterable[tuple[str, Callable[[str], str | None]]]) -> Iterable[str]:
     """Names that an entry of a file may have in the model: first the name itself, then with ever fewer prefixes."""
     while True:
         for place in PLACES:
             yield place + name
+        for place, weight_name in translations:
+            translated = weight_name(name)
+            if translated is not None:
+                yield place + translated
         prefix = next((p for p in WRAPPER_PREFIXES if name.startswith(p)), None)
         if prefix is None:
             return

@@ -17,10 +17,11 @@ from hmsa_ext import parts, train
 from hmsa_ext.engine.distributed import Process, with_shared_statistics
 from hmsa_ext.engine.trained import open_model
 from hmsa_ext.losses import MultiScaleLoss
-from hmsa_ext.models import ModelSettings, OCRNetwork, build_trunk
+from hmsa_ext.models import ModelSettings, OCRNetwork, build, build_trunk
 from hmsa_ext.models.inputs import InputError
 from hmsa_ext.models.timm_trunk import TimmTrunk, chosen_levels
 from hmsa_ext.models.trunks import check_features, stated
+from hmsa_ext.models.weights import compare_weights
 from hmsa_ext.normalisation import MEAN, STD
 from hmsa_ext.settings import SettingError
 from python_tests.models import timm_stand_in
@@ -125,6 +126,32 @@ def check_weights(timm: Any, name: str) -> None:
         own = as_trained(images, classifier)
         expected = classifier.forward_intermediates(own, indices=1, intermediates_only=True)[-1]
     torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("network", ["hrnet_small_ocr", "resnet50_deeplabv3plus"])
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_a_file_of_the_classifier_loads_into_any_network(timm: Any, tmp_path: Path, network: str, name: str):
+    torch.manual_seed(1)
+    classifier = timm.create_model(name, pretrained=False)
+    torch.save(classifier.state_dict(), tmp_path / "weights.pth")
+    report = compare_weights(build(network, 5, trunk=f"timm:{name}"), tmp_path / "weights.pth")
+    assert not report.mismatched
+    assert not [entry for entry in report.missing if entry.startswith("backbone.")]
+    assert {entry.partition(".")[0] for entry in report.unexpected} <= {"head", "norm"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_decoders_of_several_strides_take_its_levels(timm: Any, name: str, device: torch.device):
+    model = build("resnet50_deeplabv3plus", 5, trunk=f"timm:{name}").to(device)
+    images, target = torch.randn(2, 3, 64, 128, device=device), torch.zeros(2, 64, 128, device=device).long()
+    outputs = model(images, (0.5, 1.0))
+    assert list(outputs.logits[0].shape) == [2, 5, 16, 32]
+    MultiScaleLoss()(outputs, target).backward()
+
+
+def test_decoders_of_several_strides_refuse_a_trunk_of_one(timm: Any):
+    with pytest.raises(SettingError, match=r"trunk: got 'TimmTrunk', expected .*level_strides.*not \(16,\)"):
+        build("resnet50_deeplabv3plus", 5, trunk="timm:vit_tiny_patch16_224")
 
 
 def as_trained(images: Tensor, network: Any) -> Tensor:
