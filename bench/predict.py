@@ -146,6 +146,7 @@ def plain_labels(predictor: Predictor, path: Path) -> tuple[np.ndarray, np.ndarr
             of_scale, _, features = model.forward_one_scale(resized)
             logits.append(of_scale.float())
             if scale != predictor.scales[-1]:
+                assert model.scale_attn is not None
                 attention.append(model.scale_attn(features).float())
         fused = reference.fuse_scales(logits, attention, predictor.scales[::-1], size)
         confidence, labels = F.softmax(fused, 1).max(1)

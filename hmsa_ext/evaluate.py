@@ -27,7 +27,7 @@ from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.settings import Machine, TrainSettings
-from hmsa_ext.engine.trained import TrainedModel, open_model
+from hmsa_ext.engine.trained import TrainedModel, default_scales, open_model
 from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.settings import POSITIVE, Metavar, Positional, SettingError, validate
 
@@ -102,11 +102,12 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa evaluate") -> tuple[Eva
     if name is not None and not asks:
         trained = _open(name, foreign, None if classes is None else _positive("num_classes", classes), fusion)
         run = TrainSettings.read(trained.settings, data=wanted) if trained.settings else start.run
-        model, evaluation = dataclasses.replace(trained.network, weights=run.model.weights), run.evaluation
-        if model.fusion != run.model.fusion and not model.takes_eval_scales(evaluation.scales):
-            evaluation = dataclasses.replace(evaluation, scales=None)
-        machine = Machine(dtype=run.machine.dtype)
-        run = dataclasses.replace(run, machine=machine, model=model, evaluation=evaluation)
+        run = dataclasses.replace(
+            run,
+            machine=Machine(dtype=run.machine.dtype),
+            model=trained.network,
+            evaluation=dataclasses.replace(run.evaluation, scales=default_scales(trained)),
+        )
         start = Evaluate(run=run)
     command = command_line.parse(
         start, arguments, prog=prog, description=__doc__ or "", older={**OLDER, **older_length(arguments, "val")},

@@ -2,6 +2,7 @@
 
     python -m hmsa_ext.info
     python -m hmsa_ext.info --json facts.json
+    python -m hmsa_ext.info --models                   # the networks, their parameters and what a pass costs
 
 `hmsa info` is the same command.
 """
@@ -13,8 +14,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,10 @@ import torch
 import hmsa_ext
 from hmsa_ext import command_line
 from hmsa_ext.files import Output
+from hmsa_ext.models.catalogue import describe_all, trunk_weights
 from hmsa_ext.ops import library
-from hmsa_ext.settings import Metavar
+from hmsa_ext.settings import Metavar, Size, validate
+from hmsa_ext.tables import text_table
 
 # Flags of /proc/cpuinfo that make up each level of x86-64, as CPUs name them there.
 _X86_LEVELS = {
@@ -49,6 +52,13 @@ class Info:
 
     json: Annotated[str | None, Metavar("FILE")] = None
     """Write the same facts as JSON; - is standard output."""
+    models: bool = False
+    """List the networks that have names instead: parameters, FLOPs of a pass, where weights come from."""
+    size: Size = (1024, 2048)
+    """Of the image that --models counts a pass over, in pixels."""
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,12 +70,50 @@ def _main(arguments: list[str]) -> int:
     older = {"json": lambda value: None if value else ["--json", "-"]}  # it was a switch
     wanted = command_line.parse(Info(), arguments, prog="hmsa info", description=__doc__ or "", older=older)
     output = Output(wanted.json, "json") if wanted.json else None
-    facts = collect()
+    facts = collect_models(wanted.size) if wanted.models else collect()
     if output is not None:
         output.write(json.dumps(facts, indent=2) + "\n")
     else:
-        print(as_text(facts))
+        print(models_as_text(facts) if wanted.models else as_text(facts))
     return 0
+
+
+def collect_models(size: tuple[int, int]) -> dict[str, Any]:
+    """The networks that have names, as plain data: see :class:`hmsa_ext.models.catalogue.Entry`."""
+    say = progress_line() if sys.stderr.isatty() else lambda name: None
+    entries = describe_all(size=size, watch=say)
+    say("")
+    return {
+        "size": list(size),
+        "classes": 19,
+        "networks": [asdict(entry) for entry in entries],
+        "trunks": trunk_weights(),
+    }
+
+
+def models_as_text(facts: dict[str, Any]) -> str:
+    """The networks as a table, then the trunks."""
+    height, width = facts["size"]
+    rows = [
+        (e["name"], e["trunk"], f"{e['parameters'] / 1e6:.2f} M", f"{e['flops'] / 1e9:.0f} G", str(e["stride"]))
+        for e in facts["networks"]
+    ]
+    heads = ["network", "trunk", "parameters", f"FLOPs at {height}x{width}", "stride"]
+    weights = _section("weights of networks (--weights)", {e["name"]: e["weights"] for e in facts["networks"]})
+    return "\n\n".join(
+        [
+            text_table(heads, rows, left=(0, 1)),
+            f"{facts['classes']} classes, one scale, forward; a multiplication and an addition count two. A scale s "
+            "costs s * s of that, a training step about three times as much.",
+            weights,
+            _section("trunks (--trunk) and their weights", facts["trunks"]),
+        ]
+    )
+
+
+def progress_line() -> Callable[[str], object]:
+    """Shows which network is counted, on one line of the terminal."""
+    return lambda name: print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)
 
 
 def collect() -> dict[str, Any]:

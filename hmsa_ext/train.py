@@ -29,7 +29,7 @@ from hmsa_ext.data.commands import flags_of_others, older_version
 from hmsa_ext.engine import checkpoint, distributed, loop, results
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.run import CONFIG, open_run
-from hmsa_ext.engine.settings import TrainSettings, differences, read_file
+from hmsa_ext.engine.settings import TrainSettings, differences, read_file, read_recipe, recipe_names
 from hmsa_ext.settings import FREE, Metavar, SettingError
 
 
@@ -37,8 +37,13 @@ from hmsa_ext.settings import FREE, Metavar, SettingError
 class Train:
     """Sources of settings besides the flags."""
 
-    config: Annotated[str | None, FREE, Metavar("FILE")] = None
-    """YAML file of settings, such as the config.yaml of a run; flags override it."""
+    config: Annotated[str | None, FREE, Metavar("FILE")] = field(
+        default=None,
+        metadata={
+            "help": "YAML file of settings, such as the config.yaml of a run, or the name of a recipe that comes "
+            f"along: {', '.join(recipe_names())}; flags override it."
+        },
+    )
     resume: Annotated[str | None, FREE, Metavar("RUN")] = None
     """Run folder to continue exactly where its last checkpoint stands, with its own settings."""
     training: TrainSettings = field(default_factory=TrainSettings)
@@ -95,7 +100,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
             raise SettingError("output", output, f"no other folder than that of the run to resume, {folder}")
     if config == "":
         raise SettingError("config", config, "a YAML file of settings")
-    values = before | (read_file(Path(config), "config") if config else {})
+    values = before | (read_recipe(config, "config") if config else {})
     start = TrainSettings.read(values, data=command_line.peek(arguments, "data"))
     command = command_line.parse(
         Train(training=start), arguments, prog=prog, description=__doc__ or "", older=OLDER,

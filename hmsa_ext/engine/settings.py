@@ -182,6 +182,25 @@ def _options_of_all_sets() -> list[settings.Option]:
     return [option for name in NAMES for option in settings.options(source_type(name)())]
 
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+"""YAML files of settings that come along, one for each method of the paper and data set."""
+
+
+def recipe_names() -> list[str]:
+    """What ``--config`` takes beside files."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(name: str, argument: str) -> dict[str, Any]:
+    """The plain values of a YAML file, or of a recipe that comes along; ``argument``: see :func:`read_file`."""
+    if not Path(name).exists() and name in recipe_names():
+        return read_file(RECIPES / f"{name}.yaml", argument)
+    if not Path(name).is_file():
+        expected = f"a YAML file of settings, such as the config.yaml of a run, or one of {', '.join(recipe_names())}"
+        raise SettingError(argument, name, expected)
+    return read_file(Path(name), argument)
+
+
 def read_file(path: Path, argument: str) -> dict[str, Any]:
     """The plain values in a YAML file; ``argument`` is the option that named it, for the message."""
     if not path.is_file():

@@ -182,6 +182,21 @@ def save_weights(trained: TrainedModel, path: str | Path) -> None:
     write_safetensors(path, state, description)
 
 
+def default_scales(trained: TrainedModel) -> tuple[float, ...]:
+    """Scales of an evaluation or prediction that does not say which: those of the run, or those of its fusion.
+
+    The model may have another fusion now. One scale alone, or scales that it does not take, then give way.
+    """
+    ran = trained.settings or {}
+    scales = ran.get("eval_scales")
+    if scales is not None:
+        scales = tuple(scales)
+        changed = trained.network.fusion != ran.get("fusion", trained.network.fusion)
+        if (changed and len(scales) == 1) or not trained.network.takes_eval_scales(scales):
+            scales = None
+    return trained.network.eval_scales(scales)
+
+
 def numbered_classes(count: int) -> ClassTable:
     """The table of classes that have no names: "class 0", "class 1" ..., in distinct colours."""
     return ClassTable(tuple(f"class {number}" for number in range(count)), distinct_colours(count))

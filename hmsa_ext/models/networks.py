@@ -23,3 +23,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet101_deeplabv3plus": resnet101_deeplabv3plus,
 }
 NAMES = tuple(NETWORKS)
+PUBLISHED: dict[str, str] = {
+    "hrnet_w48_ocr": "ocrnet.HRNet_Mscale, ocrnet.HRNet",
+    "hrnet_w48_fcn": "mscale.HRNet, basic.HRNet",
+    "resnet50_deeplabv3plus": "mscale.DeepV3R50",
+}
+"""Networks of NVIDIA/semantic-segmentation whose files fit entirely, by our names."""

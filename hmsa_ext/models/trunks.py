@@ -49,6 +49,18 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
 }
 TRUNK_PREFIXES: dict[str, Callable[[str], Callable[[], nn.Module]]] = {"timm": timm_trunk.factory}
 
+_HRNET, _RESNET = "hrnetv2_{}_imagenet_pretrained.pth of HRNet-Image-Classification", "{} of torchvision"
+TRUNK_WEIGHTS: dict[str, str] = {
+    "hrnet_w18": _HRNET.format("w18"),
+    "hrnet_w32": _HRNET.format("w32"),
+    "hrnet_w48": _HRNET.format("w48"),
+    "resnet18": _RESNET.format("resnet18"),
+    "resnet34": _RESNET.format("resnet34"),
+    "resnet50": _RESNET.format("resnet50"),
+    "resnet101": _RESNET.format("resnet101"),
+}
+"""Files with ImageNet weights of a trunk, for ``--weights``; people fetch them themselves."""
+
 
 def build_trunk(trunk: Trunk) -> nn.Module:
     """The trunk that a name, a module or a factory means.

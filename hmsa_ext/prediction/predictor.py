@@ -23,7 +23,7 @@ from hmsa_ext.data.photos import Photo, as_photo
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode, place
 from hmsa_ext.engine.evaluation import EvaluationSettings
-from hmsa_ext.engine.trained import TrainedModel, open_model
+from hmsa_ext.engine.trained import TrainedModel, default_scales, open_model
 from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError, HmsaError
 from hmsa_ext.models import InputError, ScaleOutputs
 from hmsa_ext.models.fusions import check_scales, find_fusion
@@ -498,12 +498,7 @@ def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) 
 
 def run_defaults(trained: TrainedModel) -> tuple[tuple[float, ...], bool]:
     """Scales and mirroring of a prediction that does not say: those that the run is evaluated with."""
-    ran = trained.settings or {}
-    scales = ran.get("eval_scales")
-    scales = None if scales is None else tuple(scales)
-    if not trained.network.takes_eval_scales(scales):  # another fusion than that of the run
-        scales = None
-    return trained.network.eval_scales(scales), bool(ran.get("flip", EvaluationSettings().flip))
+    return default_scales(trained), bool((trained.settings or {}).get("flip", EvaluationSettings().flip))
 
 
 def _read(settings: PredictionSettings, values: dict[str, Any]) -> dict[str, Any]:
