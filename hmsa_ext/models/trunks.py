@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models import timm_trunk
+from hmsa_ext.models.efficientnet import LITE0, EfficientNetLite, EfficientNetLiteConfig
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.models.resnet import R18, R34, R50, R101, ResNet, ResNetConfig
 from hmsa_ext.settings import SettingError
 
-Trunk: TypeAlias = "str | HRNetConfig | ResNetConfig | nn.Module | Callable[[], nn.Module]"
+Trunk: TypeAlias = "str | HRNetConfig | ResNetConfig | EfficientNetLiteConfig | nn.Module | Callable[[], nn.Module]"
 """What :func:`build_trunk` takes."""
 
 TRUNKS: dict[str, Callable[[], nn.Module]] = {
@@ -46,6 +47,7 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "resnet34": partial(ResNet, R34),
     "resnet50": partial(ResNet, R50),
     "resnet101": partial(ResNet, R101),
+    "efficientnet_lite0": partial(EfficientNetLite, LITE0),
 }
 TRUNK_PREFIXES: dict[str, Callable[[str], Callable[[], nn.Module]]] = {"timm": timm_trunk.factory}
 
@@ -58,8 +60,9 @@ TRUNK_WEIGHTS: dict[str, str] = {
     "resnet34": _RESNET.format("resnet34"),
     "resnet50": _RESNET.format("resnet50"),
     "resnet101": _RESNET.format("resnet101"),
+    "efficientnet_lite0": "imagenet (with hmsa_ext[pretrained])",
 }
-"""Files with ImageNet weights of a trunk, for ``--weights``; people fetch them themselves."""
+"""ImageNet weights of a trunk, for ``--weights``: files that people fetch themselves, or ``imagenet``."""
 
 
 def build_trunk(trunk: Trunk) -> nn.Module:
@@ -67,7 +70,7 @@ def build_trunk(trunk: Trunk) -> nn.Module:
 
     Args:
         trunk: a name of ``TRUNKS``, ``timm:NAME``, ``package.module:factory``, a factory without arguments, a
-            module, or the widths and depths of an HRNet or a ResNet.
+            module, or the widths and depths of an HRNet, a ResNet or an EfficientNet-Lite.
 
     Returns:
         The module; it has ``out_channels`` and ``stride``.
@@ -79,6 +82,8 @@ def build_trunk(trunk: Trunk) -> nn.Module:
         trunk = HRNet(trunk)
     elif isinstance(trunk, ResNetConfig):
         trunk = ResNet(trunk)
+    elif isinstance(trunk, EfficientNetLiteConfig):
+        trunk = EfficientNetLite(trunk)
     built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk", TRUNK_PREFIXES)
     if not isinstance(built, nn.Module):
         if not callable(built):
@@ -92,7 +97,9 @@ def build_trunk(trunk: Trunk) -> nn.Module:
 
 def is_drawn_here(trunk: Trunk) -> bool:
     """Whether a network draws the first weights of this trunk: those of modules and factories of others stay."""
-    return isinstance(trunk, HRNetConfig | ResNetConfig) or (isinstance(trunk, str) and ":" not in trunk)
+    return isinstance(trunk, HRNetConfig | ResNetConfig | EfficientNetLiteConfig) or (
+        isinstance(trunk, str) and ":" not in trunk
+    )
 
 
 def stated(trunk: nn.Module) -> tuple[int, int, int]:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from hmsa_ext.models.trunks import TRUNKS, build_trunk
 from hmsa_ext.models.weight_files import WeightError, file_of, read_checkpoint
 
 # Wrappers leave these before every name: data parallelism, torch.compile, and the HRNet repository's own trainer.
@@ -21,6 +23,8 @@ STATE_KEYS = ("state_dict", "model")
 # Under this key our runs keep the moving average of the weights, or None.
 AVERAGE_KEY = "average"
 NAMES_SHOWN = 8
+# Instead of a file: the ImageNet weights that a trunk knows of. A file of this name is ./imagenet.
+IMAGENET = "imagenet"
 
 # The rule of load_weights: shares of parameters (counted in numbers, not in tensors).
 OF_MODEL, OF_CHILD, CHILD_OF_MODEL = 0.5, 0.9, 0.1
@@ -94,7 +98,9 @@ def load_weights(
 
     Args:
         model: any module.
-        path_or_dict: a file (of PyTorch or safetensors), a run folder (its ``last.pt``), or the content of a file.
+        path_or_dict: a file (of PyTorch or safetensors), a run folder (its ``last.pt``), or the content of a file;
+            ``"imagenet"`` for the ImageNet weights of the model's trunk, where it has some (a file of that name is
+            ``"./imagenet"``).
         strict: raise unless file and model have exactly the same entries and shapes.
         source: what messages call the content of a file; default: "state dict".
 
@@ -128,7 +134,9 @@ def _match(
     model: nn.Module, path_or_dict: str | Path | Mapping[str, object], source: str | None
 ) -> tuple[WeightReport, dict[str, Tensor], dict[str, object]]:
     """What fits where: the report, the values by the model's names, and the entries of the file."""
-    if isinstance(path_or_dict, Mapping):
+    if path_or_dict == IMAGENET:
+        source, content = source or "ImageNet weights", _imagenet_entries(model)
+    elif isinstance(path_or_dict, Mapping):
         source, content = source or "state dict", path_or_dict
     else:
         path = file_of(path_or_dict)
@@ -157,6 +165,33 @@ def _match(
     missing = [name for name in shapes if name not in found and name not in mismatched]
     report = WeightReport([name for name in shapes if name in found], missing, unexpected, mismatched, source)
     return report, found, entries
+
+
+def _imagenet_entries(model: nn.Module) -> dict[str, Tensor]:
+    """The ImageNet weights of the model's trunk: by the model's names those that it has, the others by the file's."""
+    place, trunk = next(
+        ((name, module) for name, module in model.named_modules() if hasattr(module, "imagenet_weights")), ("", None)
+    )
+    if trunk is None:
+        known = ", ".join(name for name in TRUNKS if hasattr(_on_meta(name), "imagenet_weights"))
+        raise WeightError(
+            f"weights: {IMAGENET}: no ImageNet weights are known for the trunk of this {type(model).__name__}, "
+            f"expected one of the trunks {known}; for another trunk, name a file (one that is called {IMAGENET} is "
+            f"./{IMAGENET})"
+        )
+    entries: dict[str, Tensor] = {}
+    own = trunk.state_dict()
+    weights: Mapping[str, Tensor] = getattr(trunk, "imagenet_weights")()  # noqa: B009 (a Module's type has it not)
+    named = getattr(trunk, "weight_name", lambda name: name)
+    for name, value in weights.items():
+        inner = named(name)
+        entries[f"{place}.{inner}".lstrip(".") if inner in own else name] = value
+    return entries
+
+
+def _on_meta(trunk: str) -> nn.Module:
+    with torch.device("meta"):
+        return build_trunk(trunk)
 
 
 def _state_dict(content: Mapping[str, object], source: str) -> tuple[dict[str, object], bool]:
