@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from hmsa_ext import settings
 from hmsa_ext.losses import MultiScaleLoss
@@ -249,7 +250,7 @@ def test_the_combination_survives_export_and_tree_maps() -> None:
     outputs = torch.export.load(file).module()(images, (1.0, 0.5))
     assert outputs.combination == "max"
     torch.testing.assert_close(outputs.fuse(), model(images, (1.0, 0.5)).fuse())
-    doubled = torch.utils._pytree.tree_map(lambda x: 2 * x if isinstance(x, Tensor) else x, outputs)
+    doubled = pytree.tree_map(lambda x: 2 * x if isinstance(x, Tensor) else x, outputs)
     torch.testing.assert_close(doubled.fuse(), 2 * outputs.fuse())
 
 

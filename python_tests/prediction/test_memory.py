@@ -86,7 +86,9 @@ def test_the_plan_counts_logits_that_a_combination_builds():
     for fusion in ("mean", "max"):
         model = models.build("hrnet_small_ocr", 40, fusion=fusion)
         predictor = Predictor(trained(model, 40, network=models.ModelSettings(fusion=fusion)), "cpu", scales=(0.5, 1))
-        peaks.append(predictor.plan((1000, 1000), stated=True).peak)
+        peak = predictor.plan((1000, 1000), stated=True).peak
+        assert peak is not None
+        peaks.append(peak)
     assert peaks[1] > peaks[0] + 1000**2 * 4 * 40
 
 
