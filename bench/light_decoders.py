@@ -33,6 +33,11 @@ def lraspp(num_classes: int) -> MultiScale:
     return _multi_scale(LRASPP(num_classes, width=128, channels=64))
 
 
+def lraspp_stride_4(num_classes: int) -> MultiScale:
+    """The same with level 4 too; logits at 4."""
+    return _multi_scale(LRASPPSum(num_classes, width=128, channels=64))
+
+
 def fpn(num_classes: int) -> MultiScale:
     """Feature pyramid: pyramid pooling at stride 16, then sums with finer levels; logits at stride 4."""
     return _multi_scale(FPN(num_classes, 64))
@@ -73,7 +78,7 @@ def bifpn(num_classes: int) -> MultiScale:
     return _multi_scale(BiFPN(num_classes, 64, rounds=2))
 
 
-DECODERS = (fpn, fpn_gate, fpn_stride_8, fpn_dense, fpn_wide, fpn_stride_32, lraspp, deeplab, bifpn)
+DECODERS = (fpn, fpn_gate, fpn_stride_8, fpn_dense, fpn_wide, fpn_stride_32, lraspp, lraspp_stride_4, deeplab, bifpn)
 
 
 def step_seconds(factory: Callable[[int], nn.Module], *, steps: int = 7) -> float:
@@ -123,6 +128,24 @@ class LRASPP(Network):
     def decode(self, levels: list[Tensor]) -> Tensor:
         _, middle, coarsest = levels
         return self.blend(torch.cat([_resize(self.context(coarsest), middle), middle], dim=1))
+
+
+class LRASPPSum(Network):
+    """One layer of all levels: what a 1x1 convolution of their concatenation computes, at the size of each."""
+
+    def __init__(self, num_classes: int, width: int, channels: int, finest: int = 0) -> None:
+        super().__init__(num_classes, channels)
+        *finer, coarsest = self.backbone.level_channels
+        self.finest = finest
+        self.context = Gate(coarsest, width)
+        self.project = nn.ModuleList(nn.Conv2d(c, channels, 1, bias=False) for c in (*finer[finest:], width))
+        self.norm = nn.BatchNorm2d(channels)
+
+    def decode(self, levels: list[Tensor]) -> Tensor:
+        *finer, coarsest = levels
+        inputs = [*finer[self.finest :], self.context(coarsest)]
+        first, *others = (project(x) for project, x in zip(self.project, inputs, strict=True))
+        return F.relu(self.norm(sum((_resize(x, first) for x in others), first)))
 
 
 class FPN(Network):
