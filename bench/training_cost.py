@@ -40,7 +40,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     """Of :func:`hmsa_ext.models.build`."""
     paper: float | None = None
-    """Training FLOPs relative to a single scale in Table 1 of Tao et al. 2020."""
+    """Cost of training relative to a single scale as the paper reckons it (Tao et al. 2020): pixels of all scales."""
 
 
 BASE = "single"
