@@ -24,8 +24,7 @@ import torch
 import hmsa_ext
 from hmsa_ext import command_line
 from hmsa_ext.files import Output
-from hmsa_ext.models.catalogue import describe_all
-from hmsa_ext.models.trunks import TRUNK_WEIGHTS
+from hmsa_ext.models.catalogue import describe_all, trunk_weights
 from hmsa_ext.ops import library
 from hmsa_ext.settings import Metavar, Size, validate
 from hmsa_ext.tables import text_table
@@ -55,7 +54,7 @@ class Info:
     """Write the same facts as JSON; - is standard output."""
     models: bool = False
     """List the networks that have names instead: parameters, FLOPs of a pass, where weights come from."""
-    size: Size = (1024, 2048)
+    image_size: Size = (1024, 2048)
     """Of the image that --models counts a pass over, in pixels."""
 
     def __post_init__(self) -> None:
@@ -71,7 +70,7 @@ def _main(arguments: list[str]) -> int:
     older = {"json": lambda value: None if value else ["--json", "-"]}  # it was a switch
     wanted = command_line.parse(Info(), arguments, prog="hmsa info", description=__doc__ or "", older=older)
     output = Output(wanted.json, "json") if wanted.json else None
-    facts = collect_models(wanted.size) if wanted.models else collect()
+    facts = collect_models(wanted.image_size) if wanted.models else collect()
     if output is not None:
         output.write(json.dumps(facts, indent=2) + "\n")
     else:
@@ -84,24 +83,28 @@ def collect_models(size: tuple[int, int]) -> dict[str, Any]:
     say = progress_line() if sys.stderr.isatty() else lambda name: None
     entries = describe_all(size=size, watch=say)
     say("")
-    trunks = dict(TRUNK_WEIGHTS)
-    return {"size": list(size), "classes": 19, "networks": [asdict(entry) for entry in entries], "trunks": trunks}
+    return {
+        "size": list(size),
+        "classes": 19,
+        "networks": [asdict(entry) for entry in entries],
+        "trunks": trunk_weights(),
+    }
 
 
 def models_as_text(facts: dict[str, Any]) -> str:
     """The networks as a table, then the trunks."""
     height, width = facts["size"]
     rows = [
-        (e["name"], f"{e['parameters'] / 1e6:.2f} M", f"{e['flops'] / 1e9:.0f} G", str(e["stride"]))
+        (e["name"], e["trunk"], f"{e['parameters'] / 1e6:.2f} M", f"{e['flops'] / 1e9:.0f} G", str(e["stride"]))
         for e in facts["networks"]
     ]
-    heads = ["network", "parameters", f"FLOPs at {height}x{width}", "stride"]
+    heads = ["network", "trunk", "parameters", f"FLOPs at {height}x{width}", "stride"]
     weights = _section("weights of networks (--weights)", {e["name"]: e["weights"] for e in facts["networks"]})
     return "\n\n".join(
         [
-            text_table(heads, rows),
-            f"{facts['classes']} classes, one scale, forward, a multiplication and an addition counting two. Training "
-            "costs three times that for each scale s, times s * s.",
+            text_table(heads, rows, left=(0, 1)),
+            f"{facts['classes']} classes, one scale, forward; a multiplication and an addition count two. A scale s "
+            "costs s * s of that, a training step about three times as much.",
             weights,
             _section("trunks (--trunk) and their weights", facts["trunks"]),
         ]

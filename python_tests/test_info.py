@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import hmsa_ext
-from hmsa_ext import info
+from hmsa_ext import info, models
 from hmsa_ext.ops import library
 
 
@@ -84,3 +85,26 @@ def test_instruction_set_level_is_the_highest_that_is_complete():
     assert info.x86_level(v3) == "x86-64-v3"
     assert info.x86_level(v4) == "x86-64-v4"
     assert info.x86_level([flag for flag in v4 if flag != "fma"]) == "x86-64-v2"
+
+
+def test_models_are_listed_with_what_they_cost(capsys):
+    assert info.main(["--models", "--image-size", "128x256", "--json", "-"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    listed = {entry["name"]: entry for entry in facts["networks"]}
+    assert list(listed) == list(models.NAMES)
+    network = models.hrnet_small_ocr(19).eval()
+    assert listed["hrnet_small_ocr"]["parameters"] == sum(p.numel() for p in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.randn(1, 3, 128, 256), scales=(1.0,))
+    assert listed["hrnet_small_ocr"]["flops"] == counter.get_total_flops()
+    assert listed["resnet50_deeplabv3plus"]["stride"] == 4
+    assert "mscale.DeepV3R50" in listed["resnet50_deeplabv3plus"]["weights"]
+    assert facts["trunks"].keys() == models.TRUNKS.keys()
+    assert facts["trunks"]["resnet50"] == "resnet50 of torchvision"
+
+
+def test_models_are_a_table_for_people(capsys):
+    text = info.models_as_text(info.collect_models((64, 128)))
+    assert "FLOPs at 64x128" in text
+    assert all(f"\n{name}  " in text for name in models.NAMES)
+    assert capsys.readouterr().out == ""

@@ -14,7 +14,7 @@ import hmsa_ext
 from hmsa_ext import evaluate, predict, train
 from hmsa_ext.engine import checkpoint
 from hmsa_ext.engine.settings import TrainSettings, read_recipe, recipe_names
-from hmsa_ext.models import FUSIONS, build
+from hmsa_ext.models import FUSIONS, NAMES, build
 
 TINY = (
     *("--size", "64x96", "--crop", "64x64", "--length", "4", "--val-length", "2", "--batch-size", "2"),
@@ -74,6 +74,7 @@ def test_a_method_trains_resumes_evaluates_and_predicts(
     written = ["--write", "labels,overlay,attention", "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert predict.main([str(tmp_path / "photo.png"), "--model", str(run), *written]) == 0
     labels = cv2.imread(str(tmp_path / "out/photo.png"), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
     found = hmsa_ext.load(run, "cpu").predict(photo()[..., ::-1])
     assert np.array_equal(labels, found.ids())
     assert found.scales == tuple(wanted["eval_scales"])
@@ -126,3 +127,30 @@ def test_recipes_are_complete_and_can_be_read() -> None:
 def test_what_is_neither_a_file_nor_a_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--config", "camvid-sum"]) == 2
     assert "config: got 'camvid-sum', expected a YAML file" in capsys.readouterr().err
+
+
+# A smaller trunk stands for that of the large networks: their heads and their code are what runs.
+SMALLER = {
+    "hrnet_w18_ocr": "hrnet_small", "hrnet_w32_ocr": "hrnet_small", "hrnet_w48_ocr": "hrnet_small",
+    "hrnet_w48_fcn": "hrnet_small", "resnet50_deeplabv3plus": "resnet18", "resnet101_deeplabv3plus": "resnet18",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", NAMES)
+def test_a_network_trains_resumes_evaluates_and_predicts(network: str, tmp_path: Path) -> None:
+    run, pieces = tmp_path / "run", tmp_path / "pieces"
+    begin = ["--model", network, *TINY, "--length", "2", "--eval-scales", "0.5,1", "--optimizer", "sgd", "--lr", "0.01"]
+    if network in SMALLER:
+        begin += ["--trunk", SMALLER[network]]
+    assert train.main([*begin, "--output", str(run)]) == 0
+    assert train.main([*begin, "--output", str(pieces), "--max-minutes", "1e-9"]) == 0
+    assert checkpoint.load(pieces)["progress"]["step"] == 1
+    assert train.main(["--resume", str(pieces), "--max-minutes", "0"]) == 0
+    whole, again = checkpoint.load(run), checkpoint.load(pieces)
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
+    file = tmp_path / "evaluated.json"
+    assert evaluate.main([str(run), "--json", str(file), "--device", "cpu"]) == 0
+    assert json.loads(file.read_text())["miou"] == json.loads((run / "results.json").read_text())["miou"]
+    found = hmsa_ext.load(run, "cpu").predict(photo())
+    assert found.labels.shape == (48, 80)
+    assert hmsa_ext.load(run, "cpu", fusion="max").predict(photo()).labels.shape == (48, 80)

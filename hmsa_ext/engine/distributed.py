@@ -7,7 +7,8 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmsa_ext.engine.device import choose_device
 from hmsa_ext.settings import SettingError
@@ -88,14 +90,34 @@ def wrap(model: nn.Module, process: Process, *, all_used: bool) -> nn.Module:
 def with_shared_statistics(model: nn.Module, process: Process) -> nn.Module:
     """The model with synchronized batch norm where that exists and matters: several processes with GPUs.
 
-    One process, and processes on CPUs, keep the plain layers: nobody has to edit a configuration for them.
+    One process, and processes on CPUs, keep the plain layers: nobody has to edit a configuration for them. So do layers
+    derived from batch norm that compute something else: PyTorch's conversion would lose what they add. A module with
+    such layers may convert itself, by a method ``with_shared_statistics()`` that returns the module.
     """
     if process.world_size == 1:
         return model
     if process.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        kept: Counter[str] = Counter()
+        model = _converted(model, kept)
+        for kind, count in kept.items():
+            process.print(f"batch norm: statistics per process in {count} layers {kind}, which cannot be converted")
+        return model
     process.print("batch norm: statistics per process (synchronized batch norm needs GPUs)")
     return model
+
+
+def _converted(module: nn.Module, kept: Counter[str]) -> nn.Module:
+    """The module with synchronized batch norm; ``kept`` counts the layers by class that stay as they are."""
+    own: Callable[[], nn.Module] | None = getattr(module, "with_shared_statistics", None)
+    if own is not None:
+        return own()
+    if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        if type(module).forward is _BatchNorm.forward:
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        kept[type(module).__name__] += 1
+    for name, child in module.named_children():
+        module.add_module(name, _converted(child, kept))
+    return module
 
 
 def any_process(process: Process, *flags: bool) -> tuple[bool, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_ext.models.building import build
-from hmsa_ext.models.networks import NETWORKS, WEIGHTS
+from hmsa_ext.models.networks import NETWORKS, PUBLISHED
+from hmsa_ext.models.trunks import TRUNK_WEIGHTS, TRUNKS
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class Entry:
     parameters: numbers in its parameters, those of the attention head included.
     flops: of one forward pass over an image, without gradients, a multiplication and an addition counting two;
     convolutions and matrix products alone, as PyTorch counts. stride: pixels of the image per pixel of its logits.
-    weights: where weights come from.
+    trunk: the trunk that it has unless told. weights: where weights of the trunk, or of all of it, come from.
     """
 
     name: str
     parameters: int
     flops: int
     stride: int
+    trunk: str
     weights: str
 
 
@@ -49,7 +52,11 @@ def describe(
             outputs = network(images, scales=scales)
         parameters = count_parameters(network)
         stride = round(size[0] / outputs.logits[outputs.scales.index(1.0)].shape[-2])
-    return Entry(name, parameters, counter.get_total_flops(), stride, WEIGHTS[name])
+    trunk = inspect.signature(NETWORKS[name]).parameters["trunk"].default
+    sources = [f"trunk: {TRUNK_WEIGHTS[trunk]}"] if trunk in TRUNK_WEIGHTS else []
+    if name in PUBLISHED:
+        sources.append(f"all: {PUBLISHED[name]} of NVIDIA/semantic-segmentation")
+    return Entry(name, parameters, counter.get_total_flops(), stride, trunk, "; ".join(sources) or "none")
 
 
 def describe_all(
@@ -61,6 +68,11 @@ def describe_all(
         watch(name)
         found.append(describe(name, size=size))
     return found
+
+
+def trunk_weights() -> dict[str, str]:
+    """Where ImageNet weights of each trunk come from, by name."""
+    return {name: TRUNK_WEIGHTS.get(name, "none") for name in TRUNKS}
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """The networks that have names.
 
 A network is a function ``(num_classes, *, ...) -> module``: see :func:`hmsa_ext.models.build`. A new one is a file of
-its own and a line in ``NETWORKS`` and ``WEIGHTS``; one outside this package is named ``package.module:factory``.
+its own and a line in ``NETWORKS``; one outside this package is named ``package.module:factory``.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet101_deeplabv3plus": resnet101_deeplabv3plus,
 }
 NAMES = tuple(NETWORKS)
-NONE, HRNET_TRUNK = "none", "the ImageNet trunk {} of HRNet-Image-Classification"
-WEIGHTS: dict[str, str] = {
-    "hrnet_small_ocr": NONE,
-    "hrnet_w18_ocr": HRNET_TRUNK.format("hrnetv2_w18_imagenet_pretrained.pth"),
-    "hrnet_w32_ocr": HRNET_TRUNK.format("hrnetv2_w32_imagenet_pretrained.pth"),
-    "hrnet_w48_ocr": HRNET_TRUNK.format("hrnetv2_w48_imagenet_pretrained.pth")
-    + "; whole networks of NVIDIA/semantic-segmentation (ocrnet.HRNet_Mscale)",
+PUBLISHED: dict[str, str] = {
+    "hrnet_w48_ocr": "ocrnet.HRNet_Mscale, ocrnet.HRNet",
+    "hrnet_w48_fcn": "mscale.HRNet, basic.HRNet",
+    "resnet50_deeplabv3plus": "mscale.DeepV3R50",
 }
-"""Where weights for ``--weights`` come from; most are files that people have to fetch themselves."""
+"""Networks of NVIDIA/semantic-segmentation whose files fit entirely, by our names."""

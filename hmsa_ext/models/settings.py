@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from hmsa_ext.models.fusions import FUSIONS, check_scales, find_fusion, training_scales
 from hmsa_ext.models.networks import NAMES
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS
-from hmsa_ext.models.trunks import TRUNKS
+from hmsa_ext.models.trunks import TRUNK_PREFIXES, TRUNKS
 from hmsa_ext.parts import Part, one_of
 from hmsa_ext.settings import BELOW_ONE, FREE, Flag, Metavar, Rule, Scales, SettingError, validate
 
@@ -30,11 +30,11 @@ class ModelSettings:
             "help": f"Network: {', '.join(NAMES)}, or package.module:factory, called with the number of classes."
         },
     )
-    trunk: Annotated[Part | None, one_of(TRUNKS)] = field(
+    trunk: Annotated[Part | None, one_of(TRUNKS, TRUNK_PREFIXES)] = field(
         default=None,
         metadata={
-            "help": f"Trunk instead of the network's own: {', '.join(TRUNKS)}, or package.module:factory; the factory "
-            "returns a module with out_channels and stride."
+            "help": f"Trunk instead of the network's own: {', '.join(TRUNKS)}, timm:NAME (any feature extractor of "
+            "timm), or package.module:factory; the factory returns a module with out_channels and stride."
         },
     )
     attention_channels: Literal["one", "classes"] = "one"

@@ -15,7 +15,8 @@ Optional too is ``weight_name(name)``: what an entry of a file of this trunk alo
 the trunk, where the file has names of its own, or None. :func:`hmsa_ext.models.load_weights` asks it.
 
 A module without these attributes is adapted in a line: ``trunk.out_channels, trunk.stride = 256, 4``. A new trunk is a
-file of its own and a line in ``TRUNKS``; a trunk outside this package is named ``package.module:factory``.
+file of its own and a line in ``TRUNKS``; a trunk outside this package is named ``package.module:factory``, one of timm
+``timm:NAME``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models import timm_trunk
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
 from hmsa_ext.models.resnet import R18, R34, R50, R101, ResNet, ResNetConfig
 from hmsa_ext.settings import SettingError
@@ -45,22 +47,27 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": partial(ResNet, R50),
     "resnet101": partial(ResNet, R101),
 }
+TRUNK_PREFIXES: dict[str, Callable[[str], Callable[[], nn.Module]]] = {"timm": timm_trunk.factory}
 
+_HRNET, _RESNET = "hrnetv2_{}_imagenet_pretrained.pth of HRNet-Image-Classification", "{} of torchvision"
 TRUNK_WEIGHTS: dict[str, str] = {
-    "hrnet_small": "none",
-    "hrnet_w18": "hrnetv2_w18_imagenet_pretrained.pth of HRNet-Image-Classification",
-    "hrnet_w32": "hrnetv2_w32_imagenet_pretrained.pth of HRNet-Image-Classification",
-    "hrnet_w48": "hrnetv2_w48_imagenet_pretrained.pth of HRNet-Image-Classification",
+    "hrnet_w18": _HRNET.format("w18"),
+    "hrnet_w32": _HRNET.format("w32"),
+    "hrnet_w48": _HRNET.format("w48"),
+    "resnet18": _RESNET.format("resnet18"),
+    "resnet34": _RESNET.format("resnet34"),
+    "resnet50": _RESNET.format("resnet50"),
+    "resnet101": _RESNET.format("resnet101"),
 }
-"""Where ImageNet weights of each trunk come from."""
+"""Files with ImageNet weights of a trunk, for ``--weights``; people fetch them themselves."""
 
 
 def build_trunk(trunk: Trunk) -> nn.Module:
     """The trunk that a name, a module or a factory means.
 
     Args:
-        trunk: a name of ``TRUNKS``, ``package.module:factory``, a factory without arguments, a module, or the widths
-            and depths of an HRNet or a ResNet.
+        trunk: a name of ``TRUNKS``, ``timm:NAME``, ``package.module:factory``, a factory without arguments, a
+            module, or the widths and depths of an HRNet or a ResNet.
 
     Returns:
         The module; it has ``out_channels`` and ``stride``.
@@ -72,7 +79,7 @@ def build_trunk(trunk: Trunk) -> nn.Module:
         trunk = HRNet(trunk)
     elif isinstance(trunk, ResNetConfig):
         trunk = ResNet(trunk)
-    built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk")
+    built = trunk if isinstance(trunk, nn.Module) else parts.find(trunk, TRUNKS, "trunk", TRUNK_PREFIXES)
     if not isinstance(built, nn.Module):
         if not callable(built):
             raise SettingError("trunk", trunk, "a factory without arguments that returns a module")

@@ -80,8 +80,8 @@ def load_weights(
 
     Weights of another architecture agree in a few names by chance. So at least half of the model's parameters must
     receive values, or nine tenths of the parameters of one top-level child (``backbone``, ``network``, ...) that holds
-    at least a tenth of the model's. ``scale_attn``, which is alike in many models, does not count. A file for another
-    number of classes, or a trunk alone, is enough.
+    at least a tenth of the model's or is its ``backbone``. ``scale_attn``, which is alike in many models, does not
+    count. A file for another number of classes, or a trunk alone, is enough.
 
     Files are read with ``weights_only=True`` on the CPU: nothing in them is executed. The model is changed only when
     nothing raises.
@@ -199,14 +199,16 @@ def _require_enough(report: WeightReport, parameters: Mapping[str, int]) -> None
             total[child] += count
             filled[child] += count if name in loaded else 0
     everything = total.total()
-    large = [child for child in total if total[child] >= CHILD_OF_MODEL * everything]
+    # A trunk is a network of its own, however small beside its heads: nine tenths of it do not agree by chance.
+    large = [child for child in total if child == "backbone" or total[child] >= CHILD_OF_MODEL * everything]
     if filled.total() >= OF_MODEL * everything or any(filled[c] >= OF_CHILD * total[c] for c in large):
         return
     shares = ", ".join(f"{child} {100 * filled[child] / total[child]:.1f} %" for child in large)
     raise WeightError(
         f"{report.source}: the weights are of another network, nothing was changed: they fit "
         f"{100 * filled.total() / everything:.1f} % of the model's parameters ({shares}), expected "
-        f"{100 * OF_MODEL:g} % or {100 * OF_CHILD:g} % of one large child\n" + "\n".join(str(report).splitlines()[1:])
+        f"{100 * OF_MODEL:g} % or {100 * OF_CHILD:g} % of one large child or the backbone\n"
+        + "\n".join(str(report).splitlines()[1:])
     )
 
 

@@ -103,8 +103,11 @@ def reading(
     """What reading takes of a photo at so many ``scales``; ``builds_logits``: see :class:`Footprint`."""
     number, views = (1 if num_classes <= 256 else 4), (2 if flip else 1)
     label = number + 4  # and its confidence
-    # Of each view: the combined logits so far, those of a scale, their probabilities, and the new combination.
-    results, meanwhile = label, 4 * num_classes * views * 4 if builds_logits else 0
+    # Without attention, of each view: the combination so far, the logits of two scales, their probabilities, the new
+    # combination. For a mean only its constant weights, at the stride of the heads.
+    results, meanwhile = label, views if attention_channels == 0 and scales > 1 else 0
+    if builds_logits:
+        meanwhile += 4 * num_classes * views * 5
     if logits:
         results += 4 * num_classes
         # Of both views the fused logits, then the mirrored ones turned back and the sum, then the sum and its half.

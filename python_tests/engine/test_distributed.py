@@ -105,6 +105,30 @@ def test_batch_norm_is_synchronised_only_between_gpus() -> None:
     assert [type(layer) for layer in on_gpu.children()] == [nn.SyncBatchNorm]
 
 
+class WithActivation(nn.BatchNorm2d):
+    """A layer that PyTorch would convert, and lose the ReLU of."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).relu()
+
+
+class ConvertsItself(nn.Sequential):
+    """A module that knows how its layers are synchronised."""
+
+    def with_shared_statistics(self) -> nn.Module:
+        return nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU())
+
+
+def test_batch_norm_that_does_more_is_kept_or_converts_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(WithActivation(3), nn.Sequential(nn.BatchNorm2d(3)), ConvertsItself(WithActivation(3)))
+    process = Process(torch.device("cuda"), world_size=2)
+    first, second, third = distributed.with_shared_statistics(model, process).children()
+    assert type(first) is WithActivation
+    assert [type(layer) for layer in second.children()] == [nn.SyncBatchNorm]
+    assert [type(layer) for layer in third.children()] == [nn.SyncBatchNorm, nn.ReLU]
+    assert "statistics per process in 1 layers WithActivation" in capsys.readouterr().out
+
+
 def test_the_choice_of_device_and_arithmetic_gives_its_reason() -> None:
     device, reason = choose_device("cpu")
     assert (device.type, reason) == ("cpu", "cpu: asked for")

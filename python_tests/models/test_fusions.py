@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from hmsa_ext import settings
 from hmsa_ext.losses import MultiScaleLoss
@@ -38,18 +39,18 @@ class Toy(nn.Module):
         return 4 * self.logits(features), features
 
 
-def network(fusion: str | Fusion, channels: int = 1, **options) -> MultiScale:
+def network(fusion: str | Fusion, channels: int = 1, *, device: torch.device | str = "cpu", **options) -> MultiScale:
     torch.manual_seed(0)
     made = MultiScale(
         Toy(), Toy.feature_channels, bottleneck=5, fusion=fusion, attention_channels=channels, **options
     ).double()
     if made.scale_attn is not None:  # as drawn, every weight would be about the same
         nn.init.normal_(made.scale_attn.get_parameter("conv2.weight"), std=2.0)
-    return made.eval()
+    return made.to(device).eval()
 
 
-def images_of(size: tuple[int, int], batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+def images_of(size: tuple[int, int], batch: int = 2, *, device: torch.device | str = "cpu") -> Tensor:
+    return torch.randn(batch, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).to(device)
 
 
 def alone(model: MultiScale, images: Tensor, scale: float) -> Tensor:
@@ -75,8 +76,10 @@ def expected(fusion: str, maps: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("fusion", WITHOUT_ATTENTION)
 @pytest.mark.parametrize(("scales", "size"), itertools.product(CHAINS, SIZES))
-def test_combinations_are_what_their_names_say(fusion: str, scales: tuple[float, ...], size: tuple[int, int]) -> None:
-    model, images = network(fusion), images_of(size)
+def test_combinations_are_what_their_names_say(
+    device: torch.device, fusion: str, scales: tuple[float, ...], size: tuple[int, int]
+) -> None:
+    model, images = network(fusion, device=device), images_of(size, device=device)
     outputs = model(images, scales)
     assert outputs.attention == []
     probabilities = expected(fusion, torch.stack([alone(model, images, scale) for scale in scales]))
@@ -85,14 +88,14 @@ def test_combinations_are_what_their_names_say(fusion: str, scales: tuple[float,
     best, winners = probabilities.max(1)
     assert torch.equal(labels.long(), winners)
     torch.testing.assert_close(confidence, best, rtol=0, atol=1e-6, check_dtype=False)
-    target = torch.randint(0, CLASSES, (2, *size), generator=torch.Generator().manual_seed(1))
+    target = torch.randint(0, CLASSES, (2, *size), generator=torch.Generator().manual_seed(1)).to(device)
     wanted = -probabilities.gather(1, target[:, None]).log().mean()
     torch.testing.assert_close(MultiScaleLoss()(outputs, target), wanted)
 
 
 @pytest.mark.parametrize("fusion", [*WITHOUT_ATTENTION, "explicit", "hierarchical"])
-def test_mirrored_views_are_averaged_as_logits(fusion: str) -> None:
-    model, images = network(fusion), images_of((32, 48), batch=1)
+def test_mirrored_views_are_averaged_as_logits(device: torch.device, fusion: str) -> None:
+    model, images = network(fusion, device=device), images_of((32, 48), batch=1, device=device)
     both = model(torch.cat([images, images.flip(-1)]), (2.0, 1.0, 0.5))
     mean = (model(images, (2, 1, 0.5)).fuse() + model(images.flip(-1), (2, 1, 0.5)).fuse().flip(-1)) / 2
     labels, confidence = both.argmax(views=2)
@@ -106,11 +109,13 @@ def test_mirrored_views_are_averaged_as_logits(fusion: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, CLASSES])
 @pytest.mark.parametrize("size", SIZES)
-def test_explicit_attention_is_a_softmax_over_the_scales(channels: int, size: tuple[int, int]) -> None:
+def test_explicit_attention_is_a_softmax_over_the_scales(
+    device: torch.device, channels: int, size: tuple[int, int]
+) -> None:
     """Scores of one value per scale and class: then no resize matters, and the sum over scales is exact."""
     scales = (2.0, 1.0, 0.5)
-    model, images = network("explicit", channels), images_of(size)
-    head = torch.randn(3, channels, dtype=torch.float64)
+    model, images = network("explicit", channels, device=device), images_of(size, device=device)
+    head = torch.randn(3, channels, dtype=torch.float64).to(device)
 
     class Constant(nn.Module):
         def forward(self, features: Tensor) -> Tensor:
@@ -125,9 +130,9 @@ def test_explicit_attention_is_a_softmax_over_the_scales(channels: int, size: tu
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_explicit_attention_follows_its_definition(size: tuple[int, int]) -> None:
+def test_explicit_attention_follows_its_definition(device: torch.device, size: tuple[int, int]) -> None:
     scales = (1.5, 1.0, 0.5)
-    model, images = network("explicit", train_scales=scales), images_of(size)
+    model, images = network("explicit", train_scales=scales, device=device), images_of(size, device=device)
     features, logits = [], []
     for scale in scales:
         grid = [int(side * scale) for side in size]
@@ -245,7 +250,7 @@ def test_the_combination_survives_export_and_tree_maps() -> None:
     outputs = torch.export.load(file).module()(images, (1.0, 0.5))
     assert outputs.combination == "max"
     torch.testing.assert_close(outputs.fuse(), model(images, (1.0, 0.5)).fuse())
-    doubled = torch.utils._pytree.tree_map(lambda x: 2 * x if isinstance(x, Tensor) else x, outputs)
+    doubled = pytree.tree_map(lambda x: 2 * x if isinstance(x, Tensor) else x, outputs)
     torch.testing.assert_close(doubled.fuse(), 2 * outputs.fuse())
 
 

@@ -170,6 +170,12 @@ def test_an_imagenet_trunk_goes_to_the_backbone(model, weights, prefix: str):
     assert_loaded(model, loaded)
 
 
+def test_a_trunk_far_smaller_than_its_heads_loads_alone():
+    model = nn.ModuleDict({"backbone": nn.Conv2d(3, 4, 1, bias=False), "head": nn.Conv2d(16, 64, 3, bias=False)})
+    assert load_weights(model, {"weight": torch.full((4, 3, 1, 1), 3.0)}).loaded == ["backbone.weight"]
+    assert_loaded(model, ["backbone.weight"])
+
+
 def test_a_networks_own_weights_go_to_what_was_wrapped():
     network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False))
     wrapped = MultiScale(network, feature_channels=4, bottleneck=4)

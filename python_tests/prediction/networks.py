@@ -58,10 +58,9 @@ def local_network(num_classes: int = 5, attention_channels: int = 1) -> MultiSca
 def trained(model: nn.Module | None = None, num_classes: int = 5, **given: Any) -> TrainedModel:
     """A trained model without a file."""
     classes = ClassTable(tuple(f"c{k}" for k in range(num_classes)), distinct_colours(num_classes))
-    fields: dict[str, Any] = {"settings": None, "image_size": None, "classes": classes, "digest": "0" * 64} | given
-    return TrainedModel(
-        model or local_network(num_classes), Path("m.pt"), num_classes, network=ModelSettings(), **fields
-    )
+    fields: dict[str, Any] = {"settings": None, "image_size": None, "classes": classes, "digest": "0" * 64}
+    fields |= {"network": ModelSettings()} | given
+    return TrainedModel(model or local_network(num_classes), Path("m.pt"), num_classes, **fields)
 
 
 def write_run(folder: Path, seed: int = 0, **classes: Any) -> Path:

@@ -63,6 +63,35 @@ def test_reading_makes_no_more_maps_than_are_counted(flip, logits, per_scale, at
     assert sum(array.nbytes for array in kept if array is not None) == counted.results * pixels
 
 
+@pytest.mark.memory
+@pytest.mark.parametrize(("flip", "logits"), list(itertools.product([False, True], repeat=2)))
+@pytest.mark.parametrize("combination", ["mean", "max", "mean_probabilities", "max_probabilities"])
+def test_combinations_without_attention_make_no_more_maps_than_are_counted(flip, logits, combination):
+    scales, size, views = (2.0, 1.0, 0.5), (96, 128), 1 + flip
+    heads = [torch.randn(views, 7, int(96 * s) // 4, int(128 * s) // 4) for s in scales]
+    outputs = ScaleOutputs(heads, [], None, scales, size, combination)
+    found = _Results(size, 7, scales[::-1], logits=logits, per_scale=True)
+    builds = combination != "mean"
+    counted = reading(7, len(scales), 0, flip=flip, logits=logits, per_scale=True, builds_logits=builds)
+    with LiveBytes().ignore(*heads) as meter, torch.inference_mode():
+        found.read(outputs, flip, 0, 0, size[0])
+    pixels = size[0] * size[1]
+    assert meter.peak <= counted.meanwhile * pixels
+    if builds:
+        assert meter.peak >= counted.meanwhile * pixels / 4
+
+
+def test_the_plan_counts_logits_that_a_combination_builds():
+    peaks = []
+    for fusion in ("mean", "max"):
+        model = models.build("hrnet_small_ocr", 40, fusion=fusion)
+        predictor = Predictor(trained(model, 40, network=models.ModelSettings(fusion=fusion)), "cpu", scales=(0.5, 1))
+        peak = predictor.plan((1000, 1000), stated=True).peak
+        assert peak is not None
+        peaks.append(peak)
+    assert peaks[1] > peaks[0] + 1000**2 * 4 * 40
+
+
 def test_the_plan_counts_what_is_asked_for_beside_labels():
     predictor = Predictor(trained(num_classes=40), "cpu", scales=(0.5,))
     peaks = [
