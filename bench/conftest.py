@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--time-rounds",
-        type=int,
+        type=cases.parse_rounds,
         metavar="N",
         help="test_paper_table: rounds of steps that are timed (3; on a GPU 11); 0: no times, only what is counted",
     )

@@ -7,8 +7,8 @@
 Both networks of the paper, 19 classes, batch 1, float32. The counts are for a crop of 512x1024. The time is that of a
 smaller crop where there is no GPU, and is to be read relative to a single scale of the same run: the methods take
 turns, and medians count. *mean of scales* is the same training as *single scale*; how far their times are apart is the
-noise. The table is also printed as soon as a network is done. pytest-benchmark's own figure is the time that all of
-this took.
+noise. On a GPU float32 is as PyTorch has it: convolutions may use TF32. The table is also printed as soon as a network
+is done. pytest-benchmark's own figure is the time that all of this took.
 """
 
 from __future__ import annotations
