@@ -4,7 +4,7 @@
     python -m bench.light_decoders                  # seconds of a training step of each, on one thread
 
 Each is a factory ``(num_classes) -> network``. The features go to an attention head of 32 inner channels. The one that
-was chosen is ``hmsa_ext.models.fpn``; what is here serves to measure others against it.
+was chosen is ``hmsa_ext.models.lraspp``; what is here serves to measure others against it.
 """
 
 from __future__ import annotations

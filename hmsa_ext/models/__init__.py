@@ -11,11 +11,11 @@ from hmsa_ext.models.building import build
 from hmsa_ext.models.deeplab import DeepLabV3Plus, resnet50_deeplabv3plus, resnet101_deeplabv3plus
 from hmsa_ext.models.efficientnet import EfficientNetLite, EfficientNetLiteClassifier, EfficientNetLiteConfig
 from hmsa_ext.models.fcn import FCN, hrnet_small_fcn, hrnet_w48_fcn
-from hmsa_ext.models.fpn import FPNNetwork, efficientnet_lite0_fpn
 from hmsa_ext.models.fusions import FUSIONS, Fusion, find_fusion
 from hmsa_ext.models.hrnet import HRNet, HRNetConfig
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
 from hmsa_ext.models.inputs import InputError
+from hmsa_ext.models.lraspp import LRASPP, efficientnet_lite0_lraspp
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NAMES, NETWORKS
 from hmsa_ext.models.ocr import OCRHead
@@ -33,6 +33,7 @@ __all__ = [
     "ATTENTION_HEADS",
     "FCN",
     "FUSIONS",
+    "LRASPP",
     "NAMES",
     "NETWORKS",
     "TRUNKS",
@@ -40,7 +41,6 @@ __all__ = [
     "EfficientNetLite",
     "EfficientNetLiteClassifier",
     "EfficientNetLiteConfig",
-    "FPNNetwork",
     "Fusion",
     "HRNet",
     "HRNetConfig",
@@ -59,7 +59,7 @@ __all__ = [
     "build",
     "build_attention_head",
     "build_trunk",
-    "efficientnet_lite0_fpn",
+    "efficientnet_lite0_lraspp",
     "find_fusion",
     "hrnet_small_fcn",
     "hrnet_small_ocr",

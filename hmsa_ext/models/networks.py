@@ -10,8 +10,8 @@ from torch import nn
 
 from hmsa_ext.models.deeplab import resnet50_deeplabv3plus, resnet101_deeplabv3plus
 from hmsa_ext.models.fcn import hrnet_small_fcn, hrnet_w48_fcn
-from hmsa_ext.models.fpn import efficientnet_lite0_fpn
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr, hrnet_w18_ocr, hrnet_w32_ocr, hrnet_w48_ocr
+from hmsa_ext.models.lraspp import efficientnet_lite0_lraspp
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "hrnet_small_ocr": hrnet_small_ocr,
@@ -22,7 +22,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "hrnet_w48_fcn": hrnet_w48_fcn,
     "resnet50_deeplabv3plus": resnet50_deeplabv3plus,
     "resnet101_deeplabv3plus": resnet101_deeplabv3plus,
-    "efficientnet_lite0_fpn": efficientnet_lite0_fpn,
+    "efficientnet_lite0_lraspp": efficientnet_lite0_lraspp,
 }
 NAMES = tuple(NETWORKS)
 PUBLISHED: dict[str, str] = {

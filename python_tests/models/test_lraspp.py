@@ -1,4 +1,4 @@
-"""The light feature-pyramid network."""
+"""LR-ASPP, the decoder for a CPU."""
 
 import doctest
 from typing import Any
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hmsa_ext.models.fpn
+import hmsa_ext.models.lraspp
 from hmsa_ext.losses import MultiScaleLoss
-from hmsa_ext.models import FPNNetwork, build, efficientnet_lite0_fpn, load_weights
-from hmsa_ext.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig, Stage
-from hmsa_ext.models.fpn import FPNDecoder
+from hmsa_ext.models import LRASPP, build, efficientnet_lite0_lraspp, load_weights
+from hmsa_ext.models.efficientnet import EfficientNetLiteConfig, Stage
+from hmsa_ext.models.lraspp import LRASPPDecoder
 from hmsa_ext.settings import SettingError
 
 TINY = EfficientNetLiteConfig((Stage(1, 2, 1, 3, 1), Stage(2, 3, 1, 3, 2), Stage(2, 4, 1, 5, 2)), stem_channels=2)
@@ -35,17 +35,17 @@ class Halves(nn.Module):
         return self.levels(images)[0]
 
 
-def tiny(num_classes: int = 3, **options) -> FPNNetwork:
-    return FPNNetwork(lambda: EfficientNetLite(TINY), num_classes, channels=4, attention_bottleneck=2, **options)
+def tiny(num_classes: int = 3, **options) -> LRASPP:
+    return LRASPP(TINY, num_classes, channels=4, context_channels=8, attention_bottleneck=2, **options)
 
 
 def test_docstrings_run():
-    assert doctest.testmod(hmsa_ext.models.fpn).failed == 0
+    assert doctest.testmod(hmsa_ext.models.lraspp).failed == 0
 
 
 def test_its_parts_are_named():
     with torch.device("meta"):
-        state = efficientnet_lite0_fpn(11).state_dict()
+        state = efficientnet_lite0_lraspp(11).state_dict()
     assert {name.partition(".")[0] for name in state} == {"backbone", "decoder", "classifier", "scale_attn"}
     assert list(state["classifier.weight"].shape) == [11, 64, 1, 1]
     assert list(state["scale_attn.conv0.weight"].shape) == [32, 64, 3, 3]
@@ -53,7 +53,7 @@ def test_its_parts_are_named():
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (63, 33), (33, 32)])
 def test_outputs_have_the_stride_of_the_finest_level(device, size: tuple[int, int]):
-    model = build("efficientnet_lite0_fpn", 5).to(device).eval()
+    model = build("efficientnet_lite0_lraspp", 5).to(device).eval()
     with torch.no_grad():
         outputs = model(torch.randn(2, 3, *size, device=device), (0.5, 1.0, 2.0))
     for logits, scale in zip(outputs.logits, (2.0, 1.0, 0.5), strict=True):
@@ -64,7 +64,7 @@ def test_outputs_have_the_stride_of_the_finest_level(device, size: tuple[int, in
 @pytest.mark.parametrize("is_training", [False, True])
 def test_gradients_in_float64(is_training: bool):
     torch.manual_seed(0)
-    decoder = FPNDecoder((3, 4, 5), 4).double().train(is_training)
+    decoder = LRASPPDecoder((3, 4, 5), 4, context_channels=6).double().train(is_training)
     levels = [
         torch.randn(2, c, h, w, dtype=torch.float64, requires_grad=True)
         for c, h, w in ((3, 7, 5), (4, 4, 3), (5, 2, 2))
@@ -72,9 +72,27 @@ def test_gradients_in_float64(is_training: bool):
     assert torch.autograd.gradcheck(lambda *x: decoder(x), levels, fast_mode=True)
 
 
+def test_it_is_one_layer_of_the_concatenated_levels():
+    torch.manual_seed(0)
+    decoder = LRASPPDecoder((3, 4), 4, context_channels=6).double().eval()
+    fine, coarse = torch.randn(2, 3, 7, 5).double(), torch.randn(2, 4, 4, 3).double()
+    context = nn.functional.interpolate(decoder.context(coarse), (7, 5), mode="bilinear", align_corners=False)
+    weight = torch.cat([layer.get_parameter("weight") for layer in decoder.project], dim=1)
+    expected = nn.functional.conv2d(torch.cat([fine, context], dim=1), weight)
+    torch.testing.assert_close(decoder([fine, coarse]), decoder.norm(expected).relu())
+
+
+def test_a_larger_stride_leaves_finer_levels_out():
+    model = efficientnet_lite0_lraspp(5, stride=8).eval()
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 64, 96), (0.5, 1.0))
+    assert [list(x.shape) for x in outputs.logits] == [[1, 5, 8, 12], [1, 5, 4, 6]]
+    assert [layer.in_channels for layer in model.decoder.project] == [40, 128]
+
+
 def test_every_level_reaches_every_feature():
     torch.manual_seed(0)
-    decoder = FPNDecoder((3, 4, 5), 4).double().eval()
+    decoder = LRASPPDecoder((3, 4, 5), 4, context_channels=6).double().eval()
     levels = [torch.randn(1, c, n, n, dtype=torch.float64, requires_grad=True) for c, n in ((3, 8), (4, 4), (5, 2))]
     decoder(levels).square().sum().backward()
     for level in levels:
@@ -101,13 +119,13 @@ def test_training_learns_a_picture(device):
 
 
 def test_one_image_can_be_trained_on():
-    model = efficientnet_lite0_fpn(5)
+    model = efficientnet_lite0_lraspp(5)
     outputs = model(torch.randn(1, 3, 64, 64), (0.5, 1.0))
     MultiScaleLoss()(outputs, torch.zeros(1, 64, 64).long()).backward()
 
 
 def test_imagenet_weights_fill_the_trunk():
-    model = efficientnet_lite0_fpn(5)
+    model = efficientnet_lite0_lraspp(5)
     classifier = model.classifier.weight.clone()
     report = load_weights(model, "imagenet")
     assert report.loaded == [name for name in model.state_dict() if name.startswith("backbone.")]
@@ -116,7 +134,7 @@ def test_imagenet_weights_fill_the_trunk():
 
 @pytest.mark.parametrize("size", [(32, 32), (19, 22)])
 def test_a_foreign_trunk_of_levels_trains(size: tuple[int, int]):
-    model = FPNNetwork(Halves, 3, channels=4, attention_bottleneck=2)
+    model = LRASPP(Halves, 3, stride=2, channels=4, context_channels=8, attention_bottleneck=2)
     outputs = model(torch.randn(2, 3, *size), (0.5, 1.0))
     assert list(outputs.logits[0].shape) == [2, 3, *(-(-side // 2) for side in size)]
     MultiScaleLoss()(outputs, torch.zeros(2, *size).long()).backward()
@@ -132,7 +150,7 @@ def test_every_fusion_takes_its_features(fusion: str):
 
 
 def test_classes_may_have_their_own_attention():
-    model = build("efficientnet_lite0_fpn", 5, attention_channels="classes").eval()
+    model = build("efficientnet_lite0_lraspp", 5, attention_channels="classes").eval()
     with torch.no_grad():
         outputs = model(torch.randn(1, 3, 32, 32), (0.5, 1.0))
     assert list(outputs.attention[0].shape) == [1, 5, 4, 4]
@@ -142,7 +160,7 @@ def test_a_trunk_without_levels_is_refused():
     trunk = nn.Conv2d(3, 8, 4)
     trunk.stride, trunk.out_channels = 4, 8  # type: ignore[assignment]
     with pytest.raises(SettingError, match=r"trunk: got 'Conv2d', expected a trunk with .*level_channels"):
-        FPNNetwork(trunk, 3)
+        LRASPP(trunk, 3)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +169,12 @@ def test_a_trunk_without_levels_is_refused():
         ({"num_classes": 0}, "num_classes: expected a positive integer, got 0"),
         ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), got 1.0"),
         ({"channels": 0}, "channels: expected a positive integer, got 0"),
+        ({"context_channels": 0}, "context_channels: expected a positive integer, got 0"),
+        ({"stride": 16}, r"stride: got 16, expected one of the strides of the trunk but for its largest, \(4, 8\)"),
         ({"attention_channels": 2}, "attention_channels: expected 1 or num_classes=3, got 2"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(options: dict[str, Any], message: str):
     arguments: dict[str, Any] = {"num_classes": 3} | options
     with pytest.raises(ValueError, match=message):
-        efficientnet_lite0_fpn(**arguments)
+        efficientnet_lite0_lraspp(**arguments)
