@@ -149,6 +149,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Pred
         if missing:
             raise command_line.UsageError(f"predict: expected {expected}; got none")
     assert trained is not None
+    trained.network.eval_scales(command.evaluation.scales)  # refuses scales by the name of their flag
     return command, trained
 
 

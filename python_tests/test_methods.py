@@ -95,9 +95,13 @@ def test_weights_of_one_scale_serve_every_combination(tmp_path: Path, capsys: py
         model = build("hrnet_small_ocr", 11, fusion=fusion).eval()
         model.load_state_dict(checkpoint.load(run)["state_dict"])
         assert labels.shape == (48, 80)
-    capsys.readouterr()
-    assert evaluate.main([str(run), "--fusion", "hierarchical", "--device", "cpu"]) == 2
-    assert "fusion hierarchical needs an attention that was trained for it" in capsys.readouterr().err
+    for fusion in ("hierarchical", "explicit"):
+        capsys.readouterr()
+        assert evaluate.main([str(run), "--fusion", fusion, "--device", "cpu"]) == 2
+        assert f"fusion {fusion} needs an attention that was trained for it" in capsys.readouterr().err
+    photos = [str(run), "--model", str(run), "--output", str(tmp_path / "out")]
+    assert predict.main([*photos, "--eval-scales", "0.5,1"]) == 2
+    assert "eval_scales: got 0.5,1.0, expected one scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max"])

@@ -15,6 +15,7 @@ import numpy as np
 
 from hmsa_ext.engine.lettering import width_of, write
 from hmsa_ext.engine.logging import METRICS, read_records
+from hmsa_ext.engine.metrics import title_of
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
 
@@ -65,7 +66,7 @@ def draw(folder: Path) -> Path:
         labels.append(("validation loss", VALIDATION_LOSS))
     for name, points in miou.items():
         _line(page, points, last, miou_range, colours[name], marked=True)
-        way = {"1.0": "scale 1.0", "mean": "mean of logits"}.get(name, name.replace("_", " of "))
+        way = {"1.0": "scale 1.0", "mean": "mean of logits"}.get(name, title_of(name))
         labels.append((f"mIoU, {way}", colours[name]))
     left = MARGIN
     for label, colour in labels:
