@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import hmsa_ext.models
+from hmsa_ext import settings
 from hmsa_ext.losses import MultiScaleLoss
-from hmsa_ext.models import NAMES, NETWORKS, ModelSettings, MultiScale, OCRNetwork, ScaleOutputs, build
+from hmsa_ext.models import NAMES, NETWORKS, TRUNKS, ModelSettings, MultiScale, OCRNetwork, ScaleOutputs, build
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr
+from hmsa_ext.parts import object_name
 from hmsa_ext.settings import SettingError
 
 MINE = """
@@ -155,3 +157,15 @@ def test_the_package_lists_what_it_has():
     for name in hmsa_ext.models.__all__:
         value = getattr(hmsa_ext.models, name)
         assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_network_is_a_function_that_files_can_name(name: str) -> None:
+    factory = NETWORKS[name]
+    assert settings.load_object(object_name(factory), "model") is factory
+    parameters = inspect.signature(factory).parameters
+    assert next(iter(parameters)) == "num_classes"
+    assert parameters["trunk"].default in TRUNKS
+    assert "(x / 255 - mean) / std" in (factory.__doc__ or "")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        factory(5, depth=3)
