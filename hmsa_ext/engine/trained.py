@@ -297,9 +297,9 @@ def _other_network(network: str | Callable[..., nn.Module]) -> ModelSettings:
 
 
 def _with_fusion(network: ModelSettings, fusion: str | Callable[..., Tensor]) -> ModelSettings:
-    """The network with another fusion; its scales stay where that takes them."""
-    found = models.find_fusion(fusion)
-    scales = network.train_scales if found.attention is not None else None
+    """The network with another fusion; its scales stay where both have an attention, which was trained at them."""
+    both = (models.find_fusion(fusion), models.find_fusion(network.fusion))
+    scales = network.train_scales if all(found.attention is not None for found in both) else None
     return dataclasses.replace(network, fusion=fusion, scales=scales)
 
 

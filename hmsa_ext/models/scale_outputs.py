@@ -120,7 +120,13 @@ class ScaleOutputs:
             return maps, self.attention, self.scales
         combine = find_combination(chosen)
         if combine is not None:
-            return [combine(self._alone(maps, index) for index in range(len(maps)))], [], (1.0,)
+            combined = combine(self._alone(maps, index) for index in range(len(maps)))
+            if not isinstance(combined, Tensor) or combined.dim() != 4 or combined.shape[1] != maps[0].shape[1]:
+                got = list(combined.shape) if isinstance(combined, Tensor) else type(combined).__name__
+                raise ArgumentValueError(
+                    f"fusion {parts.spelled(chosen)}: expected combined logits [B, {maps[0].shape[1]}, H, W], got {got}"
+                )
+            return [combined], [], (1.0,)
         if sum(scale > 1.0 for scale in self.scales) > 1:
             # Down a chain, a scale above another one above 1.0 is resized to that one's grid first, and only then to
             # the image's: not what its logits alone go through.
