@@ -34,7 +34,7 @@ class LRASPP(SegmentationNetwork):
     >>> model = LRASPP("efficientnet_lite0", num_classes=8).eval()
     >>> outputs = model(torch.zeros(1, 3, 64, 96), scales=(0.5, 1.0))
     >>> [list(z.shape) for z in outputs.logits], list(outputs.fuse().shape)
-    ([[1, 8, 16, 24], [1, 8, 8, 12]], [1, 8, 64, 96])
+    ([[1, 8, 8, 12], [1, 8, 4, 6]], [1, 8, 64, 96])
 
     Args:
         trunk: a trunk with features of several strides: see :func:`build_trunk` and :mod:`hmsa_ext.models.trunks`.
@@ -59,7 +59,7 @@ class LRASPP(SegmentationNetwork):
         trunk: Trunk,
         num_classes: int,
         *,
-        stride: int = 4,
+        stride: int = 8,
         context_channels: int = 128,
         channels: int = 64,
         attention_bottleneck: int = 32,
@@ -150,7 +150,7 @@ def efficientnet_lite0_lraspp(
     num_classes: int,
     *,
     trunk: Trunk = "efficientnet_lite0",
-    stride: int = 4,
+    stride: int = 8,
     context_channels: int = 128,
     channels: int = 64,
     attention_bottleneck: int = 32,

@@ -36,7 +36,7 @@ class Halves(nn.Module):
 
 
 def tiny(num_classes: int = 3, **options) -> LRASPP:
-    return LRASPP(TINY, num_classes, channels=4, context_channels=8, attention_bottleneck=2, **options)
+    return LRASPP(TINY, num_classes, stride=4, channels=4, context_channels=8, attention_bottleneck=2, **options)
 
 
 def test_docstrings_run():
@@ -52,12 +52,12 @@ def test_its_parts_are_named():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (63, 33), (33, 32)])
-def test_outputs_have_the_stride_of_the_finest_level(device, size: tuple[int, int]):
+def test_outputs_have_stride_8(device, size: tuple[int, int]):
     model = build("efficientnet_lite0_lraspp", 5).to(device).eval()
     with torch.no_grad():
         outputs = model(torch.randn(2, 3, *size, device=device), (0.5, 1.0, 2.0))
     for logits, scale in zip(outputs.logits, (2.0, 1.0, 0.5), strict=True):
-        assert list(logits.shape) == [2, 5, *(-(-int(side * scale) // 4) for side in size)]
+        assert list(logits.shape) == [2, 5, *(-(-int(side * scale) // 8) for side in size)]
     assert list(outputs.fuse().shape) == [2, 5, *size]
 
 
@@ -82,12 +82,14 @@ def test_it_is_one_layer_of_the_concatenated_levels():
     torch.testing.assert_close(decoder([fine, coarse]), decoder.norm(expected).relu())
 
 
-def test_a_larger_stride_leaves_finer_levels_out():
-    model = efficientnet_lite0_lraspp(5, stride=8).eval()
+@pytest.mark.parametrize(("stride", "widths"), [(4, [24, 40, 128]), (8, [40, 128])])
+def test_a_larger_stride_leaves_finer_levels_out(stride: int, widths: list[int]):
+    model = efficientnet_lite0_lraspp(5, stride=stride).eval()
     with torch.no_grad():
         outputs = model(torch.randn(1, 3, 64, 96), (0.5, 1.0))
-    assert [list(x.shape) for x in outputs.logits] == [[1, 5, 8, 12], [1, 5, 4, 6]]
-    assert [layer.in_channels for layer in model.decoder.project] == [40, 128]
+    sizes = [[1, 5, int(64 * scale) // stride, int(96 * scale) // stride] for scale in (1.0, 0.5)]
+    assert [list(x.shape) for x in outputs.logits] == sizes
+    assert [layer.in_channels for layer in model.decoder.project.children()] == widths
 
 
 def test_every_level_reaches_every_feature():
@@ -153,7 +155,7 @@ def test_classes_may_have_their_own_attention():
     model = build("efficientnet_lite0_lraspp", 5, attention_channels="classes").eval()
     with torch.no_grad():
         outputs = model(torch.randn(1, 3, 32, 32), (0.5, 1.0))
-    assert list(outputs.attention[0].shape) == [1, 5, 4, 4]
+    assert list(outputs.attention[0].shape) == [1, 5, 2, 2]
 
 
 def test_a_trunk_without_levels_is_refused():
