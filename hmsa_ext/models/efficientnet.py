@@ -104,7 +104,7 @@ class EfficientNetLite(nn.Module):
 
     Padding is the same on all sides. TensorFlow, where the weights come from, pads by the parity of the side, so that
     feature i of stride s is centred at pixel s * i for one size of images and at s * i + s - 1 for another; networks
-    that see several scales and crops need one rule. The classes of ImageNet hardly change.
+    that see several scales and crops need one rule.
 
     Args:
         config: widths and depths.
