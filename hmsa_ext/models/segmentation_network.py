@@ -155,11 +155,11 @@ def check_dropout(dropout: float) -> None:
         raise ArgumentValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
 
 
-def _check_attention(attention: Tensor, logits: Tensor) -> None:
-    if attention.dim() != 4 or attention.shape[-2:] != logits.shape[-2:]:
+def _check_attention(attention: object, logits: Tensor) -> None:
+    if not isinstance(attention, Tensor) or attention.dim() != 4 or attention.shape[-2:] != logits.shape[-2:]:
+        got = list(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
         raise ArgumentValueError(
-            f"attention_head: expected [B, 1 or C, h, w] at the size of the logits {list(logits.shape)}, got "
-            f"{list(attention.shape)}"
+            f"attention_head: expected [B, 1 or C, h, w] at the size of the logits {list(logits.shape)}, got {got}"
         )
     if attention.shape[1] not in (1, logits.shape[1]):
         raise ArgumentValueError(
