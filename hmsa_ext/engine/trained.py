@@ -22,6 +22,7 @@ from hmsa_ext.engine.settings import unnamed_parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import writable_folder
 from hmsa_ext.models import ModelSettings, WeightError, WeightReport
+from hmsa_ext.models.fusions import training_scales
 from hmsa_ext.models.weight_files import SAFETENSORS, write_safetensors
 from hmsa_ext.models.weights import compare_weights
 from hmsa_ext.settings import SettingError
@@ -119,7 +120,8 @@ def open_model(
 
     network_settings = _own_network(config, path) if network is None else _other_network(network)
     if fusion is not None and fusion != network_settings.fusion:
-        network_settings = _with_fusion(network_settings, fusion)
+        trained = network_settings.train_scales if network is None else None
+        network_settings = _with_fusion(network_settings, fusion, trained)
     count = num_classes or (
         table.num_classes if table is not None else _find_num_classes(network_settings, content, path)
     )
@@ -296,10 +298,18 @@ def _other_network(network: str | Callable[..., nn.Module]) -> ModelSettings:
     return ModelSettings(name=network)
 
 
-def _with_fusion(network: ModelSettings, fusion: str | Callable[..., Tensor]) -> ModelSettings:
-    """The network with another fusion; its scales stay where that takes them."""
+def _with_fusion(
+    network: ModelSettings, fusion: str | Callable[..., Tensor], trained: tuple[float, ...] | None
+) -> ModelSettings:
+    """The network with another fusion. An attention stays at the scales that it was trained at, where they are known.
+
+    Scales that the fusion does not take are not kept: then the weights do not have its attention, and loading says so.
+    """
     found = models.find_fusion(fusion)
-    scales = network.train_scales if found.attention is not None else None
+    try:
+        scales = training_scales(found, trained) if trained and found.attention is not None else None
+    except SettingError:
+        scales = None
     return dataclasses.replace(network, fusion=fusion, scales=scales)
 
 
