@@ -124,3 +124,10 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 16):
         raise ValueError(f"got the size '{text}'; expected HEIGHTxWIDTH, both at least 16, such as 256x512")
     return int(height), int(width)
+
+
+def parse_rounds(text: str) -> int:
+    """``"3"`` -> 3."""
+    if not text.isdigit():
+        raise ValueError(f"got '{text}' rounds; expected 0 or more")
+    return int(text)

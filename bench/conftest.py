@@ -20,6 +20,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HxW",
         help="size of the headline's output (1024x2048); those of the table over shapes follow it",
     )
+    parser.addoption(
+        "--time-crop",
+        type=cases.parse_size,
+        metavar="HxW",
+        help="test_paper_table: crop of the steps that are timed (256x512; on a GPU 512x1024)",
+    )
+    parser.addoption(
+        "--time-rounds",
+        type=cases.parse_rounds,
+        metavar="N",
+        help="test_paper_table: rounds of steps that are timed (3; on a GPU 11); 0: no times, only what is counted",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -125,14 +125,17 @@ def minor_faults() -> int:
 
 
 def saved_bytes(function: Callable[[], object], inputs: list[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of ``function()``, beyond its inputs."""
+    """Bytes that autograd keeps for the backward pass of ``function()``, beyond its inputs.
+
+    Fake tensors, which have no memory, count like those that they stand for.
+    """
     storages: dict[int, int] = {}
-    given = {t.untyped_storage().data_ptr() for t in inputs}
+    given = {t.untyped_storage()._cdata for t in inputs}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            storages[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in given:
+            storages[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

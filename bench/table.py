@@ -4,6 +4,11 @@ Columns: times in cold and in warm memory, how many times ours and how many time
 copy of the output; see bench/competitors.py); the most memory that was resident beyond the inputs; what autograd keeps
 for the backward pass beyond the inputs; floating-point operations by one mapping. On a GPU: the share of the floor that
 was reached, which there is every byte moved once at the bandwidth that the same run measured.
+
+The tables of training steps: FLOPs of a step; those of trunk and decoder, times those of a single scale, and the share
+of the attention (what is left are fusion and loss); what autograd keeps for backward beside parameters and inputs; the
+most bytes of tensors that live at once, with parameters and gradients; time and peak memory of a step, workspace and
+parameters included.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench import competitors
+from bench import competitors, training_cost
 from bench.cases import OPS, Case
 from bench.commands import markdown
 
@@ -30,7 +35,7 @@ def main() -> None:
 
 
 def tables(report: dict, device: str) -> list[str]:
-    tests = {"headline": [], "shape": [], "end": [], "centroids": [], "sample_crop": []}
+    tests = {"headline": [], "shape": [], "end": [], "centroids": [], "sample_crop": [], "paper_table": []}
     for test in report["benchmarks"]:
         if test["device"] == device:
             tests[test["group"]].append(test)
@@ -48,6 +53,8 @@ def tables(report: dict, device: str) -> list[str]:
         lines += ["", *markdown(centroids_table(tests["centroids"]))]
     if tests["sample_crop"]:
         lines += ["", *markdown(crop_table(tests["sample_crop"]))]
+    for test in tests["paper_table"]:
+        lines += ["", *markdown(paper_table(test))]
     return [*lines, "", machine_line(report, device), ""]
 
 
@@ -137,6 +144,35 @@ def crop_table(tests: list[dict]) -> list[list[str]]:
         row = [case["variant"], f"{case['scale']:g}", _ms(results["hmsa"])]
         for name in names:
             row += [_ms(results[name]), f"{results[name] / results['hmsa']:.1f}"]
+        table.append(row)
+    return table
+
+
+def paper_table(test: dict) -> list[list[str]]:
+    """What a training step of each method costs one network, and how many times a single scale that is."""
+    case, results = test["case"], test["results"]
+    base = results[training_cost.BASE]
+    header = [f"`{case['network']}`", "trained at", "GFLOP", "times single scale", "in the paper"]
+    header += ["trunk and decoder alone", "attention, %", "saved MB", "times single scale", "live MB"]
+    header += ["times single scale"]
+    has_times = case["time_crop"] is not None
+    if has_times:
+        crop = "x".join(map(str, case["time_crop"]))
+        header += [f"ms at {crop}", "times single scale", f"peak MB at {crop}"]
+    table = [header]
+    for name, method in training_cost.METHODS.items():
+        facts = results[name]
+
+        def times(key: str, facts: dict = facts) -> str:
+            return f"{facts[key] / base[key]:.2f}"
+
+        row = [method.label, ", ".join(f"{scale:g}" for scale in facts["scales"]), f"{facts['flops'] / 1e9:.0f}"]
+        row += [times("flops"), "" if method.paper is None else f"{method.paper:.2f}"]
+        row += [times("trunk_and_decoder_flops"), f"{100 * facts['attention_flops'] / facts['flops']:.1f}"]
+        for key in ("saved_bytes", "live_peak_bytes"):
+            row += [_megabytes(facts[key]), times(key)]
+        if has_times:
+            row += [_ms(facts["ms"]), times("ms"), _megabytes(facts["peak_bytes"])]
         table.append(row)
     return table
 

@@ -1,4 +1,4 @@
-"""Evaluates a model at several scales: IoU per class, mIoU and pixel accuracy, for the attention and its rivals.
+"""Evaluates a model at several scales: IoU per class, mIoU and pixel accuracy, for its fusion and its rivals.
 
     python -m hmsa_ext.evaluate runs/NAME                                 # its last checkpoint, on its own data
     python -m hmsa_ext.evaluate runs/NAME/best.pt --eval-scales 0.5,1,2 --flip --picture-folder pictures
@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 -m hmsa_ext.evaluate runs/NAME            # every image once, over all GPUs
 
 `hmsa evaluate` is the same command. Options that are not given are those of the run. The columns: each scale alone, the
-mean of the logits of all scales, the hierarchical attention; all from the same pass.
+mean of the logits of all scales, the fusion of the model or of --fusion; all from the same pass.
 """
 
 from __future__ import annotations

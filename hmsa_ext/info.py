@@ -106,7 +106,10 @@ def models_as_text(facts: dict[str, Any]) -> str:
             f"{facts['classes']} classes, one scale, forward; a multiplication and an addition count two. A scale s "
             "costs s * s of that, a training step about three times as much.",
             weights,
-            _section("trunks (--trunk) and their weights", facts["trunks"]),
+            _section(
+                "trunks (--trunk) and their weights",
+                {**facts["trunks"], "timm:NAME": "files with timm's names (with hmsa_ext[timm])"},
+            ),
         ]
     )
 

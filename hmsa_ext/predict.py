@@ -42,7 +42,7 @@ from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.models import FUSIONS, NAMES
 from hmsa_ext.models.settings import FUSION_HELP
-from hmsa_ext.parts import Part, one_of
+from hmsa_ext.parts import Part, one_of, spelled
 from hmsa_ext.prediction.batch import Summary, merged, predict_all
 from hmsa_ext.prediction.outputs import Outputs
 from hmsa_ext.prediction.predictor import Predictor, run_defaults
@@ -149,6 +149,7 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Pred
         if missing:
             raise command_line.UsageError(f"predict: expected {expected}; got none")
     assert trained is not None
+    trained.network.eval_scales(command.evaluation.scales)  # refuses scales by the name of their flag
     return command, trained
 
 
@@ -205,6 +206,7 @@ def _announce(predictor: Predictor, items: Sequence[Item], own: Sequence[Item], 
     process.print(
         f"device {process.reason or predictor.device_reason}\ndtype  {predictor.dtype_reason}\n"
         f"model  {predictor.trained.path}, {classes.num_classes} classes\n"
+        f"fusion {spelled(predictor.trained.network.fusion)}\n"
         f"scales {scales}{', and mirrored' if predictor.flip else ''}\n"
         f"found  {len(items)} source{'s' * (len(items) != 1)}{share}"
     )

@@ -1,4 +1,4 @@
-"""Trains a hierarchical multi-scale model, evaluates it and draws what it does.
+"""Trains a multi-scale model, evaluates it and draws what it does.
 
     python -m hmsa_ext.train                                              # the main job: CPU, two to six minutes
     python -m hmsa_ext.train --data camvid --root PATH                    # one GPU if there is one, else the CPU

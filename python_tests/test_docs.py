@@ -18,6 +18,7 @@ import yaml
 
 import hmsa_ext
 from bench import table as bench_table
+from bench import training_cost
 from hmsa_ext import __main__ as program
 
 ROOT = Path(__file__).parents[1]
@@ -322,6 +323,29 @@ def test_figures_of_the_main_job_are_those_of_their_files() -> None:
         assert results["config"]["seed"] == int(seed)
         ways = ("0.5", "1.0", "2.0", "mean", "attention")
         assert figures == [f"{100 * results['miou'][way]:.1f}" for way in ways]
+
+
+def costs_of_the_methods() -> tuple[list[list[str]], str]:
+    """The rows of their tables, and the name of the file that these are from."""
+    (section,) = re.findall(r"^## What each method costs\n(.*?)(?=^## |\Z)", text_of(DOCS / "results.md"), re.M | re.S)
+    (name,) = set(re.findall(r"`([\w-]+\.json)`", section))
+    return [[cell.strip() for cell in row.split("|")] for row in re.findall(r"^\|(.*)\|$", section, re.M)], name
+
+
+def test_costs_of_the_methods_are_those_of_their_file() -> None:
+    rows, name = costs_of_the_methods()
+    assert rows == printed(name)
+    assert [row[0] for row in rows if row[1] == "trained at"] == [f"`{name}`" for name in training_cost.NETWORKS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", training_cost.NETWORKS)
+def test_costs_of_the_methods_are_those_of_today(network: str) -> None:
+    _, name = costs_of_the_methods()
+    (test,) = (test for test in json.loads(text_of(RESULTS / name))["benchmarks"] if test["case"]["network"] == network)
+    for method, written in test["results"].items():
+        counted = training_cost.count(network, training_cost.METHODS[method])
+        assert counted == {key: written[key] for key in counted}, method
 
 
 def test_every_file_of_results_is_in_both_indices() -> None:

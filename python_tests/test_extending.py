@@ -51,6 +51,21 @@ def test_one_command_trains_with_every_part_and_evaluate_finds_them_again(folder
     assert json.loads((folder / "again.json").read_text())["miou"] == results["miou"]
 
 
+def test_the_fusions_train_and_evaluate(folder: Path) -> None:
+    small = ["--size", "64x96", "--crop", "64x64", "--length", "2", "--val-length", "1", "--batch-size", "2"]
+    device = ["--pictures", "1", "--device", "cpu", "--threads", "1"]
+    fusion = ["--fusion", "my_parts:median_of_two"]
+    assert hmsa(["train", *small, *device, *fusion, "--epochs", "1", "--output", "run"]) == 0
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert results["scales"] == [0.5, 1.0]
+    assert results["combination"] == "my_parts:median"
+    wider = ["--fusion", "my_parts:median", "--eval-scales", "0.5,1,2"]
+    assert evaluate.main(["run", *wider, "--json", "wide.json", *device]) == 0
+    found = json.loads((folder / "wide.json").read_text())
+    assert list(found["miou"]) == ["0.5", "1.0", "2.0", "mean", "my_parts:median"]
+    assert found["miou"]["1.0"] == results["miou"]["1.0"]
+
+
 def test_the_same_in_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     names: dict[str, object] = {}

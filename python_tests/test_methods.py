@@ -15,6 +15,7 @@ from hmsa_ext import evaluate, predict, train
 from hmsa_ext.engine import checkpoint
 from hmsa_ext.engine.settings import TrainSettings, read_recipe, recipe_names
 from hmsa_ext.models import FUSIONS, NAMES, build
+from hmsa_ext.normalisation import MEAN, STD
 
 TINY = (
     *("--size", "64x96", "--crop", "64x64", "--length", "4", "--val-length", "2", "--batch-size", "2"),
@@ -94,10 +95,17 @@ def test_weights_of_one_scale_serve_every_combination(tmp_path: Path, capsys: py
         labels = hmsa_ext.load(run, "cpu", fusion=fusion).predict(photo()).labels
         model = build("hrnet_small_ocr", 11, fusion=fusion).eval()
         model.load_state_dict(checkpoint.load(run)["state_dict"])
-        assert labels.shape == (48, 80)
-    capsys.readouterr()
-    assert evaluate.main([str(run), "--fusion", "hierarchical", "--device", "cpu"]) == 2
-    assert "fusion hierarchical needs an attention that was trained for it" in capsys.readouterr().err
+        pixels = (torch.from_numpy(photo()) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        with torch.inference_mode():
+            expected, _ = model(pixels.permute(2, 0, 1)[None], (0.5, 1.0, 2.0)).argmax()
+        assert (labels == expected[0].numpy()).mean() > 0.999  # ties may fall otherwise
+    for fusion in ("hierarchical", "explicit"):
+        capsys.readouterr()
+        assert evaluate.main([str(run), "--fusion", fusion, "--device", "cpu"]) == 2
+        assert f"fusion {fusion} needs an attention that was trained for it" in capsys.readouterr().err
+    photos = [str(run), "--model", str(run), "--output", str(tmp_path / "out")]
+    assert predict.main([*photos, "--eval-scales", "0.5,1"]) == 2
+    assert "eval_scales: got 0.5,1.0, expected one scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max"])

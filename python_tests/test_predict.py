@@ -249,6 +249,7 @@ def test_a_second_run_does_nothing(run: Path, capsys: pytest.CaptureFixture[str]
     [
         (("--flip",), {"a.png", "a.overlay.jpg"}),
         (("--eval-scales", "1"), {"a.png", "a.overlay.jpg"}),
+        (("--fusion", "max"), {"a.png", "a.overlay.jpg"}),
         (("--resize-to", "40"), {"a.png", "a.overlay.jpg"}),
         (("--tile", "64"), {"a.png", "a.overlay.jpg"}),
         (("--orientation", "stored"), {"a.png", "a.overlay.jpg"}),

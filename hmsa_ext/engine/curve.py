@@ -15,6 +15,7 @@ import numpy as np
 
 from hmsa_ext.engine.lettering import width_of, write
 from hmsa_ext.engine.logging import METRICS, read_records
+from hmsa_ext.engine.metrics import title_of
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
 
@@ -47,7 +48,8 @@ def draw(folder: Path) -> Path:
     if not training:
         raise CurveError(f"{path} has no training steps to draw")
     validation_loss = _points(records, "validation", "loss")
-    found = {name: _points(records, "validation", f"miou_{name}") for name in VALIDATION}
+    colours = VALIDATION | dict.fromkeys(_other_fusions(records), VALIDATION["attention"])  # a run has one fusion
+    found = {name: _points(records, "validation", f"miou_{name}") for name in colours}
     miou = {name: [(step, 100 * value) for step, value in points] for name, points in found.items() if points}
     last = max(1, *(step for points in (training, validation_loss, *miou.values()) for step, _ in points))
     losses = [loss for _, loss in (*training, *validation_loss)]
@@ -63,9 +65,9 @@ def draw(folder: Path) -> Path:
         _line(page, validation_loss, last, loss_range, VALIDATION_LOSS, marked=True)
         labels.append(("validation loss", VALIDATION_LOSS))
     for name, points in miou.items():
-        _line(page, points, last, miou_range, VALIDATION[name], marked=True)
-        way = {"attention": "attention", "mean": "mean of logits"}.get(name, f"scale {name}")
-        labels.append((f"mIoU, {way}", VALIDATION[name]))
+        _line(page, points, last, miou_range, colours[name], marked=True)
+        way = {"1.0": "scale 1.0", "mean": "mean of logits"}.get(name, title_of(name))
+        labels.append((f"mIoU, {way}", colours[name]))
     left = MARGIN
     for label, colour in labels:
         write(page, label, left, MARGIN - 12, scale=TEXT, colour=colour)
@@ -75,6 +77,12 @@ def draw(folder: Path) -> Path:
     with replacing(folder / "curve.png") as file:
         file.write(content.tobytes())
     return folder / "curve.png"
+
+
+def _other_fusions(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The ways of validations that are neither a scale alone nor in VALIDATION, such as "max"."""
+    names = {name.removeprefix("miou_") for record in records for name in record if name.startswith("miou_")}
+    return sorted(name for name in names if name not in VALIDATION and not name[:1].isdigit())
 
 
 def _points(records: Sequence[dict[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 ``metrics.jsonl`` has one JSON object a line. ``kind`` is ``train`` or ``validation``; null stands for a value that is
 not finite. A ``train`` record holds means over the ``steps`` steps that end with ``step``. A ``validation`` record
-holds ``miou_<way>``, ``iou/<class>`` of the attention, and the other numbers of :meth:`EvaluationResult.scalars`, such
+holds ``miou_<way>``, ``iou/<class>`` of the fusion, and the other numbers of :meth:`EvaluationResult.scalars`, such
 as ``loss``. TensorBoard has the same names behind ``train/`` and ``validation/``, and the pictures.
 """
 
@@ -90,7 +90,7 @@ class RunLog:
             shown += "  IoU " + "  ".join(f"{name} {100 * x:.2f}" for name, x in by_class.items())
         if "loss" in more:
             shown += f"  loss {more['loss']:.4f}"
-        best_shown = f"best attention {100 * best:.2f}" if math.isfinite(best) else "no mIoU so far"
+        best_shown = f"best {list(miou)[-1]} {100 * best:.2f}" if math.isfinite(best) else "no mIoU so far"
         self.say(f"validation after epoch {epoch}: mIoU {shown}  ({best_shown}, {seconds:.1f} s)")
 
     def pictures(self, step: int, pages: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -51,7 +51,7 @@ from hmsa_ext.data import ClassTable
 from hmsa_ext.engine import distributed
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.models import ScaleOutputs
-from hmsa_ext.models.combinations import ATTENTION, MEAN, Combination
+from hmsa_ext.models.combinations import ATTENTION, COMBINATIONS, MEAN, Combination
 from hmsa_ext.ops import confusion_matrix
 from hmsa_ext.settings import SettingError, load_object
 
@@ -79,6 +79,11 @@ def ways_of(scales: Sequence[float], combination: str | Combination = ATTENTION)
     """
     combined = parts.object_name(combination)
     return (*(f"{float(s)}" for s in sorted(scales)), *([] if combined == MEAN else [MEAN]), combined)
+
+
+def title_of(way: str) -> str:
+    """A way in words, for pictures: ``"mean of probabilities"``; a function of others is called by its own name."""
+    return way.replace("_", " of ") if way in COMBINATIONS else way.rpartition(":")[2]
 
 
 class Predictions:

@@ -14,7 +14,7 @@ from hmsa_ext.data import ClassTable, Dataset, collate, cut, denormalise, whole_
 from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.legend import IGNORED, IGNORED_LINES, WRONG, WRONG_LINES, Entry, occurring
-from hmsa_ext.engine.metrics import MEAN, Predictions
+from hmsa_ext.engine.metrics import MEAN, Predictions, title_of
 from hmsa_ext.engine.panels import (
     Panel,
     compose_page,
@@ -122,7 +122,7 @@ def compose(
             ("photo", photo_panel(image, zoom)),
             ("truth", labels_panel(truth, classes, zoom)),
             (
-                f"prediction: {_titled(way)} over all scales" if several else "prediction",
+                f"prediction: {title_of(way)} over all scales" if several else "prediction",
                 labels_panel(fused, classes, zoom),
             ),
             (errors, errors_panel(image, (fused != truth) & valid, ~valid, zoom)),
@@ -167,11 +167,6 @@ def shares_page(
     if len(shares) > 1:
         rows.append(_share_panels(shares, zoom))
     return compose_page(rows, occurring(classes, labels), name)
-
-
-def _titled(way: str) -> str:
-    """A way in words."""
-    return way.rpartition(":")[2].replace("_", " of ")
 
 
 def _share_panels(shares: dict[float, np.ndarray], zoom: float) -> list[Panel]:

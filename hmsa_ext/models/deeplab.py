@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.inputs import InputError
 from hmsa_ext.models.one_scale import run_network
+from hmsa_ext.models.presets import preset
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
 from hmsa_ext.models.segmentation_head import PUBLISHED_HEAD_CHANNELS, segmentation_head
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
@@ -149,60 +150,25 @@ class DeepLabV3Plus(SegmentationNetwork):
         return self.final(features), features
 
 
-def resnet50_deeplabv3plus(
-    num_classes: int,
-    *,
-    trunk: Trunk = "resnet50",
-    attention_bottleneck: int = PUBLISHED_BOTTLENECK,
-    attention_channels: Literal["one", "classes"] | int = "one",
-    attention_head: str | Callable[..., nn.Module] = "scale",
-    dropout: float = 0.0,
-    attention_statistics: str = "all",
-    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
-    train_scales: Sequence[float] | None = None,
-) -> DeepLabV3Plus:
+resnet50_deeplabv3plus = preset(
+    DeepLabV3Plus,
+    __name__,
+    "resnet50_deeplabv3plus",
     """The published smaller network: ResNet-50 at stride 8, DeepLabV3+ and scale attention; 41.6 M parameters.
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`. Arguments and errors
     are those of :class:`DeepLabV3Plus`. In training it needs a batch of at least two images.
-    """
-    return DeepLabV3Plus(
-        trunk,
-        num_classes,
-        attention_bottleneck=attention_bottleneck,
-        attention_channels=attention_channels,
-        attention_head=attention_head,
-        dropout=dropout,
-        attention_statistics=attention_statistics,
-        fusion=fusion,
-        train_scales=train_scales,
-    )
+    """,
+    trunk="resnet50",
+)
 
-
-def resnet101_deeplabv3plus(
-    num_classes: int,
-    *,
-    trunk: Trunk = "resnet101",
-    attention_bottleneck: int = PUBLISHED_BOTTLENECK,
-    attention_channels: Literal["one", "classes"] | int = "one",
-    attention_head: str | Callable[..., nn.Module] = "scale",
-    dropout: float = 0.0,
-    attention_statistics: str = "all",
-    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
-    train_scales: Sequence[float] | None = None,
-) -> DeepLabV3Plus:
+resnet101_deeplabv3plus = preset(
+    DeepLabV3Plus,
+    __name__,
+    "resnet101_deeplabv3plus",
     """The same with ResNet-101: see :func:`resnet50_deeplabv3plus`.
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`.
-    """
-    return DeepLabV3Plus(
-        trunk,
-        num_classes,
-        attention_bottleneck=attention_bottleneck,
-        attention_channels=attention_channels,
-        attention_head=attention_head,
-        dropout=dropout,
-        attention_statistics=attention_statistics,
-        fusion=fusion,
-        train_scales=train_scales,
-    )
+    """,
+    trunk="resnet101",
+)

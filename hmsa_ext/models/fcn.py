@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.one_scale import run_network
+from hmsa_ext.models.presets import preset
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
 from hmsa_ext.models.segmentation_head import PUBLISHED_HEAD_CHANNELS, segmentation_head
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
@@ -101,64 +102,27 @@ class FCN(SegmentationNetwork):
         return self.head_name + dot + rest if head in (WITH_ATTENTION, ALONE) else None
 
 
-def hrnet_w48_fcn(
-    num_classes: int,
-    *,
-    trunk: Trunk = "hrnet_w48",
-    head_channels: int = PUBLISHED_HEAD_CHANNELS,
-    attention_bottleneck: int = PUBLISHED_BOTTLENECK,
-    attention_channels: Literal["one", "classes"] | int = "one",
-    attention_head: str | Callable[..., nn.Module] = "scale",
-    dropout: float = 0.0,
-    attention_statistics: str = "all",
-    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
-    train_scales: Sequence[float] | None = None,
-) -> FCN:
+hrnet_w48_fcn = preset(
+    FCN,
+    __name__,
+    "hrnet_w48_fcn",
     """HRNetV2-W48 and the published head without OCR; 69.8 M parameters for 19 classes with scale attention.
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`. Arguments and errors
     are those of :class:`FCN`.
-    """
-    return FCN(
-        trunk,
-        num_classes,
-        head_channels=head_channels,
-        attention_bottleneck=attention_bottleneck,
-        attention_channels=attention_channels,
-        attention_head=attention_head,
-        dropout=dropout,
-        attention_statistics=attention_statistics,
-        fusion=fusion,
-        train_scales=train_scales,
-    )
+    """,
+    trunk="hrnet_w48",
+)
 
-
-def hrnet_small_fcn(
-    num_classes: int,
-    *,
-    trunk: Trunk = "hrnet_small",
-    head_channels: int = 32,
-    attention_bottleneck: int = 32,
-    attention_channels: Literal["one", "classes"] | int = "one",
-    attention_head: str | Callable[..., nn.Module] = "scale",
-    dropout: float = 0.0,
-    attention_statistics: str = "all",
-    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
-    train_scales: Sequence[float] | None = None,
-) -> FCN:
+hrnet_small_fcn = preset(
+    FCN,
+    __name__,
+    "hrnet_small_fcn",
     """A network that trains on a CPU: :func:`hrnet_w48_fcn`, but narrow.
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`.
-    """
-    return FCN(
-        trunk,
-        num_classes,
-        head_channels=head_channels,
-        attention_bottleneck=attention_bottleneck,
-        attention_channels=attention_channels,
-        attention_head=attention_head,
-        dropout=dropout,
-        attention_statistics=attention_statistics,
-        fusion=fusion,
-        train_scales=train_scales,
-    )
+    """,
+    trunk="hrnet_small",
+    head_channels=32,
+    attention_bottleneck=32,
+)

@@ -177,8 +177,7 @@ class ScaleOutputs:
         if not isinstance(made, Tensor) or tuple(made.shape) != expected or not made.is_floating_point():
             got = f"{made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise ArgumentValueError(
-                f"combination: expected that {parts.spelled(name)} returns logits {list(expected)} in floating point, "
-                f"got {got}"
+                f"fusion {parts.spelled(name)}: expected combined logits {list(expected)} in floating point, got {got}"
             )
         return made
 

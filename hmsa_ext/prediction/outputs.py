@@ -40,7 +40,7 @@ VERSION = 1
 _OF_KIND = {"labels": ("ids",), "overlay": ("opacity", "legend")}
 """Settings that only one kind depends on."""
 _OF_ALL = ("orientation", "white")
-_OF_NETWORK = ("model", "trunk", "attention_channels", "attention_head")
+_OF_NETWORK = ("model", "trunk", "attention_channels", "attention_head", "fusion")
 _LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.tmp(?:\.mp4)?")  # the name of the file, and the process that writes it
 """Temporary names of :func:`hmsa_ext.files.replacing` and of videos."""
 _FRAME = re.compile(r"\d{6,}\.png")
@@ -206,6 +206,7 @@ class Outputs:
             ],
             "model": str(predictor.trained.path),
             "weights_sha256": predictor.trained.digest,
+            "fusion": declared.to_dict(predictor.trained.network)["fusion"],
             "scales": list(predictor.scales),
             "flip": predictor.flip,
             "dtype": str(predictor.dtype).removeprefix("torch."),

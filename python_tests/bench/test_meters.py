@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hmsa_ext
 from bench import cases, competitors, flops, meters, record
@@ -54,6 +55,19 @@ def test_saved_bytes_leaves_out_the_inputs():
     x = torch.randn(1000, requires_grad=True)
     assert meters.saved_bytes(lambda: x * x, [x]) == 0
     assert meters.saved_bytes(lambda: x.exp() * x, [x]) == 4000
+
+
+def test_meters_count_fake_tensors_like_real_ones():
+    def measured() -> tuple[int, int]:
+        x, y = torch.randn(1000, requires_grad=True), torch.randn(1000, requires_grad=True)
+        with meters.LiveBytes().ignore(x, y) as meter:
+            saved = meters.saved_bytes(lambda: (x.exp() * y.exp()).view(10, -1).softmax(1), [x, y])
+        return saved, meter.peak
+
+    real = measured()
+    with FakeTensorMode():
+        assert measured() == real
+    assert real[0] == 3 * 4000  # both exponentials and the softmax
 
 
 @pytest.mark.parametrize("direction", cases.DIRECTIONS)

@@ -29,6 +29,16 @@ def test_curve_shows_loss_and_validation(tmp_path):
         assert (picture == colour).all(axis=2).any(), name
 
 
+@pytest.mark.parametrize("way", ["max", "mean_probabilities", "my_parts:median"])
+def test_the_fusion_of_a_run_without_attention_is_drawn(tmp_path, way):
+    records = [{"kind": "train", "step": 80, "loss": 1.0}]
+    records += [{"kind": "validation", "step": 80, f"miou_{way}": 0.4, "miou_mean": 0.3, "miou_0.5": 0.2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    picture = drawn(tmp_path)
+    for name, is_drawn in (("attention", True), ("mean", True), ("1.0", False)):
+        assert (picture == curve.VALIDATION[name]).all(axis=2).any() == is_drawn, name
+
+
 def test_a_run_without_steps_is_an_error(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="has no training steps to draw"):

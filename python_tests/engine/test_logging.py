@@ -53,11 +53,13 @@ def test_validation_is_recorded_and_undefined_values_are_null(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = RunLog(tmp_path, Process(torch.device("cpu")), steps=5)
-    log.validation(5, 1, {"1.0": float("nan"), "attention": 0.25}, best=0.25, seconds=1.5)
+    log.validation(5, 1, {"1.0": float("nan"), "max": 0.25}, best=0.375, seconds=1.5)
     log.close()
     (record,) = records(tmp_path)
-    assert (record["kind"], record["miou_1.0"], record["miou_attention"]) == ("validation", None, 0.25)
-    assert "attention 25.00" in capsys.readouterr().out
+    assert (record["kind"], record["miou_1.0"], record["miou_max"]) == ("validation", None, 0.25)
+    said = capsys.readouterr().out
+    assert "max 25.00" in said
+    assert "best max 37.50" in said
 
 
 def test_other_processes_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

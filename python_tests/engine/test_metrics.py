@@ -109,6 +109,19 @@ def test_loss_is_the_mean_over_labelled_pixels_and_nothing_labelled_has_none() -
     assert math.isnan(nothing.result()["loss"])
 
 
+@pytest.mark.parametrize(
+    ("way", "title"),
+    [
+        ("attention", "attention"),
+        ("max", "max"),
+        ("mean_probabilities", "mean of probabilities"),
+        ("my_parts:soft_median", "soft_median"),
+    ],
+)
+def test_ways_have_titles(way: str, title: str) -> None:
+    assert metrics.title_of(way) == title
+
+
 def test_metrics_by_name_are_new_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_metric.py").write_text(
         "class Own:\n"

@@ -47,7 +47,7 @@ def test_attention_is_one_weight_or_one_for_each_class(channels, width: int):
 def test_other_channels_are_refused():
     for channels in ("two", 3):
         with pytest.raises(ValueError, match="attention_channels: expected 1 or num_classes=5, got"):
-            hrnet_small_ocr(5, attention_channels=channels)  # pyright: ignore[reportArgumentType]  (that is the test)
+            hrnet_small_ocr(5, attention_channels=channels)
 
 
 def test_a_foreign_head_replaces_ours_and_keeps_its_weights():

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import hmsa_ext.models
+from hmsa_ext import settings
 from hmsa_ext.losses import MultiScaleLoss
-from hmsa_ext.models import NAMES, NETWORKS, ModelSettings, MultiScale, OCRNetwork, ScaleOutputs, build
+from hmsa_ext.models import NAMES, NETWORKS, TRUNKS, ModelSettings, MultiScale, OCRNetwork, ScaleOutputs, build
 from hmsa_ext.models.hrnet_ocr import hrnet_small_ocr
+from hmsa_ext.parts import object_name
 from hmsa_ext.settings import SettingError
 
 MINE = """
@@ -173,3 +175,15 @@ def test_a_network_that_explicit_attention_would_not_fit_is_refused() -> None:
     assert build(whole, 3, fusion="explicit", train_scales=(2.0, 1.0, 0.5))  # what it has without being told
     with pytest.raises(SettingError, match=r"train_scales: got 1.0,2.0, expected the default, since .*whole"):
         build(whole, 3, fusion="explicit", train_scales=(1.0, 2.0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_network_is_a_function_that_files_can_name(name: str) -> None:
+    factory = NETWORKS[name]
+    assert settings.load_object(object_name(factory), "model") is factory
+    parameters = inspect.signature(factory).parameters
+    assert next(iter(parameters)) == "num_classes"
+    assert parameters["trunk"].default in TRUNKS
+    assert "(x / 255 - mean) / std" in (factory.__doc__ or "")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        factory(5, depth=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hmsa_ext import settings
+from hmsa_ext.engine.metrics import ways_of
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import FUSIONS, Fusion, ModelSettings, MultiScale, ScaleOutputs, build, find_fusion, load_weights
 from hmsa_ext.models.fusions import explicit_attention
+from hmsa_ext.parts import object_name
 from hmsa_ext.prediction.memory import _LiveBytes
 from hmsa_ext.settings import SettingError
 
@@ -327,7 +330,7 @@ def test_a_fusion_of_parts_that_do_not_fit_is_refused(fields: dict[str, Any], me
 )
 def test_a_function_that_returns_other_maps_is_named(combine: Callable[..., Tensor], got: str) -> None:
     outputs = network("mean")(images_of((32, 48)), (1.0, 0.5))
-    expected = rf"combination: expected that .*<lambda> returns logits \[2, 4, 32, 48\] in floating point, got {got}"
+    expected = rf"fusion .*<lambda>: expected combined logits \[2, 4, 32, 48\] in floating point, got {got}"
     with pytest.raises(ArgumentValueError, match=expected):
         outputs.argmax(combine)
 
@@ -376,3 +379,10 @@ def test_settings_follow_the_fusion() -> None:
     assert not explicit.takes_eval_scales((0.5, 1.0, 2.0))
     with pytest.raises(SettingError, match=r"eval_scales: got 0.5,1.0,2.0, expected 0.5,1, or one scale"):
         explicit.eval_scales((0.5, 1.0, 2.0))
+
+
+def test_an_object_that_is_called_is_a_fusion_too() -> None:
+    smallest = functools.partial(softest)
+    outputs = network(smallest)(images_of((32, 48)), (1.0, 0.5))  # type: ignore[arg-type]
+    assert object_name(outputs.combination) == "functools:partial"
+    assert ways_of((0.5, 1.0), outputs.combination)[-1] == "functools:partial"

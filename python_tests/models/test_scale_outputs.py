@@ -92,6 +92,25 @@ def test_no_aux_is_told():
         make(aux=False).fuse_aux()
 
 
+def _stacked(maps):
+    return torch.stack(list(maps))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (_stacked, r"\[3, 2, 3, 20, 28\]"),
+        (lambda maps: next(maps)[:, :2], r"\[2, 2, 20, 28\]"),
+        (lambda maps: None, "NoneType"),
+    ],
+)
+def test_a_fusion_of_wrong_shape_is_named(wrong, got):
+    made = make()
+    outputs = ScaleOutputs(made.logits, [], None, made.scales, made.size, wrong)
+    with pytest.raises(ValueError, match=rf"^fusion .*: expected combined logits \[2, 3, 20, 28\] in .*, got .*{got}$"):
+        outputs.argmax()
+
+
 def test_lists_of_wrong_length_are_named():
     z = [torch.zeros(1, 2, 4, 4)] * 2
     with pytest.raises(ValueError, match="2 scales combined by attention need 2 logits and 1"):

@@ -47,12 +47,13 @@ class PointwiseAttention(nn.Module):
         return torch.sigmoid(4 * self.conv(features))
 
 
-def local_network(num_classes: int = 5, attention_channels: int = 1) -> MultiScale:
+def local_network(num_classes: int = 5, attention_channels: int = 1, fusion: str = "hierarchical") -> MultiScale:
     """A multi-scale network without any context."""
     network = Local(num_classes)
     return MultiScale(
-        network, network.feature_channels, attention_channels=attention_channels, attention_head=PointwiseAttention
-    ).eval()
+        network, network.feature_channels, attention_channels=attention_channels, attention_head=PointwiseAttention,
+        fusion=fusion,
+    ).eval()  # fmt: skip
 
 
 def trained(model: nn.Module | None = None, num_classes: int = 5, **given: Any) -> TrainedModel:
