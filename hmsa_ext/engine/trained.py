@@ -193,7 +193,7 @@ def default_scales(trained: TrainedModel) -> tuple[float, ...]:
     scales = ran.get("eval_scales")
     if scales is not None:
         scales = tuple(scales)
-        changed = trained.network.fusion != ran.get("fusion", trained.network.fusion)
+        changed = trained.network.fusion != ran.get("fusion", checkpoint.IMPLIED["fusion"])
         if (changed and len(scales) == 1) or not trained.network.takes_eval_scales(scales):
             scales = None
     return trained.network.eval_scales(scales)
@@ -310,7 +310,8 @@ def _with_fusion(
         scales = training_scales(found, trained) if trained and found.attention is not None else None
     except SettingError:
         scales = None
-    return dataclasses.replace(network, fusion=fusion, scales=scales)
+    of_attention = {} if found.attention else {"attention_channels": "one", "attention_head": "scale"}
+    return dataclasses.replace(network, fusion=fusion, scales=scales, **of_attention)
 
 
 def _build(network: ModelSettings, num_classes: int, path: Path | None) -> nn.Module:

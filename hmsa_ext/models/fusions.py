@@ -126,6 +126,17 @@ def check_scales(fusion: Fusion, scales: Sequence[float], train_scales: Sequence
         )
 
 
+def require_used(fusion: Fusion, attention_channels: int | str, head: object) -> None:
+    """Raises SettingError where something is asked of an attention that the fusion does not have."""
+    if fusion.attention is None:
+        for name, value, default in (
+            ("attention_channels", attention_channels, ("one", 1)),
+            ("attention_head", head, ("scale",)),
+        ):
+            if value not in default:
+                raise SettingError(name, value, f"{default[0]}, since the fusion has no attention")
+
+
 def head_channels(
     fusion: Fusion, features: int, attention: int, train_scales: Sequence[float]
 ) -> tuple[int, int] | None:
