@@ -21,11 +21,16 @@ def _read(value: object) -> object:
 def object_name(value: Any) -> str:
     """A function or class as files and command lines write its name: ``package.module:name``; texts as they are.
 
+    An object that is called, such as a ``functools.partial``, has no name of its own: it is written as its class.
+
     >>> from pathlib import PurePath
     >>> object_name(PurePath)
     'pathlib:PurePath'
     """
-    return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, str):
+        return value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 SPELLING = Spelling("NAME|MODULE:OBJECT", _read, object_name)

@@ -26,6 +26,8 @@ from hmsa_ext.models import WeightError, read_checkpoint
 
 LAST, BEST = "last.pt", "best.pt"
 RUNS_SHOWN = 5
+IMPLIED = {"fusion": "hierarchical"}
+"""Settings that came later, each with what earlier versions did."""
 
 
 class CheckpointError(HmsaError, ValueError):
@@ -97,13 +99,14 @@ def require_resumable(
             f"can be resumed from it; begin a new run with its weights (setting weights: {path})"
         )
     require_classes(content, class_names, path)
-    unknown = [o.name for o in settings.options(train) if o.name not in content["config"] and not o.free]
+    stored = IMPLIED | content["config"]
+    unknown = [o.name for o in settings.options(train) if not ({o.name, *o.was} & stored.keys()) and not o.free]
     if unknown:
         raise CheckpointError(
             f"checkpoint: {path} was written by a version without the settings {', '.join(unknown)}, so it would not "
             f"go on as it began; begin a new run with its weights (setting weights: {path})"
         )
-    differing = differences(content["config"], train)
+    differing = differences(stored, train)
     if differing:
         lines = "\n".join(f"  {name}: the checkpoint has {a!r}, now {b!r}" for name, (a, b) in differing.items())
         raise CheckpointError(f"checkpoint: {path} was written under other settings:\n{lines}")

@@ -164,6 +164,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
     if process.is_main:
         _check_output(train, old)
     parts.require_objects(train)  # an error now, not after minutes of reading
+    train.model.eval_scales(train.evaluation.scales)  # likewise for a fusion that is such an object
     for option, part in unnamed_parts(train).items():
         process.print(
             f"note   {option}: {part} cannot be imported by this name, so that no command can resume or evaluate this "

@@ -219,8 +219,9 @@ def differences(before: Mapping[str, Any], now: TrainSettings) -> dict[str, tupl
     found = {}
     for option in settings.options(now):
         value = settings.to_plain(option.value)
-        if not option.free and option.name in before and before[option.name] != value:
-            found[option.name] = before[option.name], value
+        known = next((name for name in (option.name, *option.was) if name in before), None)
+        if not option.free and known is not None and before[known] != value:
+            found[option.name] = before[known], value
     return found
 
 

@@ -22,6 +22,7 @@ from hmsa_ext.engine.settings import unnamed_parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import writable_folder
 from hmsa_ext.models import ModelSettings, WeightError, WeightReport
+from hmsa_ext.models.fusions import training_scales
 from hmsa_ext.models.weight_files import SAFETENSORS, write_safetensors
 from hmsa_ext.models.weights import compare_weights
 from hmsa_ext.settings import SettingError
@@ -119,7 +120,8 @@ def open_model(
 
     network_settings = _own_network(config, path) if network is None else _other_network(network)
     if fusion is not None and fusion != network_settings.fusion:
-        network_settings = _with_fusion(network_settings, fusion)
+        trained = network_settings.train_scales if network is None else None
+        network_settings = _with_fusion(network_settings, fusion, trained)
     count = num_classes or (
         table.num_classes if table is not None else _find_num_classes(network_settings, content, path)
     )
@@ -191,7 +193,7 @@ def default_scales(trained: TrainedModel) -> tuple[float, ...]:
     scales = ran.get("eval_scales")
     if scales is not None:
         scales = tuple(scales)
-        changed = trained.network.fusion != ran.get("fusion", trained.network.fusion)
+        changed = trained.network.fusion != ran.get("fusion", checkpoint.IMPLIED["fusion"])
         if (changed and len(scales) == 1) or not trained.network.takes_eval_scales(scales):
             scales = None
     return trained.network.eval_scales(scales)
@@ -296,11 +298,20 @@ def _other_network(network: str | Callable[..., nn.Module]) -> ModelSettings:
     return ModelSettings(name=network)
 
 
-def _with_fusion(network: ModelSettings, fusion: str | Callable[..., Tensor]) -> ModelSettings:
-    """The network with another fusion; its scales stay where both have an attention, which was trained at them."""
-    both = (models.find_fusion(fusion), models.find_fusion(network.fusion))
-    scales = network.train_scales if all(found.attention is not None for found in both) else None
-    return dataclasses.replace(network, fusion=fusion, scales=scales)
+def _with_fusion(
+    network: ModelSettings, fusion: str | Callable[..., Tensor], trained: tuple[float, ...] | None
+) -> ModelSettings:
+    """The network with another fusion. An attention stays at the scales that it was trained at, where they are known.
+
+    Scales that the fusion does not take are not kept: then the weights do not have its attention, and loading says so.
+    """
+    found = models.find_fusion(fusion)
+    try:
+        scales = training_scales(found, trained) if trained and found.attention is not None else None
+    except SettingError:
+        scales = None
+    of_attention = {} if found.attention else {"attention_channels": "one", "attention_head": "scale"}
+    return dataclasses.replace(network, fusion=fusion, scales=scales, **of_attention)
 
 
 def _build(network: ModelSettings, num_classes: int, path: Path | None) -> nn.Module:

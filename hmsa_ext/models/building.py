@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hmsa_ext import parts
-from hmsa_ext.models.fusions import Fusion
+from hmsa_ext.models.fusions import Fusion, find_fusion, training_scales
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NETWORKS
 from hmsa_ext.models.scale_attention import attention_width
@@ -73,7 +73,7 @@ def build(
     }
     changed = {name: value for name, (value, default) in given.items() if value != default}
     if train_scales is not None:
-        changed["train_scales"] = tuple(train_scales)
+        changed["train_scales"] = train_scales
     if isinstance(model, ModelSettings):
         for name, value in changed.items():
             if name != "attention_statistics":
@@ -107,8 +107,11 @@ def build(
     names, takes_any = parts.parameters(network.forward)
     is_complete = "scales" in names or (takes_any and feature_channels is None)
     of_wrapper = {"attention_channels", "attention_head", "attention_statistics", "fusion", "train_scales"}
+    # Of the fusions of ours only explicit attention is built for scales: a network without it need not know them.
+    if "train_scales" in changed and not _is_built_for(find_fusion(fusion), changed["train_scales"]):
+        changed.pop("train_scales")
     for name, value in changed.items():
-        if name not in taken and (is_complete or name not in of_wrapper) and name != "train_scales":
+        if name not in taken and (is_complete or name not in of_wrapper):
             raise SettingError(name, value, f"the default, since the network {called} does not take {name}")
     if is_complete:
         return network
@@ -129,3 +132,8 @@ def build(
         fusion=fusion,
         train_scales=train_scales,
     )
+
+
+def _is_built_for(fusion: Fusion, train_scales: Sequence[float]) -> bool:
+    """Whether a network of the fusion differs for these scales from one for the scales of the fusion."""
+    return fusion.attention == "joint" and training_scales(fusion, train_scales) != training_scales(fusion, None)

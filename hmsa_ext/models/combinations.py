@@ -64,6 +64,8 @@ def find_combination(combination: str | Combination) -> Combination | None:
     """
     table: dict[str, Any] = dict(COMBINATIONS)
     found = parts.find(combination, table, "combination")
-    if found is not None and not callable(found):
+    if found is None and isinstance(combination, str):
+        return None
+    if not callable(found):
         raise SettingError("combination", combination, f"{parts.expected_of(COMBINATIONS)} that is a function of maps")
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
-from hmsa_ext.models.combinations import ATTENTION, MEAN, Combination
+from hmsa_ext.models.combinations import ATTENTION, COMBINATIONS, MEAN, Combination
 from hmsa_ext.models.scales import descending_scales, resize
 from hmsa_ext.settings import SettingError
 
@@ -37,6 +37,28 @@ class Fusion:
     """Scales of an evaluation that does not say which; None: those of the training."""
     most_scales: int | None = None
     """How many scales the fusion takes at most; None: any number."""
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("own", "joint", None):
+            raise ArgumentValueError(f'Fusion.attention: expected "own", "joint" or None, got {self.attention!r}')
+        known = self.combination in COMBINATIONS or ":" in str(self.combination)
+        if not (known if isinstance(self.combination, str) else callable(self.combination)):
+            raise ArgumentValueError(
+                f"Fusion.combination: expected {parts.expected_of(COMBINATIONS)} or a function of maps, got "
+                f"{self.combination!r}"
+            )
+        if (self.combination == ATTENTION) != (self.attention is not None):
+            raise ArgumentValueError(
+                f'Fusion.combination: expected "{ATTENTION}" with an attention head and another one without, got '
+                f"{parts.spelled(self.combination)!r} with attention={self.attention!r}"
+            )
+        for name in ("train_scales", "eval_scales"):
+            if getattr(self, name) is not None:
+                descending_scales(getattr(self, name), f"Fusion.{name}")
+        if self.attention == "joint" and len(self.train_scales) < 2:
+            raise ArgumentValueError(
+                f"Fusion.train_scales: expected several for one attention, got {self.train_scales}"
+            )
 
 
 FUSIONS: dict[str, Fusion] = {
@@ -76,7 +98,7 @@ def training_scales(fusion: Fusion, scales: Sequence[float] | None) -> tuple[flo
     Raises:
         ValueError: scales that are none, or that the fusion does not take.
     """
-    ordered = descending_scales(fusion.train_scales if scales is None else scales)
+    ordered = descending_scales(fusion.train_scales if scales is None else scales, "train_scales")
     if fusion.attention == "joint" and len(ordered) < 2:
         raise SettingError("train_scales", ordered, "several scales, which this fusion weighs against each other")
     if 1.0 not in ordered:
@@ -102,6 +124,17 @@ def check_scales(fusion: Fusion, scales: Sequence[float], train_scales: Sequence
             tuple(scales),
             f"{trained}, or one scale: explicit attention weighs the scales of its training, and knows no others",
         )
+
+
+def require_used(fusion: Fusion, attention_channels: int | str, head: object) -> None:
+    """Raises SettingError where something is asked of an attention that the fusion does not have."""
+    if fusion.attention is None:
+        for name, value, default in (
+            ("attention_channels", attention_channels, ("one", 1)),
+            ("attention_head", head, ("scale",)),
+        ):
+            if value not in default:
+                raise SettingError(name, value, f"{default[0]}, since the fusion has no attention")
 
 
 def head_channels(
@@ -142,13 +175,19 @@ def explicit_attention(
     """
     grid = features[list(scales).index(1.0)].shape[-2:]
     scores = head(torch.cat([resize(f, grid) for f in features], dim=1))
-    if scores.dim() != 4 or scores.shape[1] % len(scales):
+    if not _is_of_scales(scores, len(scales)):
+        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ArgumentValueError(
-            f"attention_head: expected scores of {len(scales)} scales, [B, {len(scales)} * channels, h, w], got "
-            f"{list(scores.shape)}"
+            f"attention_head: expected scores of {len(scales)} scales, [B, {len(scales)} * channels, h, w], got {got}"
         )
     attention = []
     for index in range(1, len(scales)):
         own = resize(scores, logits[index].shape[-2:]).unflatten(1, (len(scales), -1))
         attention.append(torch.sigmoid(own[:, index] - torch.logsumexp(own[:, :index], dim=1)))
     return attention
+
+
+def _is_of_scales(scores: object, count: int) -> bool:
+    if not isinstance(scores, Tensor) or scores.dim() != 4:
+        return False
+    return scores.shape[1] > 0 and scores.shape[1] % count == 0

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.combinations import ATTENTION, MEAN, Combination, find_combination
+from hmsa_ext.models.scales import descending_scales
 from hmsa_ext.ops import fuse_scales, fuse_scales_argmax
 
 
@@ -58,6 +59,9 @@ class ScaleOutputs:
             raise ArgumentValueError(
                 f"ScaleOutputs: {count} scales need {count} aux logits or None, got {len(self.aux)}"
             )
+        ordered = descending_scales(tuple(self.scales))
+        if tuple(self.scales) != ordered:
+            raise ArgumentValueError(f"ScaleOutputs: expected scales that descend, {ordered}, got {tuple(self.scales)}")
 
     def fuse(self) -> Tensor:
         """Logits of all scales, combined: [B, C, H, W]."""
@@ -120,13 +124,7 @@ class ScaleOutputs:
             return maps, self.attention, self.scales
         combine = find_combination(chosen)
         if combine is not None:
-            combined = combine(self._alone(maps, index) for index in range(len(maps)))
-            if not isinstance(combined, Tensor) or combined.dim() != 4 or combined.shape[1] != maps[0].shape[1]:
-                got = list(combined.shape) if isinstance(combined, Tensor) else type(combined).__name__
-                raise ArgumentValueError(
-                    f"fusion {parts.spelled(chosen)}: expected combined logits [B, {maps[0].shape[1]}, H, W], got {got}"
-                )
-            return [combined], [], (1.0,)
+            return [self._combined(combine, chosen, maps)], [], (1.0,)
         if sum(scale > 1.0 for scale in self.scales) > 1:
             # Down a chain, a scale above another one above 1.0 is resized to that one's grid first, and only then to
             # the image's: not what its logits alone go through.
@@ -168,6 +166,20 @@ class ScaleOutputs:
                 "attention maps (the largest scale has none)"
             )
         return fuse_scales([self.attention[index]], [], [self.scales[index + 1]], self.size)
+
+    def _combined(self, combine: Combination, name: str | Combination, maps: list[Tensor]) -> Tensor:
+        """What the function makes of the maps. Maps that differ would be broadcast, others resized, both silently."""
+        if any(z.shape[:2] != maps[0].shape[:2] for z in maps):
+            shapes = ", ".join(str(list(z.shape)) for z in maps)
+            raise ArgumentValueError(f"ScaleOutputs: expected logits of one batch and as many classes, got {shapes}")
+        made = combine(self._alone(maps, index) for index in range(len(maps)))
+        expected = (*maps[0].shape[:2], *self.size)
+        if not isinstance(made, Tensor) or tuple(made.shape) != expected or not made.is_floating_point():
+            got = f"{made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            raise ArgumentValueError(
+                f"fusion {parts.spelled(name)}: expected combined logits {list(expected)} in floating point, got {got}"
+            )
+        return made
 
     def _alone(self, maps: list[Tensor], index: int) -> Tensor:
         return fuse_scales([maps[index]], [], [self.scales[index]], self.size)

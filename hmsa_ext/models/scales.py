@@ -14,8 +14,8 @@ from hmsa_ext.models.inputs import InputError
 MAX_SCALES = 8
 
 
-def descending_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """The scales of a forward pass, checked, in descending order.
+def descending_scales(scales: Sequence[float], name: str = "scales") -> tuple[float, ...]:
+    """The scales of a forward pass, checked, in descending order. ``name``: of the argument, for messages.
 
     Raises:
         ValueError: scales that are empty, more than 8, not finite and positive, given twice, or without 1.0 when there
@@ -25,16 +25,19 @@ def descending_scales(scales: Sequence[float]) -> tuple[float, ...]:
     (2.0, 1.0, 0.5)
     """
     if not isinstance(scales, Sequence) or isinstance(scales, str):
-        raise ArgumentValueError(f"scales: expected a sequence of numbers such as (0.5, 1.0), got {scales!r}")
+        raise ArgumentValueError(f"{name}: expected a sequence of numbers such as (0.5, 1.0), got {scales!r}")
     if not 1 <= len(scales) <= MAX_SCALES:
-        raise ArgumentValueError(f"scales: expected 1 to {MAX_SCALES} of them, got {len(scales)}: {tuple(scales)}")
-    ordered = tuple(sorted((float(s) for s in scales), reverse=True))
+        raise ArgumentValueError(f"{name}: expected 1 to {MAX_SCALES} of them, got {len(scales)}: {tuple(scales)}")
+    try:
+        ordered = tuple(sorted((float(s) for s in scales), reverse=True))
+    except (TypeError, ValueError) as error:
+        raise ArgumentValueError(f"{name}: expected numbers, got {tuple(scales)}") from error
     if not all(math.isfinite(s) and s > 0 for s in ordered):
-        raise ArgumentValueError(f"scales: expected finite numbers above 0, got {tuple(scales)}")
+        raise ArgumentValueError(f"{name}: expected finite numbers above 0, got {tuple(scales)}")
     if len(set(ordered)) != len(ordered):
-        raise ArgumentValueError(f"scales: each may be given once, got {tuple(scales)}")
+        raise ArgumentValueError(f"{name}: each may be given once, got {tuple(scales)}")
     if len(ordered) > 1 and 1.0 not in ordered:
-        raise ArgumentValueError(f"scales: 1.0 must be among several scales, got {tuple(scales)}")
+        raise ArgumentValueError(f"{name}: 1.0 must be among several scales, got {tuple(scales)}")
     return ordered
 
 

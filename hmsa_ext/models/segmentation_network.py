@@ -16,6 +16,7 @@ from hmsa_ext.models.fusions import (
     explicit_attention,
     find_fusion,
     head_channels,
+    require_used,
     training_scales,
 )
 from hmsa_ext.models.initialisation import initialise
@@ -68,8 +69,10 @@ class SegmentationNetwork(nn.Module):
     ) -> None:
         """Builds ``scale_attn`` as the fusion needs it, on features of so many channels at each scale.
 
-        Raises :class:`hmsa_ext.settings.SettingError`, a ValueError, for a head that does not fit.
+        Raises :class:`hmsa_ext.settings.SettingError`, a ValueError, for a head that does not fit, and for one that is
+        asked for where the fusion has none.
         """
+        require_used(self.fusion, attention_channels, head)
         channels = head_channels(self.fusion, feature_channels, attention_channels, self.train_scales)
         if channels is None:
             return
@@ -155,11 +158,11 @@ def check_dropout(dropout: float) -> None:
         raise ArgumentValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
 
 
-def _check_attention(attention: Tensor, logits: Tensor) -> None:
-    if attention.dim() != 4 or attention.shape[-2:] != logits.shape[-2:]:
+def _check_attention(attention: object, logits: Tensor) -> None:
+    if not isinstance(attention, Tensor) or attention.dim() != 4 or attention.shape[-2:] != logits.shape[-2:]:
+        got = list(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
         raise ArgumentValueError(
-            f"attention_head: expected [B, 1 or C, h, w] at the size of the logits {list(logits.shape)}, got "
-            f"{list(attention.shape)}"
+            f"attention_head: expected [B, 1 or C, h, w] at the size of the logits {list(logits.shape)}, got {got}"
         )
     if attention.shape[1] not in (1, logits.shape[1]):
         raise ArgumentValueError(

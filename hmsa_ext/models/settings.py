@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hmsa_ext.models.fusions import FUSIONS, check_scales, find_fusion, training_scales
+from hmsa_ext.models.fusions import FUSIONS, check_scales, find_fusion, require_used, training_scales
 from hmsa_ext.models.networks import NAMES
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS
 from hmsa_ext.models.trunks import TRUNK_PREFIXES, TRUNKS
@@ -61,7 +61,10 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.scales is not None and self.fusion in FUSIONS:  # objects are looked up when they are used
+        if self.fusion not in FUSIONS:  # objects are looked up when they are used
+            return
+        require_used(FUSIONS[str(self.fusion)], self.attention_channels, self.attention_head)
+        if self.scales is not None:
             try:
                 training_scales(FUSIONS[str(self.fusion)], self.scales)
             except SettingError as error:

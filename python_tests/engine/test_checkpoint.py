@@ -97,6 +97,23 @@ def test_a_run_of_other_settings_is_not_resumed(changes: dict[str, object], mess
         checkpoint.require_resumable(content(**changes), TRAIN, ["road", "sky"], PROCESS, Path("last.pt"))
 
 
+def test_a_run_of_before_the_fusions_goes_on_as_the_hierarchy_that_it_was() -> None:
+    older = config()
+    del older["fusion"]
+    older["scales"] = [0.5, 1.0]
+    del older["train_scales"]
+    now = settings.replace(TRAIN, {"train_scales": "0.5,1"})
+    checkpoint.require_resumable(content(config=older), now, ["road", "sky"], PROCESS, Path("last.pt"))
+    for change, message in (
+        ({"train_scales": "0.25,1"}, "train_scales: the checkpoint has"),
+        ({"fusion": "mean"}, "fusion: the checkpoint has 'hierarchical', now 'mean'"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.require_resumable(
+                content(config=older), settings.replace(now, change), ["road", "sky"], PROCESS, Path("last.pt")
+            )
+
+
 def test_bare_weights_are_not_resumed() -> None:
     with pytest.raises(CheckpointError, match=r"has no class_names, config, optimizer, progress, rng, .*weights: "):
         checkpoint.require_resumable({"state_dict": {}}, TRAIN, ["road"], PROCESS, Path("x.pt"))

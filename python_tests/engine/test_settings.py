@@ -200,3 +200,26 @@ def test_older_flags_are_understood_and_said_once(capsys: pytest.CaptureFixture[
     found = parse("--data", "mapillary", "--root", "x", "--version", "2.0")
     assert settings.to_dict(found)["vistas_version"] == "2.0"
     assert capsys.readouterr().err.count("--version is now --vistas-version") == 1
+
+
+@pytest.mark.parametrize(
+    ("fusion", "scales", "message"),
+    [
+        ("hmsa_ext.models:NAMES", (1.0,), "fusion: got .* that is a Fusion or a function"),
+        (
+            "python_tests.engine.test_trained:TWO_SCALES",
+            (0.5, 1.0, 2.0),
+            "eval_scales: got .*, expected 0.5,1, or",
+        ),
+    ],
+)
+def test_a_fusion_that_is_an_object_is_looked_at_before_the_data(
+    fusion: str, scales: tuple[float, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_data(*_: object) -> None:
+        pytest.fail("the data were read first")
+
+    monkeypatch.setattr("hmsa_ext.engine.run._build_data", read_data)
+    values = {"fusion": fusion, "eval_scales": scales, "device": "cpu"}
+    with pytest.raises(SettingError, match=message):
+        train.run(TrainSettings.read(values))

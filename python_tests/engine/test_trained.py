@@ -21,6 +21,7 @@ from hmsa_ext.engine.trained import open_model, save_weights, weights_digest
 from hmsa_ext.settings import SettingError
 
 NAMES = Synthetic.classes.names
+TWO_SCALES = models.Fusion("", "joint", train_scales=(0.5, 1.0), eval_scales=None)
 
 
 class Head(nn.Module):
@@ -359,3 +360,20 @@ def test_a_digest_tells_weights_apart(run_file: Path) -> None:
         next(model.parameters()).view(-1)[0] += 1
     assert weights_digest(model) != before
     assert weights_digest(Head(2)) != weights_digest(Head(2))
+
+
+def test_another_fusion_needs_the_attention_that_the_weights_have(tmp_path: Path) -> None:
+    def weights(fusion: str, scales: tuple[float, ...] | None = None) -> dict[str, Tensor]:
+        return models.build("hrnet_small_ocr", len(NAMES), fusion=fusion, train_scales=scales).state_dict()
+
+    single = write(tmp_path / "single.pt", content(state_dict=weights("single"), config={"fusion": "single"}))
+    with pytest.raises(CheckpointError, match="fusion explicit needs an attention that was trained for it"):
+        open_model(single, fusion="explicit")  # and nothing is said of scales, which nobody gave
+    # A file of another source says no scales: they are those of the fusion.
+    other = write(tmp_path / "explicit.pt", weights("explicit"))
+    opened = open_model(other, "hrnet_small_ocr", fusion="explicit")
+    assert opened.network.train_scales == (0.5, 1.0, 2.0)
+    # A run says them.
+    config = {"fusion": "python_tests.engine.test_trained:TWO_SCALES"}
+    two = write(tmp_path / "two.pt", content(state_dict=weights("explicit", (0.5, 1.0)), config=config))
+    assert open_model(two, fusion="explicit").network.train_scales == (0.5, 1.0)

@@ -159,6 +159,24 @@ def test_the_package_lists_what_it_has():
         assert inspect.getdoc(value), name
 
 
+def test_a_network_that_explicit_attention_would_not_fit_is_refused() -> None:
+    def whole(num_classes: int, *, fusion: str = "hierarchical") -> nn.Module:
+        class Runs(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = MultiScale(Network(num_classes), 4, fusion=fusion)
+
+            def forward(self, images: Tensor, scales: tuple[float, ...]) -> ScaleOutputs:
+                return self.inner(images, scales)
+
+        return Runs()
+
+    assert build(whole, 3, fusion="mean", train_scales=(1.0, 2.0))
+    assert build(whole, 3, fusion="explicit", train_scales=(2.0, 1.0, 0.5))  # what it has without being told
+    with pytest.raises(SettingError, match=r"train_scales: got 1.0,2.0, expected the default, since .*whole"):
+        build(whole, 3, fusion="explicit", train_scales=(1.0, 2.0))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_named_network_is_a_function_that_files_can_name(name: str) -> None:
     factory = NETWORKS[name]

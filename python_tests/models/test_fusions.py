@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hmsa_ext import settings
+from hmsa_ext.engine.metrics import ways_of
+from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import FUSIONS, Fusion, ModelSettings, MultiScale, ScaleOutputs, build, find_fusion, load_weights
 from hmsa_ext.models.fusions import explicit_attention
+from hmsa_ext.parts import object_name
 from hmsa_ext.prediction.memory import _LiveBytes
 from hmsa_ext.settings import SettingError
 
@@ -191,7 +197,7 @@ def test_a_head_that_cannot_leave_its_sigmoid_out_is_named() -> None:
 
 @pytest.mark.parametrize("fusion", list(FUSIONS))
 def test_gradients_are_right(fusion: str) -> None:
-    model = network(fusion, CLASSES).train()
+    model = network(fusion, CLASSES if FUSIONS[fusion].attention else 1).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # finite differences would change the statistics
@@ -287,6 +293,78 @@ def test_what_is_no_fusion_is_named() -> None:
         outputs.fuse_aux()
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention": "both"}, 'Fusion.attention: expected "own", "joint" or None, got \'both\''),
+        ({"combination": "median"}, "Fusion.combination: expected one of attention, mean, .*, got 'median'"),
+        ({"combination": 3}, "Fusion.combination: expected one of attention, mean, .*, got 3"),
+        # At one scale, which a training may be at, neither of these shows.
+        (
+            {"combination": "attention"},
+            "Fusion.combination: expected .attention. with .*attention=None",
+        ),
+        (
+            {"attention": "own", "combination": "mean"},
+            "Fusion.combination: expected .* got 'mean' with attention='own'",
+        ),
+        ({"train_scales": (0.5, 2.0)}, "Fusion.train_scales: 1.0 must be among several scales"),
+        ({"eval_scales": (1.0, 1.0)}, "Fusion.eval_scales: each may be given once"),
+        ({"attention": "joint", "combination": "attention"}, "Fusion.train_scales: expected several"),
+    ],
+)
+def test_a_fusion_of_parts_that_do_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentValueError, match=message):
+        Fusion("", **{"attention": None, "combination": "mean"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("combine", "got"),
+    [
+        (lambda maps: next(iter(maps))[:, :2], r"torch.float64 \[2, 2, 32, 48\]"),
+        (lambda maps: next(iter(maps))[..., ::2, ::2], r"torch.float64 \[2, 4, 16, 24\]"),
+        (lambda maps: next(iter(maps)).repeat(2, 1, 1, 1), r"torch.float64 \[4, 4, 32, 48\]"),
+        (lambda maps: next(iter(maps)).round().long(), r"torch.int64 \[2, 4, 32, 48\]"),
+        (lambda maps: None, "NoneType"),
+    ],
+)
+def test_a_function_that_returns_other_maps_is_named(combine: Callable[..., Tensor], got: str) -> None:
+    outputs = network("mean")(images_of((32, 48)), (1.0, 0.5))
+    expected = rf"fusion .*<lambda>: expected combined logits \[2, 4, 32, 48\] in floating point, got {got}"
+    with pytest.raises(ArgumentValueError, match=expected):
+        outputs.argmax(combine)
+
+
+def test_maps_of_other_classes_are_not_broadcast() -> None:
+    outputs = network("max")(images_of((32, 48)), (1.0, 0.5))
+    outputs.logits[1] = outputs.logits[1][:, :1]
+    with pytest.raises(ArgumentValueError, match=r"logits of one batch and as many classes, got \[2, 4, .*\[2, 1, "):
+        outputs.fuse()
+
+
+class NoMap(nn.Module):
+    """An attention head that forgets to return."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, sigmoid: bool = True) -> None:
+        super().__init__()
+
+    def forward(self, features: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("fusion", ["hierarchical", "explicit"])
+def test_a_head_that_returns_no_map_is_named(fusion: str) -> None:
+    model = MultiScale(Toy(), Toy.feature_channels, fusion=fusion, attention_head=NoMap)
+    with pytest.raises(ArgumentValueError, match=r"attention_head: expected .*, got NoneType"):
+        model(images_of((32, 48)).float())
+
+
+@pytest.mark.parametrize("scales", [1, "1", (1.0, "a"), (1.0, None), (1.0, -0.5), (0.5, 2.0)])
+def test_train_scales_that_are_none_are_named(scales: Any) -> None:
+    with pytest.raises(ArgumentValueError, match=r"train_scales: "):
+        build("hrnet_small_ocr", CLASSES, fusion="mean", train_scales=scales)
+
+
 def test_settings_follow_the_fusion() -> None:
     for name, train, evaluated in (
         ("hierarchical", (0.5, 1.0), (0.5, 1.0, 2.0)),
@@ -301,3 +379,10 @@ def test_settings_follow_the_fusion() -> None:
     assert not explicit.takes_eval_scales((0.5, 1.0, 2.0))
     with pytest.raises(SettingError, match=r"eval_scales: got 0.5,1.0,2.0, expected 0.5,1, or one scale"):
         explicit.eval_scales((0.5, 1.0, 2.0))
+
+
+def test_an_object_that_is_called_is_a_fusion_too() -> None:
+    smallest = functools.partial(softest)
+    outputs = network(smallest)(images_of((32, 48)), (1.0, 0.5))  # type: ignore[arg-type]
+    assert object_name(outputs.combination) == "functools:partial"
+    assert ways_of((0.5, 1.0), outputs.combination)[-1] == "functools:partial"

@@ -38,6 +38,11 @@ def test_settings_survive_the_way_through_plain_values():
         ({"scales": "0.5,2"}, "train_scales: got 0.5,2.0, expected 1 to 8 different positive numbers, 1.0 among them"),
         ({"fusion": "sum"}, "fusion: got 'sum', expected one of hierarchical, explicit, .*, or package.module:object"),
         ({"fusion": "single", "train_scales": "0.5,1"}, "train_scales: got 0.5,1.0, expected one scale: this fusion"),
+        ({"fusion": "mean", "attention_channels": "classes"}, "attention_channels: got 'classes', expected one, since"),
+        (
+            {"fusion": "max", "attention_head": "a:b"},
+            "attention_head: got 'a:b', expected scale, since the fusion has no",
+        ),
         ({"fusion": "explicit", "train_scales": "1"}, "train_scales: got 1.0, expected several scales"),
         ({"channels_last": "yes"}, "channels_last: got 'yes', expected true or false"),
     ],

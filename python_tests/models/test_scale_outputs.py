@@ -107,7 +107,7 @@ def _stacked(maps):
 def test_a_fusion_of_wrong_shape_is_named(wrong, got):
     made = make()
     outputs = ScaleOutputs(made.logits, [], None, made.scales, made.size, wrong)
-    with pytest.raises(ValueError, match=rf"^fusion .*: expected combined logits \[B, 3, H, W\], got {got}$"):
+    with pytest.raises(ValueError, match=rf"^fusion .*: expected combined logits \[2, 3, 20, 28\] in .*, got .*{got}$"):
         outputs.argmax()
 
 
@@ -203,3 +203,24 @@ def test_distributed_training_finds_unused_parameters(tmp_path):
                     torch.testing.assert_close(ours.grad, theirs.grad)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_scales_that_do_not_descend_are_refused() -> None:
+    logits = [torch.randn(1, 3, side, side) for side in (4, 8)]
+    with pytest.raises(ValueError, match=r"ScaleOutputs: expected scales that descend, \(1.0, 0.5\), got \(0.5, 1.0\)"):
+        ScaleOutputs(logits, [], None, (0.5, 1.0), (32, 32), "max")
+    with pytest.raises(ValueError, match=r"1.0 must be among several scales"):
+        ScaleOutputs(logits, [], None, (2.0, 0.5), (32, 32), "max")
+
+
+def test_a_combination_of_none_is_not_the_mean() -> None:
+    outputs = ScaleOutputs(
+        [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 2, 2)],
+        [],
+        None,
+        (1.0, 0.5),
+        (8, 8),
+        None,  # type: ignore[arg-type]
+    )
+    with pytest.raises(ValueError, match="combination: got None, expected one of attention, mean, max"):
+        outputs.fuse()
