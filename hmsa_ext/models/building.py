@@ -12,6 +12,7 @@ from hmsa_ext.models.fusions import Fusion, find_fusion, training_scales
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NETWORKS
 from hmsa_ext.models.scale_attention import attention_width
+from hmsa_ext.models.segmentation_network import SegmentationNetwork
 from hmsa_ext.models.settings import ModelSettings
 from hmsa_ext.models.trunks import Trunk
 from hmsa_ext.settings import SettingError
@@ -110,6 +111,10 @@ def build(
     # Of the fusions of ours only explicit attention is built for scales: a network without it need not know them.
     if "train_scales" in changed and not _is_built_for(find_fusion(fusion), changed["train_scales"]):
         changed.pop("train_scales")
+    # A network of our base class that somebody else builds can still do without its attention.
+    if "fusion" not in taken and isinstance(network, SegmentationNetwork) and find_fusion(fusion).attention is None:
+        network.leave_attention(fusion)
+        changed.pop("fusion", None)
     for name, value in changed.items():
         if name not in taken and (is_complete or name not in of_wrapper):
             raise SettingError(name, value, f"the default, since the network {called} does not take {name}")

@@ -24,6 +24,7 @@ from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, ScaleAttention
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.scales import check_images, descending_scales, resize_images
 from hmsa_ext.normalisation import FirstLook
+from hmsa_ext.settings import SettingError
 
 
 class SegmentationNetwork(nn.Module):
@@ -78,6 +79,17 @@ class SegmentationNetwork(nn.Module):
             return
         is_joint = self.fusion.attention == "joint"
         self.scale_attn = build_attention_head(head, *channels, bottleneck=bottleneck, sigmoid=not is_joint)
+
+    def leave_attention(self, fusion: str | Fusion | Callable[..., Tensor]) -> None:
+        """Changes to a fusion that has no attention; the head goes.
+
+        Raises :class:`hmsa_ext.settings.SettingError`, a ValueError, for a fusion that has one.
+        """
+        found = find_fusion(fusion)
+        if found.attention is not None:
+            raise SettingError("fusion", fusion, "one without attention")
+        self.fusion, self.train_scales = found, training_scales(found, None)
+        self.scale_attn = None
 
     def initialise(self, modules: Iterable[nn.Module], predictions: Iterable[nn.Module]) -> None:
         """Draws the weights of these modules, and of an attention head of ours: see :func:`initialise`."""

@@ -187,3 +187,35 @@ def test_a_named_network_is_a_function_that_files_can_name(name: str) -> None:
     assert "(x / 255 - mean) / std" in (factory.__doc__ or "")
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         factory(5, depth=3)
+
+
+def wrapped(num_classes: int) -> MultiScale:
+    """A network of somebody who wraps it himself, and knows nothing of fusions."""
+    torch.manual_seed(0)
+    features = nn.Conv2d(3, 6, 3, stride=4, padding=1)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.logits = features, nn.Conv2d(6, num_classes, 1)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            found = self.features(images)
+            return self.logits(found), found
+
+    return MultiScale(Net(), 6, bottleneck=8)
+
+
+def test_a_network_that_knows_no_fusion_can_do_without_its_attention() -> None:
+    images = torch.randn(1, 3, 32, 48)
+    model, plain = build(wrapped, 4, fusion="max"), wrapped(4)
+    assert isinstance(model, MultiScale)
+    outputs = model.eval()(images, (0.5, 1.0))
+    assert not any(name.startswith("scale_attn") for name in model.state_dict())
+    maps = plain.eval()(images, (0.5, 1.0))
+    expected = torch.maximum(maps.single_scale(0), maps.single_scale(1))
+    torch.testing.assert_close(outputs.fuse(), expected)
+    with pytest.raises(SettingError, match="fusion: got 'explicit', expected the default, since the network wrapped"):
+        build(wrapped, 4, fusion="explicit")
+    with pytest.raises(SettingError, match="fusion: got 'explicit', expected one without attention"):
+        model.leave_attention("explicit")
