@@ -24,8 +24,8 @@ class ScaleOutputs:
     Nothing in here is at full resolution; each method returns maps of ``size``. If you only need labels, call
     :meth:`argmax` or one of its kind. With the attention and with the mean of the logits they never build
     full-resolution logits, and neither do the losses. The other combinations, by the maximum or by probabilities, are
-    no chain that the ops know: there :meth:`argmax` and the losses build the combined logits [B, C, H, W], from those
-    of two scales at a time.
+    no chain that the ops know, and the mean is none where two scales are above 1.0: there :meth:`argmax` and the losses
+    build the combined logits [B, C, H, W], from those of two scales at a time. See :attr:`builds_logits`.
 
     The class is a registered pytree: ``torch.export``, ``torch.compile``, ``DistributedDataParallel`` and
     ``torch.utils._pytree.tree_map`` go through its tensors and its size, in the order of the fields. The scales and the
@@ -62,6 +62,18 @@ class ScaleOutputs:
         ordered = descending_scales(tuple(self.scales))
         if tuple(self.scales) != ordered:
             raise ArgumentValueError(f"ScaleOutputs: expected scales that descend, {ordered}, got {tuple(self.scales)}")
+
+    @property
+    def builds_logits(self) -> bool:
+        """Whether labels and losses of the combination take logits at full resolution."""
+        return self._builds(self.combination)
+
+    def _builds(self, combination: str | Combination) -> bool:
+        if len(self.scales) == 1 or combination == ATTENTION:
+            return False
+        # Down a chain, a scale above another one above 1.0 is resized to that one's grid first, and only then to the
+        # image's: not what its logits alone go through.
+        return find_combination(combination) is not None or sum(scale > 1.0 for scale in self.scales) > 1
 
     def fuse(self) -> Tensor:
         """Logits of all scales, combined: [B, C, H, W]."""
@@ -125,9 +137,7 @@ class ScaleOutputs:
         combine = find_combination(chosen)
         if combine is not None:
             return [self._combined(combine, chosen, maps)], [], (1.0,)
-        if sum(scale > 1.0 for scale in self.scales) > 1:
-            # Down a chain, a scale above another one above 1.0 is resized to that one's grid first, and only then to
-            # the image's: not what its logits alone go through.
+        if self._builds(chosen):
             total = self._alone(maps, 0)
             for index in range(1, len(maps)):
                 total = total + self._alone(maps, index)

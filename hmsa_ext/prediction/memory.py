@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.evaluation import run
 from hmsa_ext.models import ScaleOutputs
-from hmsa_ext.models.combinations import find_combination
 
 PROBE = 512
 """Side in pixels of the image that the network is tried with: a multiple of all usual strides and divisors."""
@@ -77,9 +76,7 @@ def footprint(
     area = side * side
     kept = sum(t.numel() * t.element_size() for t in (*outputs.logits, *outputs.attention))
     channels = max((a.shape[1] for a in outputs.attention), default=0)
-    several = len(outputs.scales) > 1
-    builds = several and find_combination(outputs.combination) is not None
-    return Footprint(peak / area, kept / area, _strides(outputs, side), channels, builds)
+    return Footprint(peak / area, kept / area, _strides(outputs, side), channels, outputs.builds_logits)
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,15 @@ def test_combinations_without_attention_make_no_more_maps_than_are_counted(flip,
 
 def test_the_plan_counts_logits_that_a_combination_builds():
     peaks = []
-    for fusion in ("mean", "max"):
+    for fusion, scales in (("mean", (1, 2)), ("max", (1, 2)), ("mean", (1, 1.5, 2)), ("hierarchical", (1, 1.5, 2))):
         model = models.build("hrnet_small_ocr", 40, fusion=fusion)
-        predictor = Predictor(trained(model, 40, network=models.ModelSettings(fusion=fusion)), "cpu", scales=(0.5, 1))
-        peak = predictor.plan((1000, 1000), stated=True).peak
+        predictor = Predictor(trained(model, 40, network=models.ModelSettings(fusion=fusion)), "cpu", scales=scales)
+        peak = predictor.plan((1000, 1000), logits=True, stated=True).peak
         assert peak is not None
         peaks.append(peak)
-    assert peaks[1] > peaks[0] + 1000**2 * 4 * 40
+    mean, largest, mean_of_large, chain = peaks
+    assert largest > mean + 1000**2 * 4 * 40
+    assert mean_of_large > chain + 1000**2 * 4 * 40
 
 
 def test_the_plan_counts_what_is_asked_for_beside_labels():
