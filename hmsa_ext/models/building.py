@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hmsa_ext import parts
-from hmsa_ext.models.fusions import Fusion, find_fusion, training_scales
+from hmsa_ext.models.fusions import Fusion, find_fusion, require_used, training_scales
 from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NETWORKS
 from hmsa_ext.models.scale_attention import attention_width
@@ -91,6 +91,7 @@ def build(
             train_scales=model.train_scales,
         )
 
+    require_used(find_fusion(fusion), attention_channels, attention_head)
     factory = parts.find(model, NETWORKS, "model")
     if not callable(factory):
         raise SettingError("model", model, "a factory (num_classes) -> module")

@@ -16,7 +16,6 @@ from hmsa_ext.models.fusions import (
     explicit_attention,
     find_fusion,
     head_channels,
-    require_used,
     training_scales,
 )
 from hmsa_ext.models.initialisation import initialise
@@ -70,10 +69,11 @@ class SegmentationNetwork(nn.Module):
     ) -> None:
         """Builds ``scale_attn`` as the fusion needs it, on features of so many channels at each scale.
 
-        Raises :class:`hmsa_ext.settings.SettingError`, a ValueError, for a head that does not fit, and for one that is
-        asked for where the fusion has none.
+        A fusion without attention leaves it None, whatever the arguments are: they are of the network, which may have
+        another fusion the next time.
+
+        Raises :class:`hmsa_ext.settings.SettingError`, a ValueError, for a head that does not fit.
         """
-        require_used(self.fusion, attention_channels, head)
         channels = head_channels(self.fusion, feature_channels, attention_channels, self.train_scales)
         if channels is None:
             return

@@ -189,6 +189,14 @@ def test_a_named_network_is_a_function_that_files_can_name(name: str) -> None:
         factory(5, depth=3)
 
 
+def test_what_an_absent_attention_cannot_use_is_named() -> None:
+    with pytest.raises(SettingError, match="attention_channels: got 'classes', expected one, since the fusion has no"):
+        build("hrnet_small_ocr", 4, fusion="mean", attention_channels="classes")
+    # A network that has a head of its own says so once, whatever its fusion is.
+    model = MultiScale(nn.Identity(), 3, attention_channels=5, attention_head=nn.Conv2d, fusion="mean")
+    assert model.scale_attn is None
+
+
 def wrapped(num_classes: int) -> MultiScale:
     """A network of somebody who wraps it himself, and knows nothing of fusions."""
     torch.manual_seed(0)
