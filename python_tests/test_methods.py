@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -36,13 +37,23 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def train_whole_and_in_pieces(begin: Sequence[str], run: Path, pieces: Path) -> None:
+    """Trains once without a stop; a run that is stopped after its first step and resumed has the same weights."""
+    assert train.main([*begin, "--output", str(run)]) == 0
+    assert train.main([*begin, "--output", str(pieces), "--max-minutes", "1e-9"]) == 0
+    assert checkpoint.load(pieces)["progress"]["step"] == 1
+    assert train.main(["--resume", str(pieces), "--max-minutes", "0"]) == 0
+    whole, again = checkpoint.load(run), checkpoint.load(pieces)
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
+
+
 @pytest.mark.parametrize("recipe", METHODS)
 def test_a_method_trains_resumes_evaluates_and_predicts(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, pieces = tmp_path / "run", tmp_path / "pieces"
+    run = tmp_path / "run"
     begin = ("--config", recipe, *TINY)
-    assert train.main([*begin, "--output", str(run)]) == 0
+    train_whole_and_in_pieces(begin, run, tmp_path / "pieces")
     result = json.loads((run / "results.json").read_text())
     wanted = read_recipe(recipe, "config")
     fusion = FUSIONS[wanted["fusion"]]
@@ -50,13 +61,6 @@ def test_a_method_trains_resumes_evaluates_and_predicts(
     assert result["combination"] == fusion.combination
     assert fusion.combination in result["miou"]
     assert len(list((run / "pictures").glob("*.png"))) == 1
-
-    # Resumed after its first step, it is the same run.
-    assert train.main([*begin, "--output", str(pieces), "--max-minutes", "1e-9"]) == 0
-    assert checkpoint.load(pieces)["progress"]["step"] == 1
-    assert train.main(["--resume", str(pieces), "--max-minutes", "0"]) == 0
-    whole, again = checkpoint.load(run), checkpoint.load(pieces)
-    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
 
     file = tmp_path / "evaluated.json"
     assert evaluate.main([str(run), "--json", str(file), "--device", "cpu"]) == 0
@@ -146,16 +150,11 @@ SMALLER = {
 
 @pytest.mark.parametrize("network", NAMES)
 def test_a_network_trains_resumes_evaluates_and_predicts(network: str, tmp_path: Path) -> None:
-    run, pieces = tmp_path / "run", tmp_path / "pieces"
+    run = tmp_path / "run"
     begin = ["--model", network, *TINY, "--length", "2", "--eval-scales", "0.5,1", "--optimizer", "sgd", "--lr", "0.01"]
     if network in SMALLER:
         begin += ["--trunk", SMALLER[network]]
-    assert train.main([*begin, "--output", str(run)]) == 0
-    assert train.main([*begin, "--output", str(pieces), "--max-minutes", "1e-9"]) == 0
-    assert checkpoint.load(pieces)["progress"]["step"] == 1
-    assert train.main(["--resume", str(pieces), "--max-minutes", "0"]) == 0
-    whole, again = checkpoint.load(run), checkpoint.load(pieces)
-    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
+    train_whole_and_in_pieces(begin, run, tmp_path / "pieces")
     file = tmp_path / "evaluated.json"
     assert evaluate.main([str(run), "--json", str(file), "--device", "cpu"]) == 0
     assert json.loads(file.read_text())["miou"] == json.loads((run / "results.json").read_text())["miou"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.one_scale import run_network
+from hmsa_ext.models.presets import preset
 from hmsa_ext.models.scale_attention import attention_width
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
 from hmsa_ext.models.trunks import Trunk, build_trunk, is_drawn_here, levels_of, stated, stated_levels
@@ -146,38 +147,15 @@ class ContextGate(nn.Module):
         return self.project(x) * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
 
 
-def efficientnet_lite0_lraspp(
-    num_classes: int,
-    *,
-    trunk: Trunk = "efficientnet_lite0",
-    stride: int = 8,
-    context_channels: int = 128,
-    channels: int = 64,
-    attention_bottleneck: int = 32,
-    attention_channels: Literal["one", "classes"] | int = "one",
-    attention_head: str | Callable[..., nn.Module] = "scale",
-    dropout: float = 0.05,
-    attention_statistics: str = "all",
-    fusion: str | Fusion | Callable[..., Tensor] = "hierarchical",
-    train_scales: Sequence[float] | None = None,
-) -> LRASPP:
+efficientnet_lite0_lraspp = preset(
+    LRASPP,
+    __name__,
+    "efficientnet_lite0_lraspp",
     """The network for a CPU: EfficientNet-Lite0 up to stride 16, LR-ASPP and scale attention; 0.8 M parameters.
 
     It is meant to begin with ``--weights imagenet``. Arguments and errors are those of :class:`LRASPP`.
 
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`.
-    """
-    return LRASPP(
-        trunk,
-        num_classes,
-        stride=stride,
-        context_channels=context_channels,
-        channels=channels,
-        attention_bottleneck=attention_bottleneck,
-        attention_channels=attention_channels,
-        attention_head=attention_head,
-        dropout=dropout,
-        attention_statistics=attention_statistics,
-        fusion=fusion,
-        train_scales=train_scales,
-    )
+    """,
+    trunk="efficientnet_lite0",
+)
