@@ -13,6 +13,10 @@ COMMANDS = {
     "train": ("hmsa_ext.train", "train a model, evaluate it and draw what it does"),
     "evaluate": ("hmsa_ext.evaluate", "score a model at several scales"),
     "predict": ("hmsa_ext.predict", "labels and pictures of photos, folders and videos"),
+    "autolabel": (
+        "hmsa_ext.autolabel.__main__",
+        "labels of unlabelled images for training, their report, and their review",
+    ),
     "data": ("hmsa_ext.data.__main__", "data scan: what is wrong with a data set; data stats: how often classes occur"),
     "info": ("hmsa_ext.info", "versions, what was built, devices, kernels"),
 }

@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from hmsa_ext.data.auto_labels import AutoLabels
+from hmsa_ext.data.automatic.reader import AutoLabels
 from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.labelled_files import LabelledFiles, Listing
 from hmsa_ext.data.pairs import first_folder, list_files, pair, shorten_names

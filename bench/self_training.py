@@ -1,0 +1,231 @@
+"""Teacher, automatic labels, student on CamVid: the grid behind docs/autolabel.md, fixed before it was run.
+
+    python -m bench.self_training --camvid CamVid --work DIR --prepare   # writes the roots of the data
+    python -m bench.self_training --camvid CamVid --work DIR             # works on the grid until it is done
+    python -m bench.self_training --work DIR --table                     # what is known so far
+    python -m bench.self_training --work DIR --json FILE
+
+Several processes may work on one folder; each takes the next job whose inputs are there. A killed job goes on from its
+last checkpoint. Every job is a command of the package, printed before it runs and kept in DIR/jobs.json.
+
+The labelled frames are named in bench/camvid_lists: 46 and 92 of the 367, drawn once at random (NumPy's generator 0),
+the smaller list within the larger one. All trainings have the same steps, and count their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+LISTS = Path(__file__).parent / "camvid_lists"
+FRACTIONS = {"eighth": 8, "quarter": 4}
+SEEDS = (0, 1, 2)
+STEPS = 600
+TRAINING = (
+    *"--crop 192x256 --scale-range 0.5,2 --batch-size 8 --lr 0.004 --warmup 50 --eval-every 0".split(),
+    *"--eval-scales 0.5,1,2 --weights imagenet --threads 1 --workers 0 --device cpu --dtype float32".split(),
+)  # those of the recipe camvid-hierarchical
+NETWORK, SMALL_NETWORK = "efficientnet_lite0_lraspp", "bench.self_training:small"
+CLASSES = {
+    "Sky": "#808080", "Building": "#800000", "Pole": "#c0c080", "Road": "#804080", "Pavement": "#3c28de",
+    "Tree": "#808000", "SignSymbol": "#c08080", "Fence": "#404080", "Car": "#400080", "Pedestrian": "#404000",
+    "Bicyclist": "#0080c0",
+}  # fmt: skip
+RARE = "Pole,SignSymbol,Fence,Pedestrian,Bicyclist"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of the package. name: its folder below the work folder. after: names of the jobs it reads from."""
+
+    name: str
+    command: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+    @property
+    def is_training(self) -> bool:
+        return "train" in self.command[:3]
+
+
+def grid(work: Path) -> list[Job]:
+    """All jobs, in the order in which they are worth having."""
+    teachers = [
+        *(_training(work, f"teacher-{part}-{seed}", part, seed) for part in FRACTIONS for seed in SEEDS),
+        *(_training(work, f"full-{seed}", "full", seed) for seed in SEEDS),
+    ]
+    labels = [_labelling(work, part, seed) for part in FRACTIONS for seed in SEEDS]
+    students = [_student(work, "student", part, seed) for part in FRACTIONS for seed in SEEDS]
+    variants = [
+        _student(work, name, "eighth", seed, *flags) for seed in SEEDS for name, flags in VARIANTS.items()
+    ]  # fmt: skip
+    small = [
+        job
+        for seed in SEEDS[:1]
+        for job in (
+            _training(work, f"small-{seed}", "eighth", seed, "--model", SMALL_NETWORK),
+            _student(work, "distilled", "eighth", seed, "--model", SMALL_NETWORK),
+        )
+    ]
+    count = len(VARIANTS)
+    return [*teachers, *labels, *students, *variants[:count], *small, *variants[count:]]
+
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "all-pixels": ("--min-probability", "0"),
+    "above-0.5": ("--min-probability", "0.5"),
+    "by-class": ("--class-threshold", "median"),
+    "rare-classes": ("--extra-classes", RARE),
+    "pooled": ("--extra-classes", ""),
+    "soft": ("--data", "bench.soft_labels:Soft"),
+}
+"""Students of the teachers on 1/8, each with the flags that make it differ from the main one."""
+STUDENT = {"--min-probability": "0.9", "--extra-classes": "all"}
+
+
+def _training(work: Path, name: str, part: str, seed: int, *flags: str, after: Sequence[str] = ()) -> Job:
+    options = {"--data": "folder", "--root": str(work / "data" / part), "--model": NETWORK}
+    options |= dict(zip(flags[::2], flags[1::2], strict=True))
+    words = [word for pair in options.items() for word in pair]
+    command = ("train", *words, "--seed", str(seed), "--iterations", str(STEPS), *TRAINING)
+    return Job(name, (*command, "--output", str(work / name)), tuple(after))
+
+
+def _labelling(work: Path, part: str, seed: int) -> Job:
+    teacher = f"teacher-{part}-{seed}"
+    command = (
+        "autolabel", f"@{work / 'data' / part / 'unlabelled.txt'}", "--model", str(work / teacher), "--flip",
+        "--eval-scales", "0.5,1,2", "--threads", "1", "--device", "cpu", "--output", str(work / f"labels-{part}-{seed}"),
+    )  # fmt: skip
+    return Job(f"labels-{part}-{seed}", command, (teacher,))
+
+
+def _student(work: Path, name: str, part: str, seed: int, *flags: str) -> Job:
+    labels = f"labels-{part}-{seed}"
+    options = {"--auto-labels": str(work / labels)} | STUDENT | dict(zip(flags[::2], flags[1::2], strict=True))
+    words = [word for pair in options.items() for word in pair]
+    return _training(work, f"{name}-{part}-{seed}", part, seed, *words, after=(labels,))
+
+
+def small(num_classes: int) -> object:
+    """A network of a third of the multiplications of the teacher, for distillation by hard labels."""
+    raise NotImplementedError
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+
+def write_lists(camvid: Path) -> None:
+    """Writes bench/camvid_lists; they are in the repository."""
+    names = sorted(path.stem for path in (camvid / "train").iterdir())
+    order = np.random.default_rng(0).permutation(len(names))
+    LISTS.mkdir(exist_ok=True)
+    for part, divisor in FRACTIONS.items():
+        chosen = sorted(names[k] for k in order[: round(len(names) / divisor)])
+        (LISTS / f"{part}.txt").write_text("".join(f"{name}\n" for name in chosen))
+
+
+def prepare(camvid: Path, work: Path) -> None:
+    """Writes DIR/data/PART: a description, lists of pairs, and a list of the frames without labels."""
+    images = {path.stem: path for path in sorted((camvid / "train").iterdir())}
+    for part in (*FRACTIONS, "full"):
+        folder = work / "data" / part
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = (LISTS / f"{part}.txt").read_text().split() if part != "full" else list(images)
+        lines = ["names: [" + ", ".join(CLASSES) + "]", "ignore: 11"]
+        lines.append("colours: [" + ", ".join(f'"{colour}"' for colour in CLASSES.values()) + "]")
+        (folder / "dataset.yaml").write_text("\n".join(lines) + "\n")
+        _write_pairs(folder / "train.txt", camvid, "train", [images[name] for name in kept])
+        _write_pairs(folder / "val.txt", camvid, "val", sorted((camvid / "val").iterdir()))
+        rest = [str(path) for name, path in images.items() if name not in set(kept)]
+        (folder / "unlabelled.txt").write_text("".join(f"{path}\n" for path in rest))
+
+
+def _write_pairs(file: Path, camvid: Path, split: str, images: Sequence[Path]) -> None:
+    file.write_text("".join(f"{image}\t{camvid / f'{split}annot' / image.stem}.png\n" for image in images))
+
+
+# ---- work -------------------------------------------------------------------------------------------------------
+
+
+def run(work: Path, jobs: Sequence[Job], *, only: str = "") -> None:
+    """Takes one job after the other until none is left that this process could do."""
+    while True:
+        wanted = [job for job in jobs if not is_done(work, job) and job.name.startswith(only)]
+        if not wanted:
+            return
+        for job in wanted:
+            if all((work / "done" / name).exists() for name in job.after):
+                with _claimed(work, job) as mine:
+                    if mine and not is_done(work, job):
+                        _run(work, job)
+                        break
+        else:
+            time.sleep(5)
+
+
+def is_done(work: Path, job: Job) -> bool:
+    return (work / "done" / job.name).exists()
+
+
+@contextlib.contextmanager
+def _claimed(work: Path, job: Job) -> Iterator[bool]:
+    """Whether this process alone may do the job; the claim of a process that died is void."""
+    import fcntl
+
+    folder = work / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / job.name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _run(work: Path, job: Job) -> None:
+    command = [sys.executable, "-m", "hmsa_ext", *job.command]
+    if job.is_training and (work / job.name / "last.pt").exists():
+        command = [sys.executable, "-m", "hmsa_ext", "train", "--resume", str(work / job.name)]
+    print(time.strftime("%H:%M:%S"), job.name, shlex.join(command[1:]), flush=True)
+    begin = time.monotonic()
+    (work / "logs").mkdir(exist_ok=True)
+    with (work / "logs" / f"{job.name}.txt").open("a") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise SystemExit(f"{job.name}: exit status {done.returncode}, see {log.name}")
+    (work / "done").mkdir(exist_ok=True)
+    seconds = time.monotonic() - begin
+    (work / "done" / job.name).write_text(json.dumps({"seconds": round(seconds, 1)}))
+    print(f"{time.strftime('%H:%M:%S')} {job.name} done in {seconds:.0f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--camvid", type=Path, help="folder that holds train, trainannot, val and valannot")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--prepare", action="store_true", help="write the roots of the data and stop")
+    parser.add_argument("--only", default="", help="jobs whose names begin so")
+    given = parser.parse_args(arguments)
+    work = given.work.resolve()
+    if given.prepare:
+        prepare(given.camvid.resolve(), work)
+        return 0
+    run(work, grid(work), only=given.only)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
