@@ -6,7 +6,7 @@
     python -m bench.self_training --work DIR --json FILE
 
 Several processes may work on one folder; each takes the next job whose inputs are there. A killed job goes on from its
-last checkpoint. Every job is a command of the package, printed before it runs and kept in DIR/jobs.json.
+last checkpoint. Every job is a command, which is printed before it runs and kept in the JSON file.
 
 The labelled frames are named in bench/camvid_lists: 46 and 92 of the 367, drawn once at random (NumPy's generator 0),
 the smaller list within the larger one. All trainings have the same steps, and count their last checkpoint.
@@ -17,26 +17,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmsa_ext.models import LRASPP, EfficientNetLite, EfficientNetLiteConfig
+from hmsa_ext.models.efficientnet import LITE0
 
 LISTS = Path(__file__).parent / "camvid_lists"
 FRACTIONS = {"eighth": 8, "quarter": 4}
 SEEDS = (0, 1, 2)
 STEPS = 600
 TRAINING = (
-    *"--crop 192x256 --scale-range 0.5,2 --batch-size 8 --lr 0.004 --warmup 50 --eval-every 0".split(),
-    *"--eval-scales 0.5,1,2 --weights imagenet --threads 1 --workers 0 --device cpu --dtype float32".split(),
-)  # those of the recipe camvid-hierarchical
+    "--crop", "192x256", "--scale-range", "0.5,2", "--batch-size", "8", "--lr", "0.004", "--warmup", "50",
+    "--eval-every", "0", "--eval-scales", "0.5,1,2", "--weights", "imagenet", "--threads", "1", "--workers", "0",
+    "--device", "cpu", "--dtype", "float32",
+)  # fmt: skip
+"""Those of the recipe camvid-hierarchical."""
 NETWORK, SMALL_NETWORK = "efficientnet_lite0_lraspp", "bench.self_training:small"
 CLASSES = {
     "Sky": "#808080", "Building": "#800000", "Pole": "#c0c080", "Road": "#804080", "Pavement": "#3c28de",
@@ -48,15 +54,17 @@ RARE = "Pole,SignSymbol,Fence,Pedestrian,Bicyclist"
 
 @dataclass(frozen=True)
 class Job:
-    """A command of the package. name: its folder below the work folder. after: names of the jobs it reads from."""
+    """A command. name: its folder below the work folder. after: names of the jobs it reads from. module: it is run by
+    ``python -m module``."""
 
     name: str
     command: tuple[str, ...]
     after: tuple[str, ...] = ()
+    module: str = "hmsa_ext"
 
     @property
     def is_training(self) -> bool:
-        return "train" in self.command[:3]
+        return self.command[0] == "train"
 
 
 def grid(work: Path) -> list[Job]:
@@ -68,8 +76,9 @@ def grid(work: Path) -> list[Job]:
     labels = [_labelling(work, part, seed) for part in FRACTIONS for seed in SEEDS]
     students = [_student(work, "student", part, seed) for part in FRACTIONS for seed in SEEDS]
     variants = [
-        _student(work, name, "eighth", seed, *flags) for seed in SEEDS for name, flags in VARIANTS.items()
-    ]  # fmt: skip
+        [job for name, flags in VARIANTS.items() for job in _variant(work, name, "eighth", seed, flags)]
+        for seed in SEEDS
+    ]
     small = [
         job
         for seed in SEEDS[:1]
@@ -78,19 +87,18 @@ def grid(work: Path) -> list[Job]:
             _student(work, "distilled", "eighth", seed, "--model", SMALL_NETWORK),
         )
     ]
-    count = len(VARIANTS)
-    return [*teachers, *labels, *students, *variants[:count], *small, *variants[count:]]
+    return [*teachers, *labels, *students, *variants[0], *small, *(job for jobs in variants[1:] for job in jobs)]
 
 
-VARIANTS: dict[str, tuple[str, ...]] = {
+VARIANTS: dict[str, tuple[str, ...] | None] = {
     "all-pixels": ("--min-probability", "0"),
     "above-0.5": ("--min-probability", "0.5"),
     "by-class": ("--class-threshold", "median"),
     "rare-classes": ("--extra-classes", RARE),
-    "pooled": ("--extra-classes", ""),
-    "soft": ("--data", "bench.soft_labels:Soft"),
+    "pooled": ("--extra-crops", "pooled"),
+    "soft": None,
 }
-"""Students of the teachers on 1/8, each with the flags that make it differ from the main one."""
+"""Students of the teachers on 1/8, each with the flags that make it differ from the main one; None: see ``_soft``."""
 STUDENT = {"--min-probability": "0.9", "--extra-classes": "all"}
 
 
@@ -106,7 +114,8 @@ def _labelling(work: Path, part: str, seed: int) -> Job:
     teacher = f"teacher-{part}-{seed}"
     command = (
         "autolabel", f"@{work / 'data' / part / 'unlabelled.txt'}", "--model", str(work / teacher), "--flip",
-        "--eval-scales", "0.5,1,2", "--threads", "1", "--device", "cpu", "--output", str(work / f"labels-{part}-{seed}"),
+        "--eval-scales", "0.5,1,2", "--threads", "1", "--device", "cpu",
+        "--output", str(work / f"labels-{part}-{seed}"),
     )  # fmt: skip
     return Job(f"labels-{part}-{seed}", command, (teacher,))
 
@@ -118,9 +127,50 @@ def _student(work: Path, name: str, part: str, seed: int, *flags: str) -> Job:
     return _training(work, f"{name}-{part}-{seed}", part, seed, *words, after=(labels,))
 
 
-def small(num_classes: int) -> object:
-    """A network of a third of the multiplications of the teacher, for distillation by hard labels."""
-    raise NotImplementedError
+def _variant(work: Path, name: str, part: str, seed: int, flags: tuple[str, ...] | None) -> list[Job]:
+    return _soft(work, name, part, seed) if flags is None else [_student(work, name, part, seed, *flags)]
+
+
+def _soft(work: Path, name: str, part: str, seed: int) -> list[Job]:
+    """The soft labels of a teacher, and their student."""
+    teacher, labels = f"teacher-{part}-{seed}", f"softlabels-{part}-{seed}"
+    command = (
+        "write", "--model", str(work / teacher), "--camvid-list", f"@{work / 'data' / part / 'unlabelled.txt'}",
+        "--output", str(work / labels),
+    )  # fmt: skip
+    flags = ("--data", "bench.soft_labels:Soft", "--soft-labels", str(work / labels))
+    flags = (*flags, "--extra-classes", STUDENT["--extra-classes"])
+    student = _training(work, f"{name}-{part}-{seed}", part, seed, *flags, after=(labels,))
+    return [Job(labels, command, (teacher,), module="bench.soft_labels"), student]
+
+
+# ---- the small network ------------------------------------------------------------------------------------------
+
+
+def small(num_classes: int, **options: Any) -> LRASPP:
+    """A network for distillation by hard labels: the trunk of the teacher up to its first stage at stride 16, fed with
+    images of half the size, and LR-ASPP of half the channels at stride 8. ``--weights imagenet`` fits its trunk.
+
+    A forward pass at 360x480 and scales 0.5 and 1, with 11 classes, takes 0.38 GFLOP by bench.flops (a multiplication
+    and an addition are two); that of the teacher takes 2.23. Parameters: 0.28 and 0.77 M.
+
+    options: see :class:`hmsa_ext.models.LRASPP`.
+    """
+    trunk = HalfSizeTrunk(EfficientNetLiteConfig(LITE0.stages[:4]))
+    defaults = {"trunk": trunk, "context_channels": 64, "channels": 32, "attention_bottleneck": 16}
+    return LRASPP(num_classes=num_classes, **(defaults | options))
+
+
+class HalfSizeTrunk(EfficientNetLite):
+    """EfficientNet-Lite that sees the means of 2x2 pixels: strides are twice those of the configuration."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.level_strides = tuple(2 * stride for stride in self.level_strides)
+        self.stride = self.level_strides[0]
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        return super().levels(F.avg_pool2d(images, 2, ceil_mode=True))
 
 
 # ---- data -------------------------------------------------------------------------------------------------------
@@ -196,7 +246,7 @@ def _claimed(work: Path, job: Job) -> Iterator[bool]:
 
 
 def _run(work: Path, job: Job) -> None:
-    command = [sys.executable, "-m", "hmsa_ext", *job.command]
+    command = [sys.executable, "-m", job.module, *job.command]
     if job.is_training and (work / job.name / "last.pt").exists():
         command = [sys.executable, "-m", "hmsa_ext", "train", "--resume", str(work / job.name)]
     print(time.strftime("%H:%M:%S"), job.name, shlex.join(command[1:]), flush=True)
