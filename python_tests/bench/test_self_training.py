@@ -147,12 +147,17 @@ def write_results(work: Path, name: str, miou: float, steps: int = STEPS, car: f
 
 @pytest.fixture
 def work(tmp_path):
-    """Two teachers on 1/8, one more student than they, and one on 1/4."""
+    """Two teachers on 1/8 and three students; on 1/4 a teacher and a student of different seeds; soft labels."""
     for name, miou in (
         ("teacher-eighth-0", 0.5), ("teacher-eighth-1", 0.54), ("student-eighth-0", 0.53), ("student-eighth-1", 0.55),
         ("student-eighth-2", 0.6), ("full-0", 0.7), ("teacher-quarter-2", 0.6),
+        ("student-quarter-0", 0.5),
     ):  # fmt: skip
         write_results(tmp_path, name, miou)
+    (tmp_path / "softlabels-eighth-0").mkdir()
+    facts = {"pixels": 2_000_000, "bytes": dict(zip(PLANES, (10, 20, 40, 80), strict=True))}
+    (tmp_path / "softlabels-eighth-0" / "soft.json").write_text(json.dumps(facts))
+    (tmp_path / "done" / "softlabels-eighth-0").write_text(json.dumps({"seconds": 1.0}))
     return tmp_path
 
 
@@ -169,7 +174,9 @@ def test_table_pairs_by_seed_and_shows_what_is_there(work, capsys):
     student = ["student-eighth", "53.00", "55.00", "60.00", "56.00", "3.61", "teacher-eighth", "2"]
     assert cells(text, "student-eighth") == [*student, "+2.00", "+1.00", "+3.00"]
     assert cells(text, "teacher-quarter")[1:6] == ["-", "-", "60.00", "60.00", "-"]
-    assert cells(text, "student-quarter")[1:] == ["-"] * 5 + ["teacher-quarter", "0", "-", "-", "-"]
+    student = ["student-quarter", "50.00", "-", "-", "50.00", "-", "teacher-quarter", "0"]
+    assert cells(text, "student-quarter") == [*student, "-", "-", "-"]
+    assert cells(text, "full")[1:] == ["70.00", "-", "-", "70.00", "-", "", "", "", "", ""]
     assert cells(text, "Sky") == ["Sky", "52.00", "56.00", "+2.00", "70.00"]
     assert "teacher-eighth (2 of 3 seeds)" in text
     missing = next(line for line in text.splitlines() if line.startswith("missing"))
@@ -200,10 +207,12 @@ def test_json_has_every_job_and_no_path(work, tmp_path):
     assert jobs["teacher-eighth-0"]["iou"]["Sky"] == 50
     assert "--seed 0" in jobs["teacher-eighth-0"]["command"]
     assert set(content["missing"]) == {name for name, job in jobs.items() if not job["done"]}
-    assert len(content["missing"]) == len(jobs) - 7
+    assert len(content["missing"]) == len(jobs) - 9
     assert content["machine"]["processor"]
     assert content["steps"] == STEPS
     assert "commit" in content
+    expected = {"hard labels": 5, "hard labels and their probabilities": 25, "two classes and their probabilities": 75}
+    assert content["soft_labels"] == {"softlabels-eighth-0": expected | {"19 float32 per pixel": 76e6}}
     assert content["labelled"] == {"eighth": 46, "quarter": 92}
     rows = {row["row"]: row for row in content["rows"]}
     assert rows["student-eighth"]["difference"]["mean"] == pytest.approx(2)
