@@ -9,8 +9,15 @@ import cv2
 import numpy as np
 
 from hmsa_ext.data.automatic.manifest import (
-    LEVELS, Layout, Manifest, counts_by_probability, free_values, pair_of, record_of, write_manifest,
-)  # fmt: skip
+    LEVELS,
+    Layout,
+    Manifest,
+    counts_by_probability,
+    free_values,
+    pair_of,
+    record_of,
+    write_manifest,
+)
 from hmsa_ext.data.palette import distinct_colours
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable
 
@@ -101,6 +108,7 @@ def labels_of(manifest: Manifest, place: str) -> tuple[np.ndarray, np.ndarray]:
         cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
         for file in (manifest.label_file(place), manifest.probability_file(place))
     )
+    assert values is not None and level is not None
     label = np.full(values.shape, IGNORE_LABEL, np.uint8)
     for number, value in enumerate(ids):
         label[values == value] = number

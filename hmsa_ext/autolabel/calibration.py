@@ -131,7 +131,7 @@ def read_pair(manifest: Manifest, place: str, table: LabelTable) -> tuple[np.nda
         number = int((counts != record.pixels).argmax())
         raise DataError(
             f"{file}: {counts[number]} pixels of {manifest.classes.names[number]}, the manifest counted "
-            f"{record.pixels[number]}: the file was changed since; corrections belong into {manifest.folder / 'corrected'}"
+            f"{record.pixels[number]}: the file was changed since, or another one took its place"
         )
     return label, probability
 

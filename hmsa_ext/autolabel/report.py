@@ -26,8 +26,15 @@ from hmsa_ext.autolabel import advice as thresholds
 from hmsa_ext.autolabel import report_plot, report_text
 from hmsa_ext.autolabel.advice import Advice
 from hmsa_ext.autolabel.calibration import (
-    THRESHOLDS, Agreement, at_or_above, calibration, compare, images_with, medians, verdict,
-)  # fmt: skip
+    THRESHOLDS,
+    Agreement,
+    at_or_above,
+    calibration,
+    compare,
+    images_with,
+    medians,
+    verdict,
+)
 from hmsa_ext.data.automatic.corrections import corrected_file
 from hmsa_ext.data.automatic.manifest import Manifest, read_manifest
 from hmsa_ext.data.automatic.trust import Trust
@@ -35,8 +42,18 @@ from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.types import IGNORE_LABEL, LARGEST_ID, DataError
 from hmsa_ext.files import Output
 from hmsa_ext.settings import (
-    NOT_NEGATIVE, POSITIVE, SHARE, Flag, Metavar, Positional, Rule, Spelling, read_number, require, validate,
-)  # fmt: skip
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Flag,
+    Metavar,
+    Positional,
+    Rule,
+    Spelling,
+    read_number,
+    require,
+    validate,
+)
 
 PROG = "hmsa autolabel report"
 OTHERS = "others"
@@ -264,8 +281,9 @@ def _check_files(manifest: Manifest) -> None:
 
 def _plain(figures: np.ndarray) -> Any:
     """Numbers as JSON has them: None for NaN."""
-    nested = np.where(np.isnan(figures), None, np.round(figures.astype(np.float64), 6))
-    return nested.tolist()
+    rounded = np.asarray(figures.round(6), object)
+    rounded[np.isnan(figures)] = None
+    return rounded.tolist()
 
 
 # ---- the command ------------------------------------------------------------------------------------------------

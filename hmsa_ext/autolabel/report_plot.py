@@ -40,7 +40,7 @@ def draw(found: Report) -> np.ndarray:
     shares = ratio(at_or_above(histogram), pixels[:, None])
     noted = ratio(found.passing(NOTED), pixels)
     # As in the diagram: the class of which most passes on top.
-    order = sorted(np.flatnonzero(pixels), key=lambda k: (-noted[k], k))
+    order = sorted(np.flatnonzero(pixels).tolist(), key=lambda k: (-noted[k], k))
     diagrams = 1 if found.agreement is None else 2
     width = LEFT + diagrams * SIDE + (diagrams - 1) * GAP + 36
     entries = [Entry(classes.names[k], classes.colours[k], note=f"{100 * noted[k]:.0f} %") for k in order]

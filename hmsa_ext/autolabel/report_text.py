@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hmsa_ext.autolabel.calibration import (
-    BINS, THRESHOLDS, Agreement, Calibration, at_or_above, calibration, images_with, medians, ratio, verdict,
-)  # fmt: skip
+    BINS,
+    THRESHOLDS,
+    Agreement,
+    Calibration,
+    at_or_above,
+    calibration,
+    images_with,
+    medians,
+    ratio,
+    verdict,
+)
 from hmsa_ext.data.automatic.manifest import LEVELS
 from hmsa_ext.data.automatic.trust import Trust
 from hmsa_ext.tables import text_table
@@ -102,7 +111,7 @@ def _classes(found: Report, agreement: Agreement, of_class: Calibration, whole: 
     right = agreement.right.sum()
     mean = float(np.nanmean(iou)) if not np.isnan(iou).all() else np.nan
     rows.append(
-        row("all classes", int(pixels.sum()), (ratio(right, pixels.sum()), ratio(right, true), mean), whole, ())
+        row("all classes", int(pixels.sum()), (_share(right, pixels.sum()), _share(right, true), mean), whole, ())
     )
     heads = ["class", "pixels", "precision %", "recall %", "IoU %", "over", "ECE", "the teacher is"]
     return text_table(heads, rows, left=(0, 7), rules=(len(rows) - 1,))
@@ -151,7 +160,7 @@ def _one_threshold(found: Report, agreement: Agreement) -> str:
             number = int(np.nanargmin(of_class))
             worst = f"{classes.names[number]} {_percent(of_class[number])}"
         kept = found.passing(share).sum() / total
-        rows.append([f"{share:g}", _percent(kept), _percent(ratio(right.sum(), count.sum())), worst])
+        rows.append([f"{share:g}", _percent(kept), _percent(_share(right.sum(), count.sum())), worst])
     return text_table(["--min-probability", "keeps %", "precision %", "least precise class %"], rows, left=(3,))
 
 
@@ -164,8 +173,8 @@ def _advice(found: Report) -> Iterable[str]:
         yield "Advice without truth: the median probability of each class, at most 0.9. It keeps no stated precision."
     else:
         yield (
-            f"Advice: thresholds above which {100 * advice.precision:g} % of the pixels of each class were right, on the "
-            f"compared images. Every higher threshold keeps that, too, down to {found.least_pixels} pixels."
+            f"Advice: thresholds above which {100 * advice.precision:g} % of the pixels of each class were right on "
+            f"the compared images. Every higher threshold keeps that, too, down to {found.least_pixels} pixels."
         )
     yield ""
     yield _thresholds(found)
@@ -186,7 +195,7 @@ def _thresholds(found: Report) -> str:
             precise = NOTHING
             if agreement is not None and advice.levels[k] < LEVELS:
                 count, right = (at_or_above(c[k])[advice.levels[k]] for c in (agreement.labelled, agreement.right))
-                precise = _percent(ratio(right, count))
+                precise = _percent(_share(right, count))
             row = [name, f"{advice.thresholds[name]:g}", _percent(advice.kept[k] / pixels[k]), precise, ""]
         else:
             continue
@@ -197,6 +206,10 @@ def _thresholds(found: Report) -> str:
 
 def _images(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> float:
+    return float(ratio(np.array(part), np.array(whole)))
 
 
 def _percent(share: float | np.ndarray, digits: int = 1) -> str:
