@@ -108,7 +108,8 @@ def labels_of(manifest: Manifest, place: str) -> tuple[np.ndarray, np.ndarray]:
         cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
         for file in (manifest.label_file(place), manifest.probability_file(place))
     )
-    assert values is not None and level is not None
+    assert values is not None, place
+    assert level is not None, place
     label = np.full(values.shape, IGNORE_LABEL, np.uint8)
     for number, value in enumerate(ids):
         label[values == value] = number

@@ -51,9 +51,10 @@ def draw(found: Report) -> np.ndarray:
     left = Diagram(page, LEFT, TOP)
     left.frame("Pixels that pass a threshold, in %", "threshold of the probability")
     levels = np.arange(LEVELS) / (LEVELS - 1)
+    # Below the others, so that it hides none.
+    left.line(levels, ratio(at_or_above(histogram.sum(0)), pixels.sum()), INK, 4)
     for k in order[::-1]:
         left.line(levels, shares[k], _colour(classes.colours[k]), 2)
-    left.line(levels, ratio(at_or_above(histogram.sum(0)), pixels.sum()), INK, 3)
     if found.agreement is not None:
         agreement = found.agreement
         of_class = calibration(agreement.labelled, agreement.right)
@@ -116,7 +117,11 @@ class Diagram:
     def line(
         self, across: np.ndarray, up: np.ndarray, colour: tuple[int, int, int], thickness: int, marked: int = 0
     ) -> None:
-        """A line through points, float64 [N] each. marked: radius of a dot at each."""
+        """A line through points, float64 [N] each, without those that are NaN. marked: radius of a dot at each."""
+        known = ~np.isnan(up)
+        if not known.any():
+            return
+        across, up = across[known], up[known]
         places = np.stack([self.x + across * SIDE, self.y + (1 - up) * SIDE], 1)
         fine = np.round(places * 2**_FINE).astype(np.int32)
         cv2.polylines(self.page, [fine], False, colour, thickness, cv2.LINE_AA, _FINE)

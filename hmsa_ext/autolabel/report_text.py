@@ -33,7 +33,7 @@ def as_text(found: Report, most: int) -> str:
     """The whole report. most: how many of the least and of the most sure images to name."""
     manifest, agreement = found.manifest, found.agreement
     count = len(manifest.records)
-    lines = [f"{manifest.folder}: {_images(count)}, {_images(found.corrected)} corrected by people"]
+    lines = [f"{manifest.folder}: {_images(count)}, {found.corrected} of them corrected by people"]
     if not count:
         return "\n".join([*lines, "nothing is labelled yet"])
     lines += ["", "Pixels with a probability of at least ..., in % of the class", "", _passing(found)]
@@ -208,8 +208,8 @@ def _images(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
 
 
-def _share(part: int, whole: int) -> float:
-    return float(ratio(np.array(part), np.array(whole)))
+def _share(part: int | np.ndarray, whole: int | np.ndarray) -> float:
+    return float(ratio(np.asarray(part), np.asarray(whole)))
 
 
 def _percent(share: float | np.ndarray, digits: int = 1) -> str:
