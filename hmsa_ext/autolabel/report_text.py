@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hmsa_ext.autolabel.report import Report
 
 NOTHING = "-"
+CLASSES_SHOWN = 8
 
 
 def as_text(found: Report, most: int) -> str:
@@ -81,7 +82,11 @@ def _agreement(found: Report, agreement: Agreement) -> Iterable[str]:
     yield _classes(found, agreement, of_class, whole)
     yield ""
     yield _sentence(agreement, whole)
-    yield "over: mean probability less precision. ECE: expected calibration error, over ten bins of probability."
+    yield from _by_class(found, of_class)
+    yield (
+        "over: mean probability less precision. ECE: expected calibration error, over ten bins of probability. "
+        "IoU of all classes: the mean."
+    )
     yield ""
     yield f"Precision in % by probability; {NOTHING}: fewer than {found.least_pixels} pixels"
     yield ""
@@ -131,6 +136,22 @@ def _sentence(agreement: Agreement, whole: Calibration) -> str:
         )
     side = "above" if excess > 0 else "below"
     return f"The teacher is {is_}: its mean probability is {abs(excess):.3f} {side} its precision (ECE {error:.3f})."
+
+
+def _by_class(found: Report, of_class: Calibration) -> Iterable[str]:
+    """The classes that the teacher is wrong about: what is calibrated as a whole need not be so in its parts."""
+    names = found.manifest.classes.names
+    for side, sign in (("over-confident", 1), ("under-confident", -1)):
+        wrong = [
+            k
+            for k in np.flatnonzero(of_class.pixels.sum(1) >= found.least_pixels)
+            if verdict(float(of_class.error[k]), float(of_class.excess[k])) == side
+        ]
+        wrong.sort(key=lambda k: -sign * of_class.excess[k])
+        if wrong:
+            shown = ", ".join(f"{names[k]} ({of_class.excess[k]:+.3f})" for k in wrong[:CLASSES_SHOWN])
+            more = f", and {len(wrong) - CLASSES_SHOWN} more" if len(wrong) > CLASSES_SHOWN else ""
+            yield f"It is {side} about {shown}{more}."
 
 
 def _bins(found: Report, of_class: Calibration, whole: Calibration) -> str:

@@ -131,6 +131,18 @@ def test_the_teacher_is_judged_in_one_sentence(folder: Path, tmp_path: Path, is_
     assert f"The teacher is {verdict}" in found.text()
 
 
+def test_a_teacher_that_is_calibrated_in_all_is_judged_by_class(folder: Path, tmp_path: Path) -> None:
+    manifest = make_labels(folder, size=(200, 200))
+    offsets = np.array([0.0, 0.1, -0.1, 0.0])
+    make_truth(manifest, tmp_path / "truth", is_right=lambda label, level: 0.15 + 0.7 * level / 255 - offsets[label])
+    found = report(folder, tmp_path / "truth")
+    lines = found.text().splitlines()
+    assert [line.partition(" (")[0] for line in lines if line.startswith("It is")] == [
+        "It is over-confident about c1",
+        "It is under-confident about c2",
+    ]
+
+
 def test_pixels_without_an_automatic_label_count_against_recall_alone(folder: Path, tmp_path: Path) -> None:
     label = np.zeros((10, 20), np.uint8)
     label[:5] = IGNORE_LABEL
@@ -481,14 +493,17 @@ def test_ignored_values_are_read_and_shown_alike(value: object) -> None:
 
 @pytest.mark.parametrize("number", [1, 11, 60])
 def test_each_class_has_its_line_and_the_truth_a_diagram(folder: Path, tmp_path: Path, number: int) -> None:
-    manifest = make_labels(folder, classes=class_table(number), size=(80, 100))
+    random = np.random.default_rng(0)
+    label = random.integers(0, number, (120, 160)).astype(np.uint8)
+    # The teacher is less sure of later classes, so that lines do not hide each other.
+    level = (255 * random.random(label.shape) ** (0.2 + 2 * label / number)).astype(np.uint8)
+    manifest = make_labels(folder, classes=class_table(number), places=["x"], contents={"x": (label, level)})
     make_truth(manifest, tmp_path / "truth")
     alone, both = (report_plot.draw(report(folder, truth)) for truth in (None, tmp_path / "truth"))
     assert both.shape[1] == alone.shape[1] + report_plot.SIDE + report_plot.GAP
     above = alone[: report_plot.TOP + report_plot.SIDE]
     drawn = [(above == colour).all(2).any() for colour in manifest.classes.colours]
-    # The levels of all classes are alike: of very many lines some lie below others.
-    assert sum(drawn) == number if number < 20 else sum(drawn) > number / 2
+    assert sum(drawn) >= (number if number < 20 else 0.8 * number)
 
 
 def test_a_line_is_where_its_share_is(folder: Path) -> None:
