@@ -297,7 +297,7 @@ class ReportSettings:
     """Folder of automatic labels."""
     truth: Annotated[str | None, Metavar("FOLDER")] = None
     """Folder of true label files for some or all of the images, in the same tree."""
-    truth_suffix: str = ""
+    truth_suffix: str | None = None
     """What stands before .png in the names of true label files, after the name of the image, such as _L."""
     truth_ignored: Ignored = ()
     """Further values of true label files that stand for no class, such as 11; "others": all that are no class."""
@@ -333,10 +333,12 @@ def _command(arguments: list[str]) -> int:
 def run(chosen: ReportSettings) -> Report:
     """Prints the report, and writes plot and JSON. Raises DataError, SettingError and OutputError."""
     require("folder", chosen.folder, chosen.folder is not None, "a folder of automatic labels")
+    about_truth = [name for name in ("truth_suffix", "truth_ignored") if getattr(chosen, name)]
+    require("truth", chosen.truth, chosen.truth or not about_truth, f"a folder, for {' and '.join(about_truth)}")
     plot = Output(chosen.plot, "plot") if chosen.plot else None
     file = Output(chosen.json, "json") if chosen.json else None
     found = report(
-        chosen.folder or "", chosen.truth, truth_suffix=chosen.truth_suffix, truth_ignored=chosen.truth_ignored,
+        chosen.folder or "", chosen.truth, truth_suffix=chosen.truth_suffix or "", truth_ignored=chosen.truth_ignored,
         precision=chosen.precision, least_pixels=chosen.least_pixels, threads=chosen.threads, quiet=chosen.quiet,
     )  # fmt: skip
     say = sys.stderr if chosen.json == "-" else sys.stdout

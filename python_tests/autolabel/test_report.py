@@ -73,6 +73,10 @@ def test_medians_are_those_of_the_pixels(folder: Path) -> None:
     # The lower of the two in the middle.
     expected = [np.quantile(level[label == k], 0.5, method="inverted_cdf") / 255 for k in range(NUMBER)]
     assert calibration.medians(manifest.histogram).tolist() == expected
+    counts = np.zeros((2, LEVELS), np.int64)
+    counts[0, [10, 20]] = 2, 2
+    counts[1, [10, 20]] = 1, 2
+    assert (calibration.medians(counts) * 255).tolist() == [10, 20]
     assert np.isnan(calibration.medians(np.zeros((2, LEVELS), np.int64))).all()
 
 
@@ -272,9 +276,10 @@ def test_names_are_quoted_for_a_shell(folder: Path, tmp_path: Path, name: str) -
     assert name in found.advice.thresholds
 
 
-def test_names_with_commas_are_advised_as_yaml(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bed, sofa", "wall "])
+def test_names_that_no_flag_can_have_are_advised_as_yaml(folder: Path, tmp_path: Path, name: str) -> None:
     yaml = pytest.importorskip("yaml")
-    classes = ClassTable(("bed, sofa", "Straße"), np.array([(200, 0, 0), (0, 0, 200)]), ids=(0, 1))
+    classes = ClassTable((name, "Straße"), np.array([(200, 0, 0), (0, 0, 200)]), ids=(0, 1))
     make_truth(
         make_labels(folder, classes=classes),
         tmp_path / "truth",
@@ -469,6 +474,7 @@ def test_json_on_standard_output_is_alone_there(folder: Path, capsys) -> None:
         (["--truth-ignored", "-1"], "truth_ignored: got -1, expected numbers of 0..65535"),
         (["--most", "-1"], "most: got -1, expected a number not below 0"),
         (["--plot", "/nowhere/x.png"], "plot: no folder /nowhere"),
+        (["--truth-suffix", "_L"], "truth: got None, expected a folder, for truth_suffix"),
         (["--truth", "/nowhere"], "truth: no folder /nowhere"),
     ],
 )
@@ -509,14 +515,28 @@ def test_each_class_has_its_line_and_the_truth_a_diagram(folder: Path, tmp_path:
 def test_a_line_is_where_its_share_is(folder: Path) -> None:
     label = np.zeros((10, 10), np.uint8)
     label[:, 5:] = 1
-    level = np.where(label == 0, 255, np.where(np.arange(10)[:, None] < 5, 51, 204)).astype(np.uint8)
+    level = np.where(label == 0, 255, np.where(np.arange(10)[:, None] < 7, 51, 204)).astype(np.uint8)
     manifest = make_labels(folder, classes=class_table(2), places=["x"], contents={"x": (label, level)})
     page = report_plot.draw(report(folder))
-    # Half of the second class passes between 0.2 and 0.8.
-    y = report_plot.TOP + report_plot.SIDE // 2
+    # Of the second class 30 % pass between 0.2 and 0.8.
+    y = report_plot.TOP + round(0.7 * report_plot.SIDE)
     x = report_plot.LEFT + report_plot.SIDE // 2
     assert (page[y - 2 : y + 3, x] == manifest.classes.colours[1]).all(1).any()
     assert not (page[y + 20 : y + 60, x] == manifest.classes.colours[1]).all(1).any()
+
+
+def test_the_reliability_diagram_has_precision_over_probability(folder: Path, tmp_path: Path) -> None:
+    label = np.zeros((20, 20), np.uint8)
+    make_labels(folder, classes=class_table(2), places=["x"], contents={"x": (label, np.full_like(label, 204))})
+    truth = label.copy()
+    truth[:15] = 1
+    write_png(tmp_path / "truth" / "x.png", truth)
+    page = report_plot.draw(report(folder, tmp_path / "truth"))
+    # Probability 0.8, of which a quarter is right.
+    left = report_plot.LEFT + report_plot.SIDE + report_plot.GAP
+    x, y = left + round(0.8 * report_plot.SIDE), report_plot.TOP + round(0.75 * report_plot.SIDE)
+    assert (page[y, x] == report_plot.INK).all()
+    assert (page[y + 10, left + round(0.85 * report_plot.SIDE)] == report_plot.BAR).all()
 
 
 def test_errors_have_the_base_of_all_errors(folder: Path) -> None:
