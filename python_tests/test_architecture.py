@@ -14,13 +14,14 @@ import torch
 
 import hmsa_ext
 from hmsa_ext import evaluate, info, predict, settings, train
+from hmsa_ext.autolabel import label, merge, report
 from hmsa_ext.data import NAMES, DataSettings, stats
 from hmsa_ext.data.scan import command as scan
 from hmsa_ext.engine.settings import TrainSettings
 
 ROOT = Path(hmsa_ext.__file__).parent
 COMMANDS = {"__main__", "command_line", "train", "evaluate", "predict", "info"}
-COMMANDS |= {"data.__main__", "data.commands", "data.scan", "data.stats"}
+COMMANDS |= {"autolabel", "data.__main__", "data.commands", "data.scan", "data.stats"}
 FOUNDATION = {"errors", "files", "normalisation", "parts", "settings", "tables"}
 MAY_IMPORT = {
     "foundation": set(),
@@ -87,7 +88,8 @@ def commands(data: str) -> list[object]:
     training = TrainSettings.of(data)
     about_data = [scan.ScanSettings(DataSettings.of(data)), stats.StatsSettings.of(data)]
     others = [evaluate.Evaluate(run=training), predict.Predict(), info.Info()]
-    return [train.Train(training=training), *others, *about_data]
+    automatic = [label.AutoLabel(), report.ReportSettings(), merge.Merge()]
+    return [train.Train(training=training), *others, *about_data, *automatic]
 
 
 @pytest.mark.parametrize("data", NAMES)

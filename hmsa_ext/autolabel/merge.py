@@ -1,6 +1,6 @@
 """Makes one manifest of those of several machines that shared the work; images whose labels are gone are left out.
 
-    hmsa autolabel merge AUTO
+    hmsa autolabel merge OUT
 
 Bring the folders of the machines together first: their files never collide. (report, export and train read several
 manifests as they are; this command is for what they refuse, and to have one file.)
@@ -24,8 +24,8 @@ PROG = "hmsa autolabel merge"
 class Merge:
     """The folder of automatic labels."""
 
-    labels: Annotated[str | None, Positional("AUTO")] = None
-    """Folder that hmsa autolabel wrote."""
+    folder: Annotated[str | None, Positional("OUT")] = None
+    """Folder of automatic labels."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command = command_line.parse(Merge(), arguments, prog=PROG, description=__doc__ or "")
-    require("labels", command.labels, command.labels, "the folder that hmsa autolabel wrote")
-    assert command.labels is not None
+    require("folder", command.folder, command.folder, "the folder of automatic labels")
+    assert command.folder is not None
     try:
-        manifest = merge(command.labels)
+        manifest = merge(command.folder)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"labels: {command.labels}: the manifest cannot be written: {error}") from error
+        raise OutputError(f"folder: {command.folder}: the manifest cannot be written: {error}") from error
     print(f"{manifest.folder}: one manifest of {len(manifest.records)} images")
     return 0

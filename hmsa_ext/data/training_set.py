@@ -48,7 +48,7 @@ def prepare(
     sampling: Sampling | None = None,
     *,
     seed: int = 0,
-    extra: Dataset | Sequence[Dataset] | None = None,
+    extra: Dataset | list[Dataset] | None = None,
     tile: int | None = None,
     cache: str | Path | None = None,
     skip_damaged: bool = False,
@@ -59,7 +59,7 @@ def prepare(
     augment: without a crop, the one of :func:`hmsa_ext.data.fit_crop`.
     sampling: class-uniform for half of an epoch unless given.
     seed: of boxes, order and looks.
-    extra: one or several data sets of coarsely or automatically labelled images of the same classes, for
+    extra: a data set, or a list of them, of coarsely or automatically labelled images of the same classes, for
         ``sampling.extra_classes``, or pooled with the training images.
     tile: instead of ``sampling.tile``.
     cache, skip_damaged, quiet: as for :func:`hmsa_ext.data.build_index`.
@@ -72,7 +72,10 @@ def prepare(
         sampling = replace(sampling, tile=tile)
     augment, _ = fit_augment(augment, dataset)
     tile = sampling.tile_of(augment.crop_size)
-    more = [] if extra is None else list(extra) if isinstance(extra, list | tuple) else [extra]
+    if extra is None:
+        more: list[Dataset] = []
+    else:
+        more = list(extra) if isinstance(extra, list) else [extra]
     require_use_of_extra(sampling, bool(more))
     options = {"tile": tile, "cache": cache, "skip_damaged": skip_damaged, "quiet": quiet}
     whole = Chain([dataset, *more]) if more else dataset  # raises where the classes differ

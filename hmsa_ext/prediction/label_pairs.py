@@ -42,7 +42,8 @@ class LabelPairs:
     """
 
     def __init__(self, folder: Path, predictor: Predictor, pictures: PictureSettings, layout: Layout) -> None:
-        self.folder, self.pictures, self.layout, self._predictor = folder, pictures, layout, predictor
+        self.folder, self.pictures, self._predictor = folder, pictures, predictor
+        self.layout: Layout = layout
         self.labelled: dict[str, Labelled] = {}
         self._stamps = SourceStamps()
         chosen = {"ids": pictures.ids, "white": pictures.white, "layout": layout}

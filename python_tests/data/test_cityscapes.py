@@ -161,7 +161,7 @@ def test_pixels_below_the_probability_are_ignored(tmp_path, layout, limit, first
     assert (label[0, :first] == 255).all()
     assert (label[0, first:] == 0).all()
     assert len(dataset.files(0)) == 3
-    assert f"probability {limit}" in dataset.identity
+    assert f"probability from {[first] * 19}" in dataset.identity
     data.check(dataset, quiet=True)
 
 
@@ -235,7 +235,7 @@ def test_a_value_that_is_no_id_is_named(tmp_path):
         (
             "train",
             {"min_probability": 0.3},
-            "min_probability: got 0.3, expected no value without autolabelled labels or extra",
+            "min_probability: got 0.3, expected no value without automatic labels",
         ),
         (
             "train_extra",

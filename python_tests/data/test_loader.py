@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa_ext import data
+from hmsa_ext import HmsaError, data
 from python_tests.data.picture_sets import Blocks
 
 AUGMENT = data.Augment((16, 16))
@@ -240,10 +240,16 @@ def test_only_the_part_under_the_box_travels():
 
 
 def test_options_of_prepare_that_do_not_fit_are_named():
-    with pytest.raises(data.DataError, match="extra_classes: got rare, but there are no extra images"):
+    with pytest.raises(HmsaError, match="extra_classes: got rare, expected none without extra images"):
         data.prepare(Blocks(), AUGMENT, data.Sampling(extra_classes=("rare",)))
-    with pytest.raises(data.DataError, match="extra_classes: expected the classes that the extra images are for"):
-        data.prepare(Blocks(), AUGMENT, extra=Blocks())
+    with pytest.raises(HmsaError, match="extra_crops: got 'pooled', expected no value without extra images"):
+        data.prepare(Blocks(), AUGMENT, data.Sampling(extra_crops="pooled"))
+    with pytest.raises(HmsaError, match="extra_classes: got , expected all, or the classes that the extra images"):
+        data.prepare(Blocks(), AUGMENT, data.Sampling(extra_classes=()), extra=Blocks())
+    with pytest.raises(
+        HmsaError, match="extra_crops: got 'by_class', expected pooled, since no crop is drawn by class"
+    ):
+        data.prepare(Blocks(), AUGMENT, data.Sampling("uniform"), extra=Blocks())
 
 
 def test_extra_images_are_decoded_from_the_second_data_set():

@@ -165,7 +165,8 @@ def test_a_root_is_absolute_and_a_missing_one_says_relative_to_which_folder(tmp_
 def test_extra_images_are_those_that_the_data_set_names():
     assert data.DataSettings.of("cityscapes").extra_split is None
     assert data.DataSettings.of("cityscapes", extra="coarse").extra_split == "train_extra"
-    assert data.DataSettings.of("camvid").open_extra() is None
+    assert not data.DataSettings.of("camvid").has_extra
+    assert data.DataSettings.of("camvid").open_extra(data.build("synthetic", "val", length=1)) == []
 
 
 def test_the_cache_is_a_folder_the_users_own_or_none(tmp_path, monkeypatch):

@@ -122,8 +122,8 @@ def test_a_configuration_of_the_version_before_is_read() -> None:
         (["--coarse-classes", "bus"], "coarse-classes: .*cityscapes"),
         (["--region-of-interest"], "region-of-interest: .*cityscapes"),
         (
-            ["--data", "cityscapes", "--root", "x", "--extra", "coarse"],
-            "extra_classes: got , expected the classes that the extra images are for",
+            ["--data", "cityscapes", "--root", "x", "--extra", "coarse", "--extra-classes", ""],
+            "extra_classes: got , expected all, or the classes that the extra images are for",
         ),
         (["--config", "absent.yaml"], r"config: got 'absent\.yaml', expected a YAML file"),
         (["--resume", "absent"], "resume: got 'absent', expected the folder of a run; there is no such folder"),
