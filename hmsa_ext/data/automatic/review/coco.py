@@ -1,11 +1,14 @@
 """COCO's instances: what most annotators' tools read and write.
 
     FOLDER/images/NAME.jpg
-    FOLDER/annotations/instances.json
+    FOLDER/annotations/instances_default.json
 
 A category is a class; its id is the class number plus one, since tools take 0 for nothing. A class is one annotation in
 an image, the run lengths of its pixels (RLE, ``iscrowd`` 1), or one polygon for each region of connected pixels. Both
 hold the pixels exactly: see :mod:`hmsa_ext.data.automatic.review.outlines`. Pixels of no class are not annotated.
+
+The file has the name that CVAT ("COCO 1.0", as a zip of the folder or the file alone) and Datumaro look for: they want
+``instances_`` and the name of a subset.
 
 A tool may number images and categories anew, and write other fields: images are found again by the names of their
 files, categories by their names. Annotations are laid over one another in the order of the file.
@@ -28,7 +31,12 @@ from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import write_text
 
 IMAGES = "images"
-ANNOTATIONS = Path("annotations") / "instances.json"
+ANNOTATIONS = Path("annotations") / "instances_default.json"
+_FIELDS = {
+    "images": ("id", "file_name"),
+    "categories": ("id", "name"),
+    "annotations": ("image_id", "category_id"),
+}
 _LEAST_NUMBERS = 6  # of a polygon: x and y of three corners
 
 
@@ -150,25 +158,25 @@ class Annotations:
         self._shapes: dict[str, list[Mapping[str, Any]]] = {place: [] for place in self.places}
         self._numbers = _class_numbers(content, review.classes)
         for row in content["annotations"]:
-            if row.get("image_id") not in known:
-                raise DataError(f"{file}: annotation {row.get('id')}: no image has the id {row.get('image_id')}")
-            if row.get("category_id") not in self._numbers:
-                raise DataError(f"{file}: annotation {row.get('id')}: {self._unknown(content, row.get('category_id'))}")
+            if row["image_id"] not in known:
+                raise DataError(f"{file}: annotation {row.get('id')}: no image has the id {row['image_id']}")
+            if row["category_id"] not in self._numbers:
+                raise DataError(f"{file}: annotation {row.get('id')}: {self._unknown(content, row['category_id'])}")
             self._shapes[known[row["image_id"]]].append(row)
 
     def _unknown(self, content: Mapping[str, Any], category: Any) -> str:
-        names = [row.get("name") for row in content.get("categories", []) if row.get("id") == category]
+        names = [row["name"] for row in content["categories"] if row["id"] == category]
         what = f"the category {names[0]!r}" if names else f"the category id {category}"
         return f"{what} is no class; expected one of {', '.join(self._review.classes)}"
 
     def read(self, place: str) -> np.ndarray:
         """The label map of a place: class numbers, 255 for no class, uint8 [H, W]. Raises DataError."""
         size = self._review.images[place].size
-        label = np.full(size, IGNORE_LABEL, np.uint8)
+        label = np.full(size[0] * size[1], IGNORE_LABEL, np.uint8)
         for row in self._shapes[place]:
             where = f"{self.file}: annotation {row.get('id')} of {self._review.images[place].file}"
-            label[_mask(row.get("segmentation"), size, where)] = self._numbers[row["category_id"]]
-        return label
+            label[_pixels(row.get("segmentation"), size, where)] = self._numbers[row["category_id"]]
+        return np.ascontiguousarray(label.reshape(size[1], size[0]).T)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -176,42 +184,56 @@ def _load(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
-    for name, needed in (("images", ("id", "file_name")), ("annotations", ())):
-        rows = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= {*needed} for row in rows):
-            fields = f" with {' and '.join(needed)}" if needed else ""
-            raise DataError(f"{file}: expected COCO's instances, got no list {name}{fields}")
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected COCO's instances, got {_brief(content)}")
+    content.setdefault("categories", [])
+    for name, needed in _FIELDS.items():
+        rows = content.get(name)
+        if not isinstance(rows, list):
+            raise DataError(f"{file}: expected COCO's instances, got no list {name}")
+        for row in rows:
+            # A tool may number by texts, but not by lists, which are no keys.
+            if not isinstance(row, dict) or not all(isinstance(row.get(field), int | str) for field in needed):
+                raise DataError(f"{file}: {name}: expected {', '.join(needed)} in each, got {_brief(row)}")
     return content
 
 
 def _class_numbers(content: Mapping[str, Any], classes: tuple[str, ...]) -> dict[Any, int]:
     """Class numbers by the ids of categories. Without a list of categories the ids are those that were exported."""
-    categories = content.get("categories")
-    if not categories:
+    if not content["categories"]:
         return {number + 1: number for number in range(len(classes))}
-    return {row.get("id"): classes.index(row["name"]) for row in categories if row.get("name") in classes}
+    return {row["id"]: classes.index(row["name"]) for row in content["categories"] if row["name"] in classes}
 
 
-def _mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """The pixels of a shape, bool [H, W]. Raises DataError."""
+def _pixels(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
+    """The numbers of the pixels of a shape, counted down the columns, int64 [N]. Raises DataError."""
     if isinstance(shape, dict) and {"size", "counts"} <= shape.keys():
-        if list(shape["size"]) != list(size):
+        if shape["size"] != list(size):
             raise DataError(f"{where}: RLE of size {shape['size']}, expected {list(size)} (height, width)")
-        counts = shape["counts"]
-        runs = _decompressed(counts) if isinstance(counts, str) else counts
-        if (
-            not isinstance(runs, list)
-            or not all(isinstance(run, int) and run >= 0 for run in runs)
-            or sum(runs) != size[0] * size[1]
-        ):
-            raise DataError(f"{where}: RLE whose counts do not give {size[0] * size[1]} pixels")
-        values = np.arange(len(runs)) % 2 > 0
-        return np.repeat(values, runs).reshape(size[1], size[0]).T
+        return _of_runs(shape["counts"], size[0] * size[1], where)
     if isinstance(shape, list) and shape and all(_is_polygon(polygon) for polygon in shape):
         tools = rle_tools()
         codes = tools.frPyObjects([[float(value) for value in polygon] for polygon in shape], *size)
-        return tools.decode(tools.merge(codes)) > 0
+        return _of_runs(tools.merge(codes)["counts"].decode(), size[0] * size[1], where)
     raise DataError(f"{where}: expected a segmentation of polygons or RLE, got {_brief(shape)}")
+
+
+def _of_runs(counts: Any, pixels: int, where: str) -> np.ndarray:
+    """The same of run lengths, a list or a compressed string: of pixels outside and inside in turn.
+
+    The work grows with the pixels inside, not with those of the picture, which may have thousands of polygons.
+    """
+    found = _decompressed(counts) if isinstance(counts, str) else counts
+    if (
+        not isinstance(found, list)
+        or not all(isinstance(run, int) and run >= 0 for run in found)
+        or sum(found) != pixels
+    ):
+        raise DataError(f"{where}: RLE whose counts do not give {pixels} pixels")
+    runs = np.array(found, np.int64)
+    begins, inside = (runs.cumsum() - runs)[1::2], runs[1::2]
+    before = inside.cumsum() - inside
+    return np.arange(inside.sum()) + np.repeat(begins - before, inside)
 
 
 def _is_polygon(polygon: Any) -> bool:

@@ -184,13 +184,9 @@ def _number(name: str, colour: Sequence[int], classes: tuple[str, ...]) -> int:
 
 
 def _read_label_map(file: Path) -> tuple[list[str], list[tuple[int, ...]]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
     names, colours = [], []
-    for line in map(str.strip, lines):
-        if not line or line.startswith("#"):
+    for line in _lines(file):
+        if line.startswith("#"):
             continue
         name, _, rest = line.partition(":")
         try:
@@ -206,17 +202,21 @@ def _read_label_map(file: Path) -> tuple[list[str], list[tuple[int, ...]]]:
     return names, colours
 
 
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+
+
 def _listed(folder: Path, places: dict[str, str]) -> set[str]:
     """The places in the lists of a folder. Raises DataError for images that were not exported."""
     found = set()
     for file in sorted(folder.glob("*.txt")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            # Quotes stand around names with spaces, and other words may follow the name.
-            name = line.strip().strip('"')
-            if not name:
-                continue
+        for name in _lines(file):
             place = places.get(PurePosixPath(name).name)
             if place is None:
-                raise DataError(f"{file}: the image {name} was not exported")
+                raise DataError(f"{file}: the image {name} was not exported; expected one of those in {IMAGES}")
             found.add(place)
     return found
