@@ -1,12 +1,12 @@
 """Teacher, automatic labels, student on CamVid: the grid behind docs/autolabel.md, fixed before it was run.
 
     python -m bench.self_training --camvid CamVid --work DIR --prepare   # writes the roots of the data
-    python -m bench.self_training --camvid CamVid --work DIR             # works on the grid until it is done
+    python -m bench.self_training --work DIR                             # works on the grid until it is done
     python -m bench.self_training --work DIR --table                     # what is known so far
-    python -m bench.self_training --work DIR --json FILE
+    python -m bench.self_training --work DIR --json FILE                 # the same, machine and commands as JSON
 
 Several processes may work on one folder; each takes the next job whose inputs are there. A killed job goes on from its
-last checkpoint. Every job is a command of the package, printed before it runs and kept in DIR/jobs.json.
+last checkpoint. Every job is a command, which is printed before it runs and kept in the JSON file.
 
 The labelled frames are named in bench/camvid_lists: 46 and 92 of the 367, drawn once at random (NumPy's generator 0),
 the smaller list within the larger one. All trainings have the same steps, and count their last checkpoint.
@@ -17,26 +17,47 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import gpu_machine, soft_labels
+from bench.self_training_table import (
+    Row,
+    Score,
+    class_table,
+    facts_of_runs,
+    miou_table,
+    missing_line,
+    read_score,
+    summarise,
+)
+from hmsa_ext import command_line
+from hmsa_ext.files import Output, write_text
+from hmsa_ext.models import LRASPP, EfficientNetLite, EfficientNetLiteConfig
+from hmsa_ext.models.efficientnet import LITE0
 
 LISTS = Path(__file__).parent / "camvid_lists"
 FRACTIONS = {"eighth": 8, "quarter": 4}
 SEEDS = (0, 1, 2)
-STEPS = 600
+STEPS = 1500
 TRAINING = (
-    *"--crop 192x256 --scale-range 0.5,2 --batch-size 8 --lr 0.004 --warmup 50 --eval-every 0".split(),
-    *"--eval-scales 0.5,1,2 --weights imagenet --threads 1 --workers 0 --device cpu --dtype float32".split(),
-)  # those of the recipe camvid-hierarchical
+    "--long-edge", "240", "--crop", "128x176", "--scale-range", "0.5,2", "--batch-size", "8", "--lr", "0.004",
+    "--warmup", "50",
+    "--eval-every", "0", "--eval-scales", "0.5,1,2", "--weights", "imagenet", "--threads", "1", "--workers", "0",
+    "--device", "cpu", "--dtype", "float32",
+)  # fmt: skip
+"""Those of the recipe camvid-hierarchical at half the size, where a core has the time for 12,000 crops: at the full size a
+pilot of 4,800 crops left the networks so far from their best that the number of labels hardly mattered."""
 NETWORK, SMALL_NETWORK = "efficientnet_lite0_lraspp", "bench.self_training:small"
 CLASSES = {
     "Sky": "#808080", "Building": "#800000", "Pole": "#c0c080", "Road": "#804080", "Pavement": "#3c28de",
@@ -48,28 +69,31 @@ RARE = "Pole,SignSymbol,Fence,Pedestrian,Bicyclist"
 
 @dataclass(frozen=True)
 class Job:
-    """A command of the package. name: its folder below the work folder. after: names of the jobs it reads from."""
+    """A command. name: its folder below the work folder. after: names of the jobs it reads from. module: it is run by
+    ``python -m module``."""
 
     name: str
     command: tuple[str, ...]
     after: tuple[str, ...] = ()
+    module: str = "hmsa_ext"
 
     @property
     def is_training(self) -> bool:
-        return "train" in self.command[:3]
+        return self.command[0] == "train"
 
 
 def grid(work: Path) -> list[Job]:
     """All jobs, in the order in which they are worth having."""
-    teachers = [
-        *(_training(work, f"teacher-{part}-{seed}", part, seed) for part in FRACTIONS for seed in SEEDS),
-        *(_training(work, f"full-{seed}", "full", seed) for seed in SEEDS),
-    ]
-    labels = [_labelling(work, part, seed) for part in FRACTIONS for seed in SEEDS]
-    students = [_student(work, "student", part, seed) for part in FRACTIONS for seed in SEEDS]
+    main = []
+    for seed in SEEDS:
+        for part in FRACTIONS:
+            main += [_training(work, f"teacher-{part}-{seed}", part, seed), _labelling(work, part, seed)]
+            main.append(_student(work, "student", part, seed))
+        main.insert(len(main) - 4, _training(work, f"full-{seed}", "full", seed))
     variants = [
-        _student(work, name, "eighth", seed, *flags) for seed in SEEDS for name, flags in VARIANTS.items()
-    ]  # fmt: skip
+        [job for name, flags in VARIANTS.items() for job in _variant(work, name, "eighth", seed, flags)]
+        for seed in SEEDS
+    ]
     small = [
         job
         for seed in SEEDS[:1]
@@ -78,20 +102,39 @@ def grid(work: Path) -> list[Job]:
             _student(work, "distilled", "eighth", seed, "--model", SMALL_NETWORK),
         )
     ]
-    count = len(VARIANTS)
-    return [*teachers, *labels, *students, *variants[:count], *small, *variants[count:]]
+    return [*main, *variants[0], *small, *(job for jobs in variants[1:] for job in jobs)]
 
 
-VARIANTS: dict[str, tuple[str, ...]] = {
+VARIANTS: dict[str, tuple[str, ...] | None] = {
     "all-pixels": ("--min-probability", "0"),
     "above-0.5": ("--min-probability", "0.5"),
     "by-class": ("--class-threshold", "median"),
     "rare-classes": ("--extra-classes", RARE),
-    "pooled": ("--extra-classes", ""),
-    "soft": ("--data", "bench.soft_labels:Soft"),
+    "pooled": ("--extra-crops", "pooled"),
+    "soft": None,
 }
-"""Students of the teachers on 1/8, each with the flags that make it differ from the main one."""
+"""Students of the teachers on 1/8, each with the flags that make it differ from the main one; None: see ``_soft``."""
 STUDENT = {"--min-probability": "0.9", "--extra-classes": "all"}
+
+
+def table_rows() -> list[Row]:
+    """The rows of the tables: every training, and what it is compared with."""
+
+    def row(name: str, base: str = "", seeds: Sequence[int] = SEEDS) -> Row:
+        return Row(name, {seed: f"{name}-{seed}" for seed in seeds}, base)
+
+    rows = []
+    for part in FRACTIONS:
+        rows += [row(f"teacher-{part}"), row(f"student-{part}", f"teacher-{part}")]
+    rows += [row("full"), *(row(f"{name}-eighth", "teacher-eighth") for name in VARIANTS)]
+    return [*rows, row("small", "", SEEDS[:1]), row("distilled-eighth", "small", SEEDS[:1])]
+
+
+def variant_rows() -> list[Row]:
+    """The variants compared with the main student; soft labels, which ignore no pixel, with hard ones of all pixels."""
+    rows = {row.name: row for row in table_rows()}
+    pairs = [(f"{name}-eighth", "student-eighth") for name in VARIANTS] + [("soft-eighth", "all-pixels-eighth")]
+    return [replace(rows[name], base=base) for name, base in pairs]
 
 
 def _training(work: Path, name: str, part: str, seed: int, *flags: str, after: Sequence[str] = ()) -> Job:
@@ -106,7 +149,8 @@ def _labelling(work: Path, part: str, seed: int) -> Job:
     teacher = f"teacher-{part}-{seed}"
     command = (
         "autolabel", f"@{work / 'data' / part / 'unlabelled.txt'}", "--model", str(work / teacher), "--flip",
-        "--eval-scales", "0.5,1,2", "--threads", "1", "--device", "cpu", "--output", str(work / f"labels-{part}-{seed}"),
+        "--eval-scales", "0.5,1,2", "--threads", "1", "--device", "cpu",
+        "--output", str(work / f"labels-{part}-{seed}"),
     )  # fmt: skip
     return Job(f"labels-{part}-{seed}", command, (teacher,))
 
@@ -118,9 +162,50 @@ def _student(work: Path, name: str, part: str, seed: int, *flags: str) -> Job:
     return _training(work, f"{name}-{part}-{seed}", part, seed, *words, after=(labels,))
 
 
-def small(num_classes: int) -> object:
-    """A network of a third of the multiplications of the teacher, for distillation by hard labels."""
-    raise NotImplementedError
+def _variant(work: Path, name: str, part: str, seed: int, flags: tuple[str, ...] | None) -> list[Job]:
+    return _soft(work, name, part, seed) if flags is None else [_student(work, name, part, seed, *flags)]
+
+
+def _soft(work: Path, name: str, part: str, seed: int) -> list[Job]:
+    """The soft labels of a teacher, and their student."""
+    teacher, labels = f"teacher-{part}-{seed}", f"softlabels-{part}-{seed}"
+    command = (
+        "write", "--model", str(work / teacher), "--camvid-list", f"@{work / 'data' / part / 'unlabelled.txt'}",
+        "--output", str(work / labels),
+    )  # fmt: skip
+    flags = ("--data", "bench.soft_labels:Soft", "--soft-labels", str(work / labels))
+    flags = (*flags, "--extra-classes", STUDENT["--extra-classes"])
+    student = _training(work, f"{name}-{part}-{seed}", part, seed, *flags, after=(labels,))
+    return [Job(labels, command, (teacher,), module="bench.soft_labels"), student]
+
+
+# ---- the small network ------------------------------------------------------------------------------------------
+
+
+def small(num_classes: int, **options: Any) -> LRASPP:
+    """A network for distillation by hard labels: the trunk of the teacher up to its first stage at stride 16, fed with
+    images of half the size, and LR-ASPP of half the channels at stride 8. ``--weights imagenet`` fits its trunk.
+
+    A forward pass at 360x480 and scales 0.5 and 1, with 11 classes, takes 0.38 GFLOP by bench.flops (a multiplication
+    and an addition are two); that of the teacher takes 2.23. Parameters: 0.28 and 0.77 M.
+
+    options: see :class:`hmsa_ext.models.LRASPP`.
+    """
+    trunk = HalfSizeTrunk(EfficientNetLiteConfig(LITE0.stages[:4]))
+    defaults = {"trunk": trunk, "context_channels": 64, "channels": 32, "attention_bottleneck": 16}
+    return LRASPP(num_classes=num_classes, **(defaults | options))
+
+
+class HalfSizeTrunk(EfficientNetLite):
+    """EfficientNet-Lite that sees the means of 2x2 pixels: strides are twice those of the configuration."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.level_strides = tuple(2 * stride for stride in self.level_strides)
+        self.stride = self.level_strides[0]
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        return super().levels(F.avg_pool2d(images, 2, ceil_mode=True))
 
 
 # ---- data -------------------------------------------------------------------------------------------------------
@@ -195,10 +280,16 @@ def _claimed(work: Path, job: Job) -> Iterator[bool]:
         yield True
 
 
-def _run(work: Path, job: Job) -> None:
-    command = [sys.executable, "-m", "hmsa_ext", *job.command]
+def command_line_of(work: Path, job: Job) -> list[str]:
+    """The command of a job; a training that left a checkpoint is resumed. The other jobs go on by themselves."""
+    words: Sequence[str] = job.command
     if job.is_training and (work / job.name / "last.pt").exists():
-        command = [sys.executable, "-m", "hmsa_ext", "train", "--resume", str(work / job.name)]
+        words = ("train", "--resume", str(work / job.name))
+    return [sys.executable, "-m", job.module, *words]
+
+
+def _run(work: Path, job: Job) -> None:
+    command = command_line_of(work, job)
     print(time.strftime("%H:%M:%S"), job.name, shlex.join(command[1:]), flush=True)
     begin = time.monotonic()
     (work / "logs").mkdir(exist_ok=True)
@@ -208,22 +299,94 @@ def _run(work: Path, job: Job) -> None:
         raise SystemExit(f"{job.name}: exit status {done.returncode}, see {log.name}")
     (work / "done").mkdir(exist_ok=True)
     seconds = time.monotonic() - begin
-    (work / "done" / job.name).write_text(json.dumps({"seconds": round(seconds, 1)}))
+    write_text(work / "done" / job.name, json.dumps({"seconds": round(seconds, 1), "commit": gpu_machine.commit()}))
     print(f"{time.strftime('%H:%M:%S')} {job.name} done in {seconds:.0f} s", flush=True)
 
 
+# ---- results ----------------------------------------------------------------------------------------------------
+
+
+def read_scores(work: Path) -> dict[str, Score]:
+    """The scores of the trainings that are finished, by name. Raises DataError."""
+    found = {job.name: read_score(work / job.name, STEPS) for job in grid(work) if job.is_training}
+    return {name: score for name, score in found.items() if score is not None}
+
+
+def tables(work: Path) -> str:
+    """What is known so far, as Markdown."""
+    scores = read_scores(work)
+    summaries = summarise(table_rows(), scores)
+    lines = [*miou_table(summaries), "", *miou_table(summarise(variant_rows(), scores, among=table_rows()))]
+    for part in FRACTIONS:
+        lines += ["", *class_table(summaries, [f"teacher-{part}", f"student-{part}", "full"])]
+    for job, facts in _storages(work).items():
+        lines += ["", f"{job}:", "", *(f"    {line}" for line in soft_labels.storage_table(facts).splitlines())]
+    missing = [job["name"] for job in _jobs(work) if not job["done"]]
+    return "\n".join([*lines, "", missing_line(missing)])
+
+
+def results(work: Path) -> dict[str, Any]:
+    """What is known so far, for a JSON file, with every command. The work folder is called DIR in it."""
+    scores = read_scores(work)
+    return facts_of_runs(
+        summarise(table_rows(), scores),
+        _jobs(work),
+        variants=summarise(variant_rows(), scores, among=table_rows()),
+        steps=STEPS,
+        seeds=list(SEEDS),
+        labelled={part: len((LISTS / f"{part}.txt").read_text().split()) for part in FRACTIONS},
+        soft_labels={job: soft_labels.storage(facts) for job, facts in _storages(work).items()},
+    )
+
+
+def _jobs(work: Path) -> list[dict[str, Any]]:
+    """Each job with its command, whether it is done, and its score. seconds: of a training over all its resumptions."""
+    scores, jobs = read_scores(work), []
+    for job in grid(work):
+        marker = work / "done" / job.name
+        done = json.loads(marker.read_text()) if marker.exists() else {}
+        score = scores.get(job.name)
+        words = [word.replace(str(work), "DIR") for word in job.command]
+        facts = {"name": job.name, "command": shlex.join(["python", "-m", job.module, *words]), "done": marker.exists()}
+        facts |= {"seconds": done.get("seconds"), "commit": done.get("commit")}
+        if score is not None:
+            facts |= {"seconds": score.seconds, "miou": score.miou, "iou": dict(score.iou)}
+        jobs.append(facts)
+    return jobs
+
+
+def _storages(work: Path) -> dict[str, dict[str, Any]]:
+    """What the soft labels take that are written, by job."""
+    jobs = [job for job in grid(work) if job.module == "bench.soft_labels" and is_done(work, job)]
+    return {job.name: soft_labels.read_facts(work / job.name) for job in jobs}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return command_line.run(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", type=Path, help="folder that holds train, trainannot, val and valannot")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--prepare", action="store_true", help="write the roots of the data and stop")
     parser.add_argument("--only", default="", help="jobs whose names begin so")
+    parser.add_argument("--table", action="store_true", help="print what is known so far and stop")
+    parser.add_argument("--json", metavar="FILE", help="write what is known so far to this file and stop")
     given = parser.parse_args(arguments)
     work = given.work.resolve()
     if given.prepare:
+        if given.camvid is None:
+            parser.error("--prepare needs --camvid")
         prepare(given.camvid.resolve(), work)
         return 0
-    run(work, grid(work), only=given.only)
+    if given.table:
+        print(tables(work))
+    if given.json is not None:
+        Output(given.json, "json").write(json.dumps(results(work), indent=1, allow_nan=False) + "\n")
+    if not (given.table or given.json):
+        run(work, grid(work), only=given.only)
     return 0
 
 

@@ -23,11 +23,11 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 
@@ -43,7 +43,7 @@ from hmsa_ext.files import Output, writable_folder
 from hmsa_ext.models import FUSIONS, NAMES
 from hmsa_ext.models.settings import FUSION_HELP
 from hmsa_ext.parts import Part, one_of, spelled
-from hmsa_ext.prediction.batch import Summary, merged, predict_all
+from hmsa_ext.prediction.batch import Files, Summary, merged, predict_all
 from hmsa_ext.prediction.outputs import Outputs
 from hmsa_ext.prediction.predictor import Predictor, run_defaults
 from hmsa_ext.prediction.settings import PictureSettings, PredictionSettings
@@ -59,7 +59,7 @@ MORE_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Predict:
+class Work:
     """What to predict, with which model, and where to."""
 
     sources: Annotated[tuple[str, ...], Positional("SOURCE ...", many=True)] = ()
@@ -78,8 +78,6 @@ class Predict:
     """Data set whose classes such a checkpoint has, such as cityscapes: names, colours and numbers for the results."""
     shard: Shard = (1, 1)
     """Predict the K-th of N parts of the sources, for N machines that share the work."""
-    frames: Annotated[int | None, POSITIVE] = None
-    """Predict the first so many frames of a video, camera or stream."""
     redo: bool = False
     """Predict again what is there already."""
     json: Annotated[str | None, Metavar("FILE")] = None
@@ -93,11 +91,21 @@ class Predict:
         validate(self)
 
 
+@dataclass(frozen=True)
+class Predict(Work):
+    """What to predict, with which model, and where to."""
+
+    frames: Annotated[int | None, POSITIVE] = None
+    """Predict the first so many frames of a video, camera or stream."""
+
+
+Command = TypeVar("Command", bound=Work)
+
 SHOWN = {"eval_scales", "flip", "device", "dtype", "threads"}
 """Options of evaluation and machine that a prediction has as well."""
 
 
-def _is_shown(option: settings.Option) -> bool:
+def is_shown(option: settings.Option) -> bool:
     return option.path[0] not in ("evaluation", "machine") or option.name in SHOWN
 
 
@@ -108,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command, trained = parse(arguments)
-    with _saying_how_to_go_on(), distributed.start(command.machine.device, patience=PATIENCE) as process:
+    with saying_how_to_go_on(), distributed.start(command.machine.device, patience=PATIENCE) as process:
         summary = predict(command, trained, process)
         # Together: torchrun ends all processes as soon as one ends with a status other than 0.
         distributed.wait_for_all(process)
@@ -116,7 +124,7 @@ def _main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _saying_how_to_go_on() -> Iterator[None]:
+def saying_how_to_go_on() -> Iterator[None]:
     """Adds a line where Ctrl-C or SIGTERM ends the work."""
     try:
         yield
@@ -127,7 +135,16 @@ def _saying_how_to_go_on() -> Iterator[None]:
 
 def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Predict, TrainedModel]:
     """The settings that a command line asks for, and the model; scales are those of the run unless given."""
-    start = Predict()
+    return parse_work(Predict(), arguments, prog=prog, description=__doc__ or "", shown=is_shown)
+
+
+def parse_work(
+    start: Command, arguments: Sequence[str], *, prog: str, description: str, shown: Callable[[settings.Option], bool]
+) -> tuple[Command, TrainedModel]:
+    """The same for any command that predicts; ``start`` has its defaults.
+
+    Raises :class:`hmsa_ext.HmsaError` for values that do not fit.
+    """
     name = command_line.peek(arguments, "model")
     trained = None
     if name is not None and not {"--help", "-h", "--version"} & set(arguments):
@@ -140,14 +157,14 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa predict") -> tuple[Pred
         )  # fmt: skip
         scales, flip = run_defaults(trained)
         start = dataclasses.replace(start, evaluation=EvaluationSettings(scales=scales, flip=flip))
-    command = command_line.parse(start, arguments, prog=prog, description=__doc__ or "", shown=_is_shown)
+    command = command_line.parse(start, arguments, prog=prog, description=description, shown=shown)
     for missing, expected in (
         (not command.sources, "SOURCE: photos, folders or videos"),
         (trained is None, f"--model RUN: {_runs_here()}"),
         (not command.output, "--output FOLDER: where the results go"),
     ):
         if missing:
-            raise command_line.UsageError(f"predict: expected {expected}; got none")
+            raise command_line.UsageError(f"{prog.rpartition(' ')[2]}: expected {expected}; got none")
     assert trained is not None
     trained.network.eval_scales(command.evaluation.scales)  # refuses scales by the name of their flag
     return command, trained
@@ -162,9 +179,30 @@ def _runs_here() -> str:
 
 def predict(command: Predict, trained: TrainedModel, process: Process) -> Summary:
     """Predicts as the settings say; this process takes its share of the sources. Returns what all of them did."""
-    assert command.output is not None
+    process, report = reporting(command, process)
+    folder, items, predictor = prepare(command, trained, process)
+    outputs = Outputs(folder, predictor, command.pictures, frames=command.frames)
+    outputs.require_apart(items)
+    if process.is_main and (warning := outputs.describe()):
+        print(f"warning: {warning}", file=sys.stderr)
+    own = share(command, items, process)
+    announce(predictor, items, own, process)
+    begin = time.perf_counter()
+    part = predict_share(command, predictor, own, outputs, process)
+    summary = merged(distributed.gather(process, part))
+    conclude(command, summary, predictor, time.perf_counter() - begin, process, report)
+    return summary
+
+
+def reporting(command: Work, process: Process) -> tuple[Process, Output | None]:
+    """The process, whose text goes to standard error where standard output is for JSON; and the file of the JSON."""
     process = dataclasses.replace(process, text_to_stderr=command.json == "-")
-    report = Output(command.json, "json", parents=True) if process.is_main and command.json else None
+    return process, Output(command.json, "json", parents=True) if process.is_main and command.json else None
+
+
+def prepare(command: Work, trained: TrainedModel, process: Process) -> tuple[Path, list[Item], Predictor]:
+    """The folder of the results, all sources, and the predictor. Raises :class:`hmsa_ext.HmsaError`."""
+    assert command.output is not None
     folder = writable_folder(command.output, "output")
     # One process looks: standard input is for one, and all take their shares of the same list.
     found = find_sources(command.sources, output=folder, stdin=sys.stdin) if process.is_main else None
@@ -175,31 +213,29 @@ def predict(command: Predict, trained: TrainedModel, process: Process) -> Summar
         trained, process.device, dtype=command.machine.dtype, scales=command.evaluation.scales,
         flip=command.evaluation.flip, settings=command.prediction, waiting=WAITING if len(items) > 1 else 0.0,
     )  # fmt: skip
-    outputs = Outputs(folder, predictor, command.pictures, frames=command.frames)
-    outputs.require_apart(items)
-    if process.is_main and (warning := outputs.describe()):
-        print(f"warning: {warning}", file=sys.stderr)
+    return folder, items, predictor
+
+
+def share(command: Work, items: Sequence[Item], process: Process) -> list[Item]:
+    """What this process takes of the sources."""
     part, parts = command.shard
-    own = shard(items, (part - 1) * process.world_size + process.rank, parts * process.world_size)
-    _announce(predictor, items, own, process)
-    begin = time.perf_counter()
+    return shard(list(items), (part - 1) * process.world_size + process.rank, parts * process.world_size)
+
+
+def predict_share(
+    command: Work, predictor: Predictor, own: Sequence[Item], outputs: Files, process: Process
+) -> Summary:
+    """Predicts the sources of this process. Raises :class:`hmsa_ext.HmsaError`."""
     try:
-        share = predict_all(
+        return predict_all(
             predictor, own, outputs, redo=command.redo, quiet=not process.is_main, say=process.print
         )  # fmt: skip
     except HmsaError as error:
         error.local = True  # type: ignore[attr-defined]  # the others do not have it: this process says it
         raise
-    summary = merged(distributed.gather(process, share))
-    seconds = time.perf_counter() - begin
-    if process.is_main:
-        _conclude(summary, seconds, command.output, process)
-    if report is not None:
-        report.write(json.dumps(_as_json(summary, predictor, seconds), indent=2) + "\n")
-    return summary
 
 
-def _announce(predictor: Predictor, items: Sequence[Item], own: Sequence[Item], process: Process) -> None:
+def announce(predictor: Predictor, items: Sequence[Item], own: Sequence[Item], process: Process) -> None:
     classes = predictor.classes
     scales = ", ".join(f"{scale:g}" for scale in predictor.scales)
     share = "" if len(own) == len(items) else f"; this process takes {len(own)}"
@@ -212,7 +248,17 @@ def _announce(predictor: Predictor, items: Sequence[Item], own: Sequence[Item], 
     )
 
 
-def _conclude(summary: Summary, seconds: float, output: str, process: Process) -> None:
+def conclude(
+    command: Work, summary: Summary, predictor: Predictor, seconds: float, process: Process, report: Output | None
+) -> None:
+    """The last lines, and the JSON."""
+    if process.is_main:
+        _print_summary(summary, seconds, command.output, process)
+    if report is not None:
+        report.write(json.dumps(_as_json(summary, predictor, seconds), indent=2) + "\n")
+
+
+def _print_summary(summary: Summary, seconds: float, output: str | None, process: Process) -> None:
     what = f"{summary.predicted} predicted"
     if summary.frames:
         what += f" ({summary.frames} video frames)"

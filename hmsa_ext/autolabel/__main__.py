@@ -5,7 +5,7 @@ hmsa autolabel export OUT     doubtful images for people who correct them, in CO
 hmsa autolabel import OUT     what they corrected
 hmsa autolabel merge OUT      one manifest of those of several machines
 
-Each has ``--help``; ``python -m hmsa_ext.autolabel`` is the same. A source that is called like a command is ``./report``.
+Each has ``--help``; ``python -m hmsa_ext.autolabel`` is the same. A source of the name of a command is ``./report``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pkgutil
 from typing import Any
 
 from hmsa_ext.data import sets
+from hmsa_ext.data.automatic.trust import Trust
 from hmsa_ext.data.source import name_of, source_of_function, unknown_option
 from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.parts import expected_of
@@ -19,7 +20,7 @@ NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_mod
 """The data sets of this package: the modules in :mod:`hmsa_ext.data.sets`."""
 
 
-def build(source: Any, split: str, *, length: int | None = None, **options: object) -> Dataset:
+def build(source: Any, split: str, *, length: int | None = None, **options: Any) -> Dataset:
     """One split of a data set.
 
     source: a name in ``NAMES``; ``"package.module:factory"``; or the factory itself. A factory is a dataclass with
@@ -27,22 +28,27 @@ def build(source: Any, split: str, *, length: int | None = None, **options: obje
         returns a :class:`hmsa_ext.data.Dataset`.
     split: "train" or "val"; some data sets have more, see ``source_type(name).splits``.
     length: only the first so many images; the number of scenes of "synthetic".
-    options: those that the data set declares; ``help(source_type(name))`` lists them.
+    options: those that the data set declares; ``help(source_type(name))`` lists them. Data sets with automatic labels
+        take the fields of :class:`hmsa_ext.data.automatic.trust.Trust` as well.
 
     Raises DataError for anything that is not there or does not fit, and for options that the data set does not have.
 
     >>> len(build("synthetic", "val", size=(64, 128), length=3))
     3
     """
+    trust = {field.name: options.pop(field.name) for field in dataclasses.fields(Trust) if field.name in options}
     try:
         kind = source_type(source)
         unknown = unknown_option(kind, list(options))
         if unknown is not None:
             raise DataError(f"{unknown}: {name_of(kind)} has no such option; got {options[unknown]!r}")
         declared = kind(**options)
+        if not getattr(declared, "reads_automatic", False):
+            Trust(**trust).require_used(False)
+            return declared.open(split, length=length)
+        return declared.open(split, length=length, trust=Trust(**trust))
     except SettingError as error:
         raise DataError(str(error)) from error
-    return declared.open(split, length=length)
 
 
 def class_table(name: str) -> ClassTable | None:

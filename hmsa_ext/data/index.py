@@ -70,6 +70,21 @@ class ClassIndex:
         return pixels / max(pixels.sum(), 1)
 
 
+def joined(first: ClassIndex, second: ClassIndex) -> ClassIndex:
+    """The index of two data sets of the same classes and tile, one behind the other."""
+    added = second.centroids.copy()
+    added[:, 1] += len(first)
+    centroids = np.concatenate([first.centroids, added])
+    return ClassIndex(
+        first.tile,
+        first.classes,
+        np.concatenate([first.sizes, second.sizes]),
+        np.concatenate([first.pixels, second.pixels]),
+        np.ascontiguousarray(centroids[np.argsort(centroids[:, 0], kind="stable")]),
+        {**first.problems, **{len(first) + number: texts for number, texts in second.problems.items()}},
+    )
+
+
 def build_index(
     dataset: Dataset,
     *,

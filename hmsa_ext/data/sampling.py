@@ -19,9 +19,11 @@ import torch
 
 from hmsa_ext import ops
 from hmsa_ext.data.index import ClassIndex
-from hmsa_ext.data.types import DataError
+from hmsa_ext.data.types import ClassTable, DataError
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.settings import NOT_NEGATIVE, POSITIVE, SHARE, Flag, Names, Weights, validate
+
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Sampling:
     """Temperature of "rare_class": the smaller, the more crops the rarest classes get."""
     epochs: Annotated[int | None, NOT_NEGATIVE, Flag("sampling-epochs")] = None
     """Sample by class (and from the extra images) in the first so many epochs only; default: in all."""
-    extra_classes: Names = ()
-    """Classes whose crops also come from the extra images (coarse or automatic labels)."""
+    extra_crops: Literal["by_class", "pooled"] = "by_class"
+    """What crops the extra images (coarse or automatic labels) give: some of those that are drawn by class, while an
+    epoch stays as long as without them; or they are pooled with the training images, and treated alike."""
+    extra_classes: Names = (ALL,)
+    """Classes whose crops by class also come from the extra images; "all" for every class."""
     tile: Annotated[int, NOT_NEGATIVE, Flag("sampling-tile")] = 0
     """Side in pixels of the tiles whose class centroids crops are drawn around (published for Cityscapes: 1024); 0: a
     quarter of the crop's smaller side, so that the centroid lies near the class and the class comes into the crop."""
@@ -48,6 +53,12 @@ class Sampling:
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_classes", tuple(self.extra_classes))
         validate(self)
+
+    def extra_numbers(self, classes: ClassTable) -> list[int]:
+        """Numbers of ``extra_classes``. Raises DataError for names that are no classes."""
+        if self.extra_classes == (ALL,) and ALL not in classes.names:
+            return list(range(classes.num_classes))
+        return classes.numbers("extra_classes", self.extra_classes)
 
     def tile_of(self, crop: tuple[int, int]) -> int:
         """Side of the tiles in pixels for crops of (height, width)."""
@@ -62,7 +73,8 @@ class EpochSampler:
     scale: smallest and largest enlargement, drawn evenly; a box is the crop divided by it.
     seed: seed of all random numbers.
     long_edge: images count as if resized to this many pixels along their longer side first; 0: as they are.
-    extra: index of more images; their crops are for ``sampling.extra_classes`` only.
+    extra: index of more images; their crops are for ``sampling.extra_classes`` only. (Images that are pooled with those
+        of the training belong into ``index``.)
 
     Images are numbered as in the data set; those of ``extra`` follow behind.
 
@@ -86,7 +98,7 @@ class EpochSampler:
         self.crop, self.scale, self.seed, self.long_edge = crop, scale, seed, long_edge
         names = index.classes.names
         index.classes.numbers("sampling_weights", tuple(sampling.weights))
-        extra_classes = index.classes.numbers("extra_classes", sampling.extra_classes)
+        extra_classes = sampling.extra_numbers(index.classes)
         if extra is not None and extra.classes.names != names:
             raise DataError("extra: the extra images have other classes than the training images")
         self.images = index.usable  # in the op, images are numbered without gaps
@@ -173,7 +185,8 @@ class EpochSampler:
         missing = [name for name, count in zip(names, items[1:], strict=True) if count == 0]
         text += f" (none: {', '.join(missing)})" if missing else ""
         if self.extra is not None and self.sampling.extra_classes:
-            text += f"; {len(self.extra)} more images for {', '.join(self.sampling.extra_classes)}"
+            which = "all classes" if self.sampling.extra_classes == (ALL,) else ", ".join(self.sampling.extra_classes)
+            text += f"; {len(self.extra)} more images for {which}"
         ends = self.sampling.epochs
         return text if ends is None else f"{text}; uniform from epoch {ends + 1} on"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 
 from hmsa_ext.data.augment import Augment, resized_size
 from hmsa_ext.data.fit import fit_augment
-from hmsa_ext.data.index import ClassIndex, build_index
+from hmsa_ext.data.index import ClassIndex, build_index, joined
 from hmsa_ext.data.learnable import require_two_classes
-from hmsa_ext.data.sampling import EpochSampler, Sampling
+from hmsa_ext.data.sampling import ALL, EpochSampler, Sampling
 from hmsa_ext.data.settings import DataSettings
 from hmsa_ext.data.types import DataError, Dataset, Sample
+from hmsa_ext.settings import require
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class TrainingSet:
     """The source of crops of :func:`hmsa_ext.data.training_loader`.
 
     dataset: the training images, followed by the extra ones.
-    index: of the training images alone.
+    index: of the training images; of all images where they are pooled.
     """
 
     dataset: Dataset
@@ -46,7 +48,7 @@ def prepare(
     sampling: Sampling | None = None,
     *,
     seed: int = 0,
-    extra: Dataset | None = None,
+    extra: Dataset | Sequence[Dataset] | None = None,
     tile: int | None = None,
     cache: str | Path | None = None,
     skip_damaged: bool = False,
@@ -57,7 +59,8 @@ def prepare(
     augment: without a crop, the one of :func:`hmsa_ext.data.fit_crop`.
     sampling: class-uniform for half of an epoch unless given.
     seed: of boxes, order and looks.
-    extra: coarsely or automatically labelled images of the same classes, for ``sampling.extra_classes``.
+    extra: one or several data sets of coarsely or automatically labelled images of the same classes, for
+        ``sampling.extra_classes``, or pooled with the training images.
     tile: instead of ``sampling.tile``.
     cache, skip_damaged, quiet: as for :func:`hmsa_ext.data.build_index`.
 
@@ -69,14 +72,18 @@ def prepare(
         sampling = replace(sampling, tile=tile)
     augment, _ = fit_augment(augment, dataset)
     tile = sampling.tile_of(augment.crop_size)
-    if sampling.extra_classes and extra is None:
-        raise DataError(f"extra_classes: got {', '.join(sampling.extra_classes)}, but there are no extra images")
-    if extra is not None and not sampling.extra_classes:
-        raise DataError("extra_classes: expected the classes that the extra images are for, got none")
+    more = [] if extra is None else list(extra) if isinstance(extra, list | tuple) else [extra]
+    require_use_of_extra(sampling, bool(more))
     options = {"tile": tile, "cache": cache, "skip_damaged": skip_damaged, "quiet": quiet}
+    whole = Chain([dataset, *more]) if more else dataset  # raises where the classes differ
     index = build_index(dataset, **options)
     require_two_classes(index, "train")
-    extra_index = None if extra is None else build_index(extra, **options)
+    extra_index = None
+    if more:
+        sampling.extra_numbers(dataset.classes)  # an error now, not after minutes of reading
+        extra_index = functools.reduce(joined, [build_index(one, **options) for one in more])
+    if extra_index is not None and sampling.extra_crops == "pooled":
+        index, extra_index = joined(index, extra_index), None
     sampler = EpochSampler(
         index,
         sampling,
@@ -86,7 +93,23 @@ def prepare(
         long_edge=augment.long_edge,
         extra=extra_index,
     )
-    return TrainingSet(dataset if extra is None else Chain([dataset, extra]), index, sampler, augment)
+    return TrainingSet(whole, index, sampler, augment)
+
+
+def require_use_of_extra(sampling: Sampling, has_extra: bool) -> None:
+    """Raises :class:`hmsa_ext.settings.SettingError` where the sampling and the extra images do not go together."""
+    classes, crops = sampling.extra_classes, sampling.extra_crops
+    if not has_extra:
+        require("extra_classes", classes, classes in ((), (ALL,)), "none without extra images")
+        require("extra_crops", crops, crops == Sampling().extra_crops, "no value without extra images")
+        return
+    if crops == "pooled":
+        require("extra_classes", classes, classes == (ALL,), "none with --extra-crops pooled, which takes all")
+        return
+    require("extra_classes", classes, classes, "all, or the classes that the extra images are for")
+    by_class = sampling.kind != "uniform" and sampling.share > 0 and sampling.epochs != 0
+    expected = "pooled, since no crop is drawn by class with this sampling"
+    require("extra_crops", crops, by_class, expected)
 
 
 def open_training(
@@ -109,7 +132,7 @@ def open_training(
         crops,
         sampling,
         seed=seed,
-        extra=settings.open_extra() if split == "train" else None,
+        extra=settings.open_extra(dataset) if split == "train" else None,
         cache=settings.cache_path,
         skip_damaged=settings.damaged == "skip",
         quiet=quiet,

@@ -17,6 +17,7 @@ import yaml
 from hmsa_ext import settings
 from hmsa_ext.data import NAMES, Augment, DataError, DataSettings, Sampling, source_type
 from hmsa_ext.data.settings import options_of_others, recipe
+from hmsa_ext.data.training_set import require_use_of_extra
 from hmsa_ext.engine.evaluation import EvaluationSettings
 from hmsa_ext.files import write_text
 from hmsa_ext.losses import LossSettings
@@ -30,7 +31,6 @@ from hmsa_ext.settings import (
     Metavar,
     SettingError,
     UnknownSettingError,
-    require,
     validate,
 )
 
@@ -120,9 +120,7 @@ class TrainSettings:
     records: Records = field(default_factory=Records)
 
     def __post_init__(self) -> None:
-        extra, classes = self.data.extra_split is not None, self.sampling.extra_classes
-        expected = "the classes that the extra images are for" if extra else "none without extra images"
-        require("extra_classes", classes, bool(classes) == extra, expected)
+        require_use_of_extra(self.sampling, self.data.has_extra)
         if self.model.fusion in FUSIONS:  # objects are looked up when they are used
             self.model.eval_scales(self.evaluation.scales)
 

@@ -7,10 +7,10 @@ import itertools
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from hmsa_ext.prediction.outputs import Outputs, cannot_write, replace_frames, u
 from hmsa_ext.prediction.pipeline import Done, Seconds
 from hmsa_ext.prediction.prediction import Kind, Prediction
 from hmsa_ext.prediction.predictor import PredictionError, Predictor
-from hmsa_ext.prediction.settings import show_bytes
+from hmsa_ext.prediction.settings import PictureSettings, show_bytes
 from hmsa_ext.prediction.sources import Item
 from hmsa_ext.prediction.video import Frames, VideoFile
 from hmsa_ext.settings import SettingError
@@ -57,10 +57,22 @@ class Summary:
         return self.predicted - self.videos + self.frames
 
 
+class Files(Protocol):
+    """What :func:`predict_all` writes to; videos are for :class:`Outputs` alone."""
+
+    pictures: PictureSettings
+
+    def remove_leftovers(self, items: Iterable[Item]) -> None: ...
+
+    def missing(self, item: Item, *, redo: bool = False) -> list[Kind]: ...
+
+    def write(self, item: Item, prediction: Prediction, kinds: Sequence[Kind]) -> None: ...
+
+
 def predict_all(
     predictor: Predictor,
     items: Sequence[Item],
-    outputs: Outputs,
+    outputs: Files,
     *,
     redo: bool = False,
     quiet: bool = False,
@@ -88,6 +100,7 @@ def predict_all(
         _predict_photos(predictor, photos, outputs, missing, summary, notes, quiet=quiet)
     for item in wanted:
         if item.kind != "photo":
+            assert isinstance(outputs, Outputs)
             _predict_video(predictor, item, outputs, missing[item], summary, notes, quiet=quiet)
     notes.finish()
     return summary
@@ -107,7 +120,7 @@ def merged(summaries: Sequence[Summary]) -> Summary:
 
 
 def _predict_photos(
-    predictor: Predictor, items: Sequence[Item], outputs: Outputs, missing: Any, summary: Summary, notes: _Notes, *,
+    predictor: Predictor, items: Sequence[Item], outputs: Files, missing: Any, summary: Summary, notes: _Notes, *,
     quiet: bool,
 ) -> None:  # fmt: skip
     threads = min(MOST_THREADS, usable_cores())

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +46,38 @@ _LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.tmp(?:\.mp4)?")  # the name of the file,
 _FRAME = re.compile(r"\d{6,}\.png")
 
 
+class SourceStamps:
+    """Size and time of sources when they were first asked for: before they were read, so that a change shows."""
+
+    def __init__(self) -> None:
+        self._known: dict[Item, str] = {}
+
+    def of(self, item: Item) -> str:
+        """The stamp of a source, without blanks."""
+        if item not in self._known:
+            try:
+                about = os.stat(item.path)
+                self._known[item] = f"{about.st_size}-{about.st_mtime_ns}"
+            except OSError:
+                self._known[item] = "unknown"
+        return self._known[item]
+
+
+def deciding(predictor: Predictor) -> dict[str, Any]:
+    """Everything beside the weights that decides what a predictor gives, as plain values."""
+    network = declared.to_dict(predictor.trained.network)
+    return {
+        "version": VERSION,
+        "network": {name: network[name] for name in _OF_NETWORK},
+        **declared.to_dict(predictor.settings),
+        "long_edge": (predictor.trained.settings or {}).get("long_edge"),
+        "scales": predictor.scales,
+        "flip": predictor.flip,
+        "dtype": str(predictor.dtype),
+        "classes": predictor.classes.to_dict(),
+    }
+
+
 class Outputs:
     """The files that a predictor writes below a folder. frames: the most frames of each video; None: all."""
 
@@ -53,21 +85,11 @@ class Outputs:
         self, folder: Path, predictor: Predictor, pictures: PictureSettings, *, frames: int | None = None
     ) -> None:
         self.folder, self.pictures, self.frames, self._predictor = folder, pictures, frames, predictor
-        self._sources: dict[Item, str] = {}
+        self._sources = SourceStamps()
         chosen = declared.to_dict(pictures)
-        shared = {
-            "version": VERSION,
-            "network": {name: declared.to_dict(predictor.trained.network)[name] for name in _OF_NETWORK},
-            **declared.to_dict(predictor.settings),
-            "long_edge": (predictor.trained.settings or {}).get("long_edge"),
-            "scales": predictor.scales,
-            "flip": predictor.flip,
-            "dtype": str(predictor.dtype),
-            "classes": predictor.classes.to_dict(),
-            **{name: chosen[name] for name in _OF_ALL},
-        }
+        shared = deciding(predictor) | {name: chosen[name] for name in _OF_ALL}
         self._settings = {
-            kind: _short(shared | {name: chosen[name] for name in _OF_KIND.get(kind, ())}) for kind in ENDINGS
+            kind: short(shared | {name: chosen[name] for name in _OF_KIND.get(kind, ())}) for kind in ENDINGS
         }
 
     def kinds(self, item: Item) -> tuple[Kind, ...]:
@@ -121,17 +143,7 @@ class Outputs:
         """What a file of this kind is made from, in one line."""
         model = self._predictor.trained.digest[:16]
         part = f"page {item.page}" if item.kind == "photo" else f"frames {self.frames or 'all'}"
-        return f"model {model} settings {self._settings[kind]} source {self._source(item)} {part}"
-
-    def _source(self, item: Item) -> str:
-        """Size and time of the source when it was first asked for: before it was read, so that a change shows."""
-        if item not in self._sources:
-            try:
-                about = os.stat(item.path)
-                self._sources[item] = f"{about.st_size}-{about.st_mtime_ns}"
-            except OSError:
-                self._sources[item] = "unknown"
-        return self._sources[item]
+        return f"model {model} settings {self._settings[kind]} source {self._sources.of(item)} {part}"
 
     def missing(self, item: Item, *, redo: bool = False) -> list[Kind]:
         """The kinds that are not there yet, or were made otherwise; with ``redo`` all of them."""
@@ -151,21 +163,8 @@ class Outputs:
 
         Processes that are at work on this machine keep theirs.
         """
-        files = {self._file(item, kind) for item in items for kind in ENDINGS}  # also what an earlier run was to write
-        for folder in {file.parent for file in files}:
-            try:
-                with os.scandir(folder) as there:
-                    hidden = [entry for entry in there if entry.name.startswith(".")]
-            except OSError:  # not there yet
-                continue
-            for entry in hidden:
-                found = _LEFTOVER.fullmatch(entry.name)
-                if found is None or folder / found[1] not in files or _is_at_work(int(found[2])):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    Path(entry.path).unlink(missing_ok=True)
+        # Also of what an earlier run was to write.
+        remove_leftovers({self._file(item, kind) for item in items for kind in ENDINGS})
 
     def write(self, item: Item, prediction: Prediction, kinds: Sequence[Kind]) -> None:
         """Writes the files of a photo, each whole or not at all. Raises :class:`OutputError`."""
@@ -174,15 +173,7 @@ class Outputs:
         files = self.files(item)
         for kind in kinds:
             file = files[kind]
-            content = self.encoded(prediction, kind, file.suffix, self.mark(item, kind))
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file) as out:
-                    out.write(content)
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:  # of this source alone
-                    raise DataError(f"{item.shown}: its name is too long for that of a result; rename it") from error
-                raise cannot_write(file, error) from error
+            write_result(item, file, self.encoded(prediction, kind, file.suffix, self.mark(item, kind)))
 
     def encoded(self, prediction: Prediction, kind: Kind, suffix: str, mark: str) -> bytes:
         """One file of a prediction, as the settings say."""
@@ -226,6 +217,36 @@ class Outputs:
             f"{file} gave the numbers another meaning until now: label files in this folder that are not made anew "
             "keep the old one; a folder for each model keeps them apart"
         )
+
+
+def remove_leftovers(files: Collection[Path]) -> None:
+    """Deletes what killed processes left of some files; processes that are at work on this machine keep theirs."""
+    for folder in {file.parent for file in files}:
+        try:
+            with os.scandir(folder) as there:
+                hidden = [entry for entry in there if entry.name.startswith(".")]
+        except OSError:  # not there yet
+            continue
+        for entry in hidden:
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found is None or folder / found[1] not in files or _is_at_work(int(found[2])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def write_result(item: Item, file: Path, content: bytes) -> None:
+    """Writes a file of a source, whole or not at all. Raises :class:`OutputError`; DataError where only it suffers."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as out:
+            out.write(content)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{item.shown}: its name is too long for that of a result; rename it") from error
+        raise cannot_write(file, error) from error
 
 
 def cannot_write(file: Path, error: OSError) -> OutputError:
@@ -294,5 +315,5 @@ def _readable(content: Mapping[str, Any]) -> str:
     return rest.replace('"classes": []', f'"classes": [\n    {classes}\n  ]', 1) + "\n"
 
 
-def _short(content: Mapping[str, Any]) -> str:
+def short(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

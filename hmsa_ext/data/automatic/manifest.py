@@ -120,11 +120,11 @@ def counts_by_probability(labels: np.ndarray, probabilities: np.ndarray, num_cla
     return counts[: num_classes * LEVELS].reshape(num_classes, LEVELS)
 
 
-def record_of(image: str, labels: np.ndarray, counts: np.ndarray) -> Record:
-    """The record of an image, from its label map and :func:`counts_by_probability`."""
+def record_of(image: str, size: tuple[int, int], counts: np.ndarray) -> Record:
+    """The record of an image of (height, width) pixels, from :func:`counts_by_probability`."""
     total = counts.sum()
     sure = float((counts.sum(0) * np.arange(LEVELS)).sum() / max(total, 1) / (LEVELS - 1))
-    return Record(image, (labels.shape[0], labels.shape[1]), counts.sum(1), sure)
+    return Record(image, size, counts.sum(1), sure)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -137,7 +137,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not files:
         what = "no such folder" if not folder.is_dir() else f"no {MANIFEST} in it; hmsa autolabel writes one"
         raise DataError(f"{folder}: expected a folder of automatic labels, got {what}")
-    return merged([_read(file) for file in files])
+    return merged([read_one(file) for file in files])
 
 
 def manifest_files(folder: Path) -> list[Path]:
@@ -159,35 +159,42 @@ def share_name(part: int, parts: int) -> str:
 
 
 def merged(manifests: Sequence[Manifest]) -> Manifest:
-    """One manifest of several parts of one folder. A place that several have counts once, as the last one has it.
+    """One manifest of several parts of one folder.
 
-    Raises DataError where they are of different teachers, settings or classes.
+    Raises DataError where they are of different teachers, settings or classes, and where two have an image.
     """
     first = manifests[0]
     for other in manifests[1:]:
-        differing = _differing(first, other)
-        if differing:
-            raise DataError(
-                f"{other.folder}: two manifests of labels that were made otherwise: {', '.join(differing)} differ; "
-                "expected the labels of one teacher, made with the same settings, in a folder"
-            )
+        require_same(first, other)
     if len(manifests) == 1:
         return first
-    common = _common_folder(manifests)
+    common = common_folder(
+        manifest.images / record.image for manifest in manifests for record in manifest.records.values()
+    )
     records: dict[str, Record] = {}
     histogram = np.zeros_like(first.histogram)
     for manifest in manifests:
         again = manifest.records.keys() & records.keys()
         if again:
             raise DataError(
-                f"{manifest.folder}: {sorted(again)[0]} is in two manifests; delete them and run hmsa autolabel again: "
-                "it labels nothing twice and writes one"
+                f"{manifest.folder}: {sorted(again)[0]} is in two manifests; hmsa autolabel merge {manifest.folder} "
+                "counts anew and writes one"
             )
         for place, record in manifest.records.items():
             file = os.path.relpath(manifest.images / record.image, common)
             records[place] = replace(record, image=Path(file).as_posix())
         histogram += manifest.histogram
     return replace(first, images=common, records=dict(sorted(records.items())), histogram=histogram)
+
+
+def require_same(one: Manifest, other: Manifest) -> None:
+    """Raises DataError where two manifests of a folder are of different teachers, settings or classes."""
+    differing = differences(one, other.made, other.classes, other.layout)
+    if differing:
+        raise DataError(
+            f"{other.folder}: two manifests of labels that were made otherwise: {', '.join(differing)} differ; "
+            "expected the labels of one teacher, made with the same settings, in a folder"
+        )
 
 
 def write_manifest(manifest: Manifest, name: str = MANIFEST) -> None:
@@ -226,9 +233,12 @@ def write_manifest(manifest: Manifest, name: str = MANIFEST) -> None:
     write_text(manifest.folder / name, lines)
 
 
-def same_teacher(one: Manifest, made: Mapping[str, Any], classes: ClassTable) -> bool:
-    """Whether a manifest is of labels that were made so."""
-    return _deciding(one.made) == _deciding(made) and one.classes == classes and one.classes.ids == classes.ids
+def differences(one: Manifest, made: Mapping[str, Any], classes: ClassTable, layout: Layout) -> list[str]:
+    """The facts in which labels that are made so differ from those of a manifest; none for the same teacher."""
+    a, b = _deciding(one.made), _deciding(made)
+    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    names += ["classes"] * (one.classes != classes or one.classes.ids != classes.ids)
+    return names + ["layout"] * (one.layout != layout)
 
 
 _NOT_DECIDING = ("model", "versions")
@@ -239,19 +249,19 @@ def _deciding(made: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made.items() if name not in _NOT_DECIDING}
 
 
-def _differing(one: Manifest, other: Manifest) -> list[str]:
-    a, b = _deciding(one.made), _deciding(other.made)
-    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
-    names += ["classes"] * (one.classes != other.classes or one.classes.ids != other.classes.ids)
-    return names + ["layout"] * (one.layout != other.layout)
+def common_folder(images: Iterable[Path]) -> Path:
+    """The deepest folder that holds all images, the current one for none. Raises DataError for several drives."""
+    folders = {str(image.parent) for image in images}
+    try:
+        return Path(os.path.commonpath(sorted(folders))) if folders else Path.cwd()
+    except ValueError as error:
+        raise DataError(
+            f"sources: images on several drives: {sorted(folders)[0]}; label those of each apart"
+        ) from error
 
 
-def _common_folder(manifests: Iterable[Manifest]) -> Path:
-    folders = [str(manifest.images) for manifest in manifests if manifest.records]
-    return Path(os.path.commonpath(folders)) if folders else Path.cwd()
-
-
-def _read(file: Path) -> Manifest:
+def read_one(file: Path) -> Manifest:
+    """The manifest in one file. Raises DataError where it cannot be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,72 +1,151 @@
-"""Labels made by a network: pixels of low probability are ignored, coarse labels made by people are added."""
+"""Makes one label map of an automatic one, its probabilities, a coarse one by people, and people's corrections."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from hmsa_ext.data.automatic.corrections import with_corrections
+from hmsa_ext.data.automatic.manifest import counts_by_probability
+from hmsa_ext.data.automatic.trust import Trust, trusted, with_coarse
 from hmsa_ext.data.files import read_label
 from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.opencv import cv2
-from hmsa_ext.data.types import IGNORE_LABEL, DataError
+from hmsa_ext.data.progress import reader_threads, report
+from hmsa_ext.data.types import IGNORE_LABEL, ClassTable, DataError
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Coarse labels of the images.
+
+    table: the meaning of their values.
+    classes: class numbers. When the automatic label map holds such a class, with any probability, all pixels that have
+        the class in the coarse label map get it (published).
+    optional: images may have no coarse label map; they are then as the automatic labels say.
+    """
+
+    table: LabelTable
+    classes: tuple[int, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Corrections by people: the meaning of their values, and the value of pixels that nobody corrected.
+
+    The file of an image need not exist.
+    """
+
+    table: LabelTable
+    untouched: int
 
 
 class AutoLabels:
-    """Reads a label map, its map of probabilities (0..255 for 0..1), and a coarse label map.
+    """Reads the files of an image: its label map, then as far as in use its map of probabilities, coarse label map and
+    corrections.
 
-    table: the meaning of the stored values of both label maps.
-    min_probability: pixels with a lower probability are ignored; at 0 there is no map of probabilities.
-    coarse_classes: class numbers. When the label map holds such a class, with any probability, all pixels that have the
-        class in the coarse label map get it. Without coarse classes there is no coarse label map.
-    region: rows and columns to keep; the rest is ignored. None keeps all.
+    table: the meaning of the values of the label map.
+    classes: the class table.
+    trust: which pixels count.
+    histogram: int64 [K, 256], pixels of all images by class and stored probability; for thresholds that follow from it.
+    region: rows and columns to keep of automatic and coarse labels; the rest is ignored. None keeps all.
+
+    Raises DataError for names of the trust that are no classes.
     """
 
     def __init__(
         self,
         table: LabelTable,
+        classes: ClassTable,
+        trust: Trust,
         *,
-        min_probability: float = 0.5,
-        coarse_classes: Sequence[int] = (),
+        histogram: np.ndarray | None = None,
+        coarse: Coarse | None = None,
+        corrected: Corrected | None = None,
         region: tuple[slice, slice] | None = None,
     ) -> None:
-        self.table, self.min_probability, self.region = table, min_probability, region
-        self.coarse_classes = np.array(sorted(coarse_classes), np.uint8)
-        # A class number or-ed with 255 becomes 255, the ignored value; or-ed with 0 it stays.
-        self._doubtful = np.where(np.arange(256) / 255 < min_probability, IGNORE_LABEL, 0).astype(np.uint8)
+        self.table, self.trust, self.region = table, trust, region
+        self.coarse, self.corrected = coarse, corrected
+        self.least = trust.thresholds(classes, histogram)
         kept = "all" if region is None else " ".join(f"{part.start}:{part.stop}" for part in region)
-        self.identity = (
-            f"{table.identity}; probability {min_probability}; coarse {self.coarse_classes.tolist()}; region {kept}"
-        )
+        parts = [
+            table.identity,
+            f"probability from {self.least.tolist()}",
+            f"margin {trust.boundary_margin}",
+            f"region {kept}",
+        ]
+        if coarse is not None:
+            parts.append(f"coarse {trust.coarse_use} {list(coarse.classes)} {coarse.table.identity}")
+        if corrected is not None:
+            parts.append(f"corrected but {corrected.untouched} {corrected.table.identity}")
+        self.identity = "; ".join(parts)
 
     def read(self, files: tuple[Path, ...]) -> np.ndarray:
-        """The label map, uint8 [H, W]; the files are label map, probabilities, coarse label map, as far as in use.
+        """The label map, uint8 [H, W]. Corrections win over coarse labels, and these over automatic ones.
 
         Raises DataError for a file that cannot be read, sizes that differ, and values that are no class.
         """
         others = iter(files[1:])
         found = self.table.read(files[:1])
-        label = found
-        if self.min_probability > 0:
-            path = next(others)
-            probability = read_label(path)
-            if probability.dtype != np.uint8:
-                raise DataError(f"{path}: expected probabilities 0..255 in 8 bits, got {probability.dtype}")
-            _check_size(path, probability, files[0], label)
-            label = label | cv2.LUT(probability, self._doubtful)
-        if len(self.coarse_classes):
-            path = next(others)
-            coarse = self.table.read((path,))
-            _check_size(path, coarse, files[0], label)
-            there = np.bincount(found.ravel(), minlength=256)[self.coarse_classes] > 0
-            added = np.zeros(256, np.uint8)
-            added[self.coarse_classes[there]] = 1
-            label = np.where(cv2.LUT(coarse, added) > 0, coarse, label)
+        probability = self._probability(others, files[0], found)
+        label = trusted(found, probability, self.least, self.trust.boundary_margin)
+        if self.coarse is not None:
+            label = self._with_coarse(label, found, next(others), files[0])
         if self.region is not None:
             whole, label = label, np.full_like(label, IGNORE_LABEL)
             label[self.region] = whole[self.region]
+        if self.corrected is not None:
+            file = next(others)
+            if file.is_file():
+                label = with_corrections(label, file, self.corrected.table, self.corrected.untouched)
         return label
+
+    def _probability(self, others: Iterator[Path], label_file: Path, found: np.ndarray) -> np.ndarray | None:
+        if not self.trust.needs_probabilities:
+            return None
+        file = next(others)
+        probability = read_label(file)
+        if probability.dtype != np.uint8:
+            raise DataError(f"{file}: expected probabilities 0..255 in 8 bits, got {probability.dtype}")
+        _check_size(file, probability, label_file, found)
+        return probability
+
+    def _with_coarse(self, label: np.ndarray, found: np.ndarray, file: Path, label_file: Path) -> np.ndarray:
+        assert self.coarse is not None
+        if self.coarse.optional and not file.is_file():
+            return label
+        coarse = self.coarse.table.read((file,))
+        _check_size(file, coarse, label_file, label)
+        label = with_coarse(label, found, coarse, self.trust.coarse_use)
+        if self.coarse.classes:
+            numbers = np.array(self.coarse.classes, np.uint8)
+            there = np.bincount(found.ravel(), minlength=256)[numbers] > 0
+            added = np.zeros(256, np.uint8)
+            added[numbers[there]] = 1
+            label = np.where(cv2.LUT(coarse, added) > 0, coarse, label)
+        return label
+
+
+def count_pairs(
+    pairs: Sequence[tuple[Path, Path]], table: LabelTable, num_classes: int, *, quiet: bool = False
+) -> list[np.ndarray]:
+    """Pixels by class and stored probability of pairs of label file and file of the probabilities: int64 [K, 256] each.
+
+    Reads them in parallel. Raises DataError for files that cannot be read, and for sizes that differ.
+    """
+
+    def count(pair: tuple[Path, Path]) -> np.ndarray:
+        label, probability = table.read(pair[:1]), read_label(pair[1])
+        _check_size(pair[1], probability, pair[0], label)
+        return counts_by_probability(label, probability.astype(np.uint8), num_classes)
+
+    with ThreadPoolExecutor(reader_threads()) as pool:
+        return list(report(pool.map(count, pairs), len(pairs), what="counting probabilities", quiet=quiet))
 
 
 def _check_size(path: Path, array: np.ndarray, label_path: Path, label: np.ndarray) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable
-from hmsa_ext.settings import NOT_NEGATIVE, SHARE, Flag, Names, Rule, Spelling, read_number, validate
+from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.settings import NOT_NEGATIVE, SHARE, Names, Rule, Spelling, read_number, require, validate
 
 MEDIAN = "median"
 MEDIAN_CAP = 0.9
 """The highest threshold that the median gives."""
 _LEVELS = 256
-_UNSET = 0.5
 
 
 def _read_thresholds(value: Any) -> str | dict[str, float]:
@@ -50,7 +50,7 @@ Thresholds = Annotated[Any, Spelling("median|NAME:X,...", _read_thresholds, _sho
 class Trust:
     """Which pixels of automatic labels count; the rest is ignored."""
 
-    min_probability: Annotated[float, SHARE] = _UNSET
+    min_probability: Annotated[float, SHARE] = 0.5
     """Ignore pixels of automatic labels below this probability (in the paper 0.9)."""
     class_threshold: Thresholds = field(default_factory=dict)
     """Thresholds of single classes instead of --min-probability, such as Pole:0.4,Sky:0.95; "median": of each class the
@@ -59,7 +59,7 @@ class Trust:
     """Ignore automatic labels so many pixels on either side of a border between two classes."""
     drop_classes: Names = ()
     """Classes whose automatic labels are ignored, however sure."""
-    coarse_use: Annotated[Literal["none", "wins", "bounds"], Flag("coarse-use")] = "none"
+    coarse_use: Literal["none", "wins", "bounds"] = "none"
     """What coarse labels by people do to automatic ones: nothing; "wins": they replace them where they are; "bounds":
     they ignore automatic labels that contradict them, and those of classes that an image has no coarse label of."""
 
@@ -78,13 +78,20 @@ class Trust:
         least = np.full(classes.num_classes, _least(self.min_probability))
         if isinstance(self.class_threshold, str):
             if histogram is None:
-                raise ValueError("histogram")
+                raise ArgumentValueError("histogram: got none, expected pixels by class and probability for the median")
             least = median_thresholds(histogram)
         else:
             numbers = classes.numbers("class_threshold", tuple(self.class_threshold))
             least[numbers] = [_least(value) for value in self.class_threshold.values()]
         least[classes.numbers("drop_classes", self.drop_classes)] = _LEVELS
         return least
+
+    def require_used(self, used: bool) -> None:
+        """Raises :class:`hmsa_ext.settings.SettingError` where something is said and no automatic labels are in use."""
+        if not used:
+            for name, value in vars(Trust()).items():
+                found = getattr(self, name)
+                require(name, found, found == value, "no value without automatic labels")
 
     @property
     def needs_probabilities(self) -> bool:

@@ -20,13 +20,17 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from hmsa_ext.data.automatic.reader import AutoLabels
+from hmsa_ext.data.automatic.corrections import corrected_file
+from hmsa_ext.data.automatic.corrections import label_table as corrections_table
+from hmsa_ext.data.automatic.manifest import Manifest, manifest_files, read_manifest
+from hmsa_ext.data.automatic.reader import AutoLabels, Coarse, Corrected, count_pairs
+from hmsa_ext.data.automatic.trust import MEDIAN, Trust
 from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.labelled_files import LabelledFiles, Listing
 from hmsa_ext.data.pairs import first_folder, list_files, pair, shorten_names
 from hmsa_ext.data.source import Root, check, root_of
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable, DataError
-from hmsa_ext.settings import SHARE, Names, Rule, SettingError, Spelling, require
+from hmsa_ext.settings import Names, Rule, SettingError, Spelling, require
 
 
 class Label(NamedTuple):
@@ -146,8 +150,6 @@ class Cityscapes:
     """Labels of train and val."""
     extra: Literal["none", "coarse", "autolabelled"] = "none"
     """Further training images (train_extra) with these labels, for the classes of --extra-classes."""
-    min_probability: Annotated[float, SHARE] = 0.5
-    """Ignore pixels of automatic labels below this probability (in the paper 0.9); 0 reads no probabilities."""
     coarse_classes: Annotated[Names, Spelling("NAME,...", _read_classes, ",".join)] = ()
     """Where an automatic label map has one of these classes, set the pixels that have it in the coarse label map as
     well; names or train ids (published: truck,bus,train)."""
@@ -157,20 +159,25 @@ class Cityscapes:
     def __post_init__(self) -> None:
         object.__setattr__(self, "coarse_classes", _read_classes(self.coarse_classes))
         check(self)
-        own = {"min_probability": 0.5, "coarse_classes": (), "region_of_interest": False}
+        own = {"coarse_classes": (), "region_of_interest": False}
         for name, default in own.items():
             value = getattr(self, name)
-            automatic = "autolabelled" in (self.labels, self.extra)
-            require(name, value, automatic or value == default, "no value without autolabelled labels or extra")
+            expected = "no value without autolabelled labels or extra"
+            require(name, value, self.reads_automatic or value == default, expected)
         self._coarse_numbers()
+
+    @property
+    def reads_automatic(self) -> bool:
+        """Whether some of the labels are automatic: ``find`` and ``open`` then take a :class:`Trust`."""
+        return "autolabelled" in (self.labels, self.extra)
 
     @property
     def extra_split(self) -> str | None:
         """The split that training takes further images from."""
         return None if self.extra == "none" else "train_extra"
 
-    def find(self, split: str) -> Listing:
-        """One split and everything that is wrong with it.
+    def find(self, split: str, *, trust: Trust | None = None) -> Listing:
+        """One split and everything that is wrong with it. trust: which pixels of automatic labels count.
 
         The cities of val, then those of train, each in the order of their names, make one row of n; in folds 1 and 2
         val is the window of as many cities as val has that begins at fold * n // 3. (The published code takes the
@@ -193,14 +200,22 @@ class Cityscapes:
         images = [_list(root, _IMAGE_FOLDERS, (part,), _IMAGES, listing.problems) for part in parts]
         files = {"label": _list(root, folders, parts, suffix, listing.problems)}
         if labels == "autolabelled":
-            if self.min_probability > 0:
+            trust = trust or Trust()
+            if trust.needs_probabilities:
                 files["probability_map"] = _list(root, folders, parts, "_leftImg8bit_prob.png", [])
-            if self.coarse_classes:
+            uses_coarse = bool(self.coarse_classes) or trust.coarse_use != "none"
+            if uses_coarse:
                 files["coarse_label"] = _list(root, _KINDS["coarse"][0], parts, _KINDS["coarse"][1], [])
+            made = _manifest(files["label"], [root / folder for folder in folders], parts)
+            if made is not None:
+                files["corrections"] = _corrections(files["label"], made)
             listing.labels = AutoLabels(
                 id_table(),
-                min_probability=self.min_probability,
-                coarse_classes=self._coarse_numbers(),
+                CLASSES,
+                trust,
+                histogram=_histogram(files, made) if trust.class_threshold == MEDIAN else None,
+                coarse=Coarse(id_table(), tuple(self._coarse_numbers())) if uses_coarse else None,
+                corrected=None if made is None else Corrected(corrections_table(made), made.untouched),
                 region=REGION_OF_INTEREST if self.region_of_interest else None,
             )
         elif not files["label"]:
@@ -214,9 +229,9 @@ class Cityscapes:
         shorten_names(listing)
         return listing
 
-    def open(self, split: str, *, length: int | None = None) -> LabelledFiles:
+    def open(self, split: str, *, length: int | None = None, trust: Trust | None = None) -> LabelledFiles:
         """One split, or its first ``length`` images. Raises DataError with everything that is wrong."""
-        return self.find(split).dataset(length=length)
+        return self.find(split, trust=trust).dataset(length=length)
 
     def _coarse_numbers(self) -> list[int]:
         numbers = []
@@ -243,6 +258,36 @@ def _list(
         folder = first_folder(*(root / folder / part for folder in folders))
         found |= list_files(folder, (suffix,), problems, recursive=True)
     return found
+
+
+def _manifest(labels: dict[str, Path], folders: Sequence[Path], parts: Sequence[str]) -> Manifest | None:
+    """The manifest of the automatic labels, beside the cities or above; None for labels of others, which have none."""
+    places = [place for folder in folders for place in (*(folder / part for part in parts), folder)]
+    where = next((place for place in places if manifest_files(place)), None)
+    if where is None or not labels:
+        return None
+    outside = next((path for path in labels.values() if where not in path.parents), None)
+    if outside is not None:
+        raise DataError(f"{outside}: this label is outside {where}, where the manifest is; expected one for all")
+    made = read_manifest(where)
+    if made.classes != CLASSES or made.classes.ids != CLASSES.ids:
+        raise DataError(f"{where}: the manifest is of other classes or numbers than those of Cityscapes")
+    return made
+
+
+def _corrections(labels: dict[str, Path], made: Manifest) -> dict[str, Path]:
+    places = {name: path.relative_to(made.folder).with_suffix("").as_posix() for name, path in labels.items()}
+    return {name: corrected_file(made.folder, place) for name, place in places.items()}
+
+
+def _histogram(files: dict[str, dict[str, Path]], made: Manifest | None) -> np.ndarray:
+    """Pixels by class and stored probability: of the manifest, or counted, which takes as long as reading all files."""
+    if made is not None:
+        return made.histogram
+    names = files["label"].keys() & files["probability_map"].keys()
+    pairs = [(files["label"][name], files["probability_map"][name]) for name in sorted(names)]
+    counts = count_pairs(pairs, id_table(), CLASSES.num_classes)
+    return sum(counts, np.zeros((CLASSES.num_classes, 256), np.int64))
 
 
 def _city(name: str) -> str:

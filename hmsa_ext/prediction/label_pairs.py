@@ -1,0 +1,197 @@
+"""The files of automatic labels: a label map and a map of probabilities for each image, and their manifest.
+
+Each file carries a mark, as those of :mod:`hmsa_ext.prediction.outputs` do. Of a pair the probabilities get their name
+first, so that a label map is never without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import hmsa_ext
+from hmsa_ext import settings as declared
+from hmsa_ext.data import ClassTable, DataError
+from hmsa_ext.data.automatic import manifest as manifests
+from hmsa_ext.data.automatic.combining import Labelled, combine, count
+from hmsa_ext.data.automatic.manifest import Layout, Manifest, counts_by_probability, pair_of, record_of
+from hmsa_ext.data.headers import read_header
+from hmsa_ext.files import OutputError
+from hmsa_ext.prediction.marks import encode_png, read_mark
+from hmsa_ext.prediction.outputs import SourceStamps, cannot_write, deciding, remove_leftovers, short, write_result
+from hmsa_ext.prediction.prediction import Kind, Prediction
+from hmsa_ext.prediction.predictor import Predictor
+from hmsa_ext.prediction.settings import PictureSettings
+from hmsa_ext.prediction.sources import Item
+
+KINDS: tuple[Kind, ...] = ("labels", "confidence")
+"""What is written of an image; the confidence is the probability."""
+
+
+class LabelPairs:
+    """The pairs that a teacher writes below a folder. pictures: their ``ids`` and ``white`` count.
+
+    ``labelled`` collects what :meth:`write` has written, by place.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor, pictures: PictureSettings, layout: Layout) -> None:
+        self.folder, self.pictures, self.layout, self._predictor = folder, pictures, layout, predictor
+        self.labelled: dict[str, Labelled] = {}
+        self._stamps = SourceStamps()
+        chosen = {"ids": pictures.ids, "white": pictures.white, "layout": layout}
+        settings = short(deciding(predictor) | chosen)
+        self._teacher = f"teacher {predictor.trained.digest[:16]} settings {settings} "
+        self.classes = _with_ids(predictor.classes, pictures.ids == "dataset")
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What the labels are made with, for the manifest."""
+        predictor = self._predictor
+        facts = deciding(predictor)
+        own = declared.to_dict(predictor.settings) | {
+            "long_edge": facts["long_edge"], "ids": self.pictures.ids, "white": self.pictures.white,
+        }  # fmt: skip
+        return {
+            "model": str(predictor.trained.path),
+            "weights_sha256": predictor.trained.digest,
+            "network": facts["network"],
+            "scales": list(predictor.scales),
+            "flip": predictor.flip,
+            "dtype": str(predictor.dtype).removeprefix("torch."),
+            "settings": own,
+            "versions": {"hmsa_ext": hmsa_ext.__version__, "torch": _torch_version()},
+        }
+
+    def require_photos_apart(self, items: Iterable[Item]) -> None:
+        """Raises DataError for sources that a data set could not read again, :class:`OutputError` where a label file
+        would replace a source."""
+        for item in items:
+            if item.kind != "photo":
+                raise DataError(f"sources: {item.shown} is a {item.kind}; expected images (hmsa predict takes videos)")
+            if item.page or item.place.name.endswith("-page-1"):
+                raise DataError(
+                    f"sources: {item.shown} has several pages, of which data sets read the first alone; expected "
+                    "files of one image"
+                )
+        sources = {os.path.realpath(item.path) for item in items}
+        for item in items:
+            for file in self.files(item):
+                if os.path.realpath(file) in sources:
+                    raise OutputError(f"output: {file} is itself one of the sources; expected a folder apart from them")
+
+    def files(self, item: Item) -> tuple[Path, Path]:
+        """Label file and file of the probabilities."""
+        return pair_of(self.folder, item.place, self.layout)
+
+    def refuse_others(self, items: Iterable[Item]) -> None:
+        """Raises :class:`OutputError` where the folder has labels of another teacher, or of other settings."""
+        for name in manifests.manifest_files(self.folder):
+            there = manifests.read_one(name)
+            differing = manifests.differences(there, self.made, self.classes, self.layout)
+            if differing:
+                raise OutputError(
+                    f"output: {self.folder} has labels of another teacher or other settings ({name.name}: "
+                    f"{', '.join(differing)}); expected a new folder, or the same teacher and settings"
+                )
+        for item in items:
+            for file in self.files(item):
+                mark = read_mark(file) if file.exists() else self._teacher
+                if mark is None or not mark.startswith(self._teacher):
+                    what = "is not of this command, or was edited" if mark is None else "is of another teacher"
+                    raise OutputError(
+                        f"output: {file} {what}; expected a folder of this teacher's labels. Corrections by people "
+                        "belong into the folder's 'corrected': see hmsa autolabel import"
+                    )
+
+    def remove_leftovers(self, items: Iterable[Item]) -> None:
+        """Deletes what killed processes left of these pairs."""
+        remove_leftovers({file for item in items for file in self.files(item)})
+
+    def missing(self, item: Item, *, redo: bool = False) -> list[Kind]:
+        """Both files where one of them is not there yet or is of an image that changed since, else none."""
+        done = all(read_mark(file) == self.mark(item) for file in self.files(item))
+        return [] if done and not redo else list(KINDS)
+
+    def mark(self, item: Item) -> str:
+        """What a pair is made from, in one line."""
+        return f"{self._teacher}source {self._stamps.of(item)}"
+
+    def write(self, item: Item, prediction: Prediction, kinds: Sequence[Kind]) -> None:
+        """Writes a pair in the orientation that the file stores, which data sets read. Raises :class:`OutputError`."""
+        prediction = prediction.stored()
+        probabilities = prediction.probabilities()
+        labels = prediction.ids() if self.pictures.ids == "dataset" else prediction.labels
+        if labels.dtype not in (np.uint8, np.uint16):
+            labels = labels.astype(np.uint16)
+        mark = self.mark(item)
+        label_file, probability_file = self.files(item)
+        encoded = encode_png(labels, mark), encode_png(probabilities, mark)
+        if read_mark(label_file) is not None:  # never an old label map beside new probabilities
+            with contextlib.suppress(OSError):
+                label_file.unlink()
+        write_result(item, probability_file, encoded[1])
+        write_result(item, label_file, encoded[0])
+        counts = counts_by_probability(prediction.labels, probabilities, self.classes.num_classes)
+        self.labelled[str(item.place)] = Labelled(record_of(_absolute(item), labels.shape, counts), counts)
+
+    def update_manifest(
+        self, items: Sequence[Item], labelled: Mapping[str, Labelled], part: int, parts: int
+    ) -> Manifest:  # fmt: skip
+        """Writes the manifest of the K-th of N parts: what it had, what was labelled, and pairs that nobody recorded.
+
+        items: all sources of the part. A run without parts takes the manifests of parts in. Returns the manifest.
+
+        Raises DataError and :class:`OutputError`.
+        """
+        name = manifests.share_name(part, parts)
+        files = manifests.manifest_files(self.folder)
+        own = [file for file in files if parts == 1 or file.name == name]
+        before = [manifests.read_one(file) for file in own]
+        known = {place for file in files for place in manifests.read_one(file).records} | labelled.keys()
+        base = self._empty_manifest()
+        new = dict(labelled)
+        # Pairs of a run that was killed before it could record them.
+        unrecorded = [item for item in items if str(item.place) not in known and not self.missing(item)]
+        counted = count(base, [str(item.place) for item in unrecorded])
+        for item, counts in zip(unrecorded, counted, strict=True):
+            size = read_header(self.files(item)[0]).size
+            new[str(item.place)] = Labelled(record_of(_absolute(item), size, counts), counts)
+        manifest = combine(base, before, new)
+        try:
+            manifests.write_manifest(manifest, name)
+            for file in own:
+                if file.name != name:
+                    file.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder / name, error) from error
+        return manifest
+
+    def _empty_manifest(self) -> Manifest:
+        ids = self.classes.ids
+        assert ids is not None
+        ignored, untouched = manifests.free_values(ids)
+        none = np.zeros((self.classes.num_classes, manifests.LEVELS), np.int64)
+        return Manifest(
+            self.classes, ignored, untouched, Path.cwd(), self.made, {}, none, self.layout, self.folder.absolute()
+        )
+
+
+def _absolute(item: Item) -> str:
+    return os.path.abspath(item.path)
+
+
+def _with_ids(classes: ClassTable, of_data_set: bool) -> ClassTable:
+    """The table whose ids are the values that the files get."""
+    ids = classes.ids if of_data_set and classes.ids is not None else tuple(range(classes.num_classes))
+    return replace(classes, ids=ids)
+
+
+def _torch_version() -> str:
+    return str(torch.__version__)
