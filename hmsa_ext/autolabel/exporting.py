@@ -31,7 +31,7 @@ PROG = "hmsa autolabel export"
 class ReviewedLabels:
     """The labels, and the folder that people work in."""
 
-    labelled: Annotated[str | None, Positional("OUT")] = None
+    folder: Annotated[str | None, Positional("OUT")] = None
     """Folder of automatic labels."""
     review: Annotated[str | None, Metavar("FOLDER")] = None
     """Folder for the images and labels that people look at."""
@@ -41,10 +41,10 @@ class ReviewedLabels:
 
     def folders(self, command: str) -> tuple[Path, Path]:
         """Both folders. Raises :class:`hmsa_ext.command_line.UsageError` where one is missing."""
-        for value, expected in ((self.labelled, "OUT: a folder of automatic labels"), (self.review, "--review FOLDER")):
+        for value, expected in ((self.folder, "OUT: a folder of automatic labels"), (self.review, "--review FOLDER")):
             if not value:
                 raise command_line.UsageError(f"{command}: expected {expected}; got none")
-        return Path(self.labelled or "").expanduser(), Path(self.review or "").expanduser()
+        return Path(self.folder or "").expanduser(), Path(self.review or "").expanduser()
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _command(arguments: list[str]) -> int:
 
 def export(settings: Export) -> Review:
     """Exports as the settings say, and says what to do next. Raises DataError and OutputError."""
-    labelled, folder = settings.labels.folders("export")
-    manifest = read_manifest(labelled)
+    labels, folder = settings.labels.folders("export")
+    manifest = read_manifest(labels)
     if settings.names:
         places = named(manifest, Path(settings.names).expanduser())
     else:
@@ -101,5 +101,5 @@ def export(settings: Export) -> Review:
         print(f"images: {folder / coco.IMAGES}\nannotations: {folder / coco.ANNOTATIONS}")
     else:
         print(f"images: {folder / cvat.IMAGES}\nmasks: {folder / cvat.MASKS}, colours: {folder / cvat.LABEL_MAP}")
-    print(f"afterwards: hmsa autolabel import {settings.labels.labelled} --review {settings.labels.review}")
+    print(f"afterwards: hmsa autolabel import {settings.labels.folder} --review {settings.labels.review}")
     return review

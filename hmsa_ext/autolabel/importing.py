@@ -60,8 +60,8 @@ def _command(arguments: list[str]) -> int:
 
 def import_review(settings: Import) -> list[Change]:
     """Imports as the settings say, and prints what changed. Raises DataError and OutputError."""
-    labelled, folder = settings.labels.folders("import")
-    manifest = read_manifest(labelled)
+    labels, folder = settings.labels.folders("import")
+    manifest = read_manifest(labels)
     review = read_review(folder, manifest)
     returned = open_returned(review, Path(settings.annotations).expanduser() if settings.annotations else None)
     changes = take_back(manifest, review, returned, confirm=settings.confirm)

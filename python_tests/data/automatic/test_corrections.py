@@ -80,9 +80,7 @@ def test_corrections_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path
         (np.full(SIZE, 256, np.uint16), "no class: 256 in 35 pixels"),  # would be class 0 in 8 bits
     ],
 )
-def test_a_file_that_cannot_be_one_of_corrections_is_an_error(
-    tmp_path: Path, stored: np.ndarray, message: str
-) -> None:
+def test_a_file_that_cannot_be_one_of_corrections_is_an_error(tmp_path: Path, stored: np.ndarray, message: str) -> None:
     labels = manifest(tmp_path)
     file = corrected_file(tmp_path, PLACE)
     file.parent.mkdir(parents=True)
