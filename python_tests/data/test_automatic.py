@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hmsa_ext.data.automatic.folder import open_automatic
 from hmsa_ext.data.automatic.manifest import Manifest, free_values, read_manifest, write_manifest
 from hmsa_ext.data.automatic.trust import MEDIAN, Trust
 from hmsa_ext.data.label_table import LabelTable
+from hmsa_ext.data.scan import command as scan
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.settings import to_dict
 from python_tests.automatic_files import PLACES, class_table, labels_of, make_labels, stored, write_png
@@ -150,7 +152,7 @@ def test_coarse_labels_and_their_use_go_together(made: Manifest, tmp_path: Path)
         opened(made, Trust(coarse_use="wins"))
     with pytest.raises(data.DataError, match=r"coarse_labels: got .*coarse, expected --coarse-use wins or bounds too"):
         opened(made, coarse=tmp_path / "coarse", coarse_table=table)
-    with pytest.raises(data.DataError, match="no label map in .* is called like an image; expected for example"):
+    with pytest.raises(data.DataError, match=r"no label map in .* is called like an image; expected for example"):
         opened(made, Trust(coarse_use="wins"), coarse=made.images.parent, coarse_table=table)
     with pytest.raises(data.DataError, match="this data set has no label files"):
         opened(made, Trust(coarse_use="wins"), coarse=tmp_path / "coarse")
@@ -235,6 +237,19 @@ def test_the_index_is_made_anew_when_the_threshold_changes(made: Manifest, tmp_p
     assert corrected.pixels[2].tolist() == [0, 24 * 32, 0, 0]
 
 
+def test_scan_looks_at_automatic_labels_as_training_reads_them(
+    made: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder_of(made, tmp_path / "mine")
+    arguments = ["--data", "folder", "--root", str(root), "--auto-labels", str(made.folder), "--json", "-", "--quiet"]
+    assert scan.main([*arguments, "--drop-classes", "c3"]) == 0
+    found = json.loads(capsys.readouterr().out)["splits"]["automatic"]
+    assert found["images"] == 3
+    write_png(made.label_file(PLACES[1]), np.full((24, 32), 9, np.uint8))
+    assert scan.main(arguments) == 1
+    assert "values that are no class: 9" in capsys.readouterr().err
+
+
 def test_options_without_automatic_labels_are_named() -> None:
     for options, text in (
         ({"min_probability": 0.9}, "min_probability: got 0.9, expected no value without automatic labels"),
@@ -256,7 +271,7 @@ def test_the_flags_and_the_file_of_settings_say_the_same(made: Manifest) -> None
     assert TrainSettings.read(to_dict(found)) == found
     with pytest.raises(HmsaError, match=r"class_threshold: got 'c1', expected median, or NAME:X"):
         TrainSettings.read({"data": "folder", **values, "class_threshold": "c1"})
-    with pytest.raises(HmsaError, match="class_threshold: got .*, expected median, or NAME:X,NAME:X with numbers"):
+    with pytest.raises(HmsaError, match=r"class_threshold: got .*, expected median, or NAME:X,NAME:X with numbers"):
         TrainSettings.read({"data": "folder", **values, "class_threshold": "c1:1.5"})
 
 
