@@ -60,7 +60,7 @@ def _is_shown(option: settings.Option) -> bool:
     parts = option.path
     if parts[0] != "run":
         return True
-    hidden = {"damaged", "cache", "seed", "deterministic"}
+    hidden = {"damaged", "cache", "seed", "deterministic", "auto_labels", "auto_images", "coarse_labels"}
     return option.name in SHOWN or (parts[1] in ("data", "evaluation", "machine") and option.name not in hidden)
 
 

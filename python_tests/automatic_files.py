@@ -64,7 +64,7 @@ def make_labels(
         write_png(files[1], level)
         write_png(images / f"{place}.png", random.integers(0, 256, (*label.shape, 3), np.uint8))
         counts = counts_by_probability(label, level, classes.num_classes)
-        records[place] = record_of(f"{place}.png", label, counts)
+        records[place] = record_of(f"{place}.png", (label.shape[0], label.shape[1]), counts)
         histogram += counts
     made = {"model": "teacher", "weights_sha256": "0" * 64, "scales": [0.5, 1.0, 2.0], "flip": True}
     manifest = Manifest(classes, ignored, untouched, images.absolute(), made, records, histogram, layout, folder)

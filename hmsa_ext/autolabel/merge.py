@@ -15,7 +15,7 @@ from typing import Annotated
 from hmsa_ext import command_line
 from hmsa_ext.data.automatic.combining import merge
 from hmsa_ext.files import OutputError
-from hmsa_ext.settings import Positional, require
+from hmsa_ext.settings import Positional
 
 PROG = "hmsa autolabel merge"
 
@@ -35,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command = command_line.parse(Merge(), arguments, prog=PROG, description=__doc__ or "")
-    require("folder", command.folder, command.folder, "the folder of automatic labels")
     assert command.folder is not None
     try:
         manifest = merge(command.folder)

@@ -11,8 +11,9 @@ from hmsa_ext.data.automatic.folder import open_automatic
 from hmsa_ext.data.automatic.trust import Trust
 from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.index import cache_folder
+from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.labelled_files import LabelledFiles, Listing
-from hmsa_ext.data.types import Dataset
+from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.parts import Part, object_name, one_of
 from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, options, require, validate
 
@@ -140,13 +141,20 @@ class DataSettings:
         found = [] if self.extra_split is None else [self._open(self.extra_split)]
         if self.auto_labels is not None:
             table = training.labels.table if isinstance(training, LabelledFiles) else None
-            found.append(
-                open_automatic(
-                    self.auto_labels, training.classes, self.trust, images=self.auto_images,
-                    coarse=self.coarse_labels, coarse_table=table,
-                )
-            )  # fmt: skip
+            found.append(self.open_automatic(training.classes, table))
         return found
+
+    def open_automatic(self, classes: ClassTable, table: LabelTable | None) -> LabelledFiles:
+        """The images with automatic labels, which there are; ``table`` is that of the data set's label files, if any.
+
+        Raises DataError.
+        """
+        if self.auto_labels is None:
+            raise DataError("auto_labels: expected a folder of automatic labels, got none")
+        return open_automatic(
+            self.auto_labels, classes, self.trust, images=self.auto_images, coarse=self.coarse_labels,
+            coarse_table=table,
+        )  # fmt: skip
 
     @property
     def cache_path(self) -> Path | None:

@@ -3,6 +3,7 @@
     hmsa data scan --data camvid --root CamVid
     hmsa data scan --data folder --root MINE --write-yaml MINE/dataset.yaml
     hmsa data scan --data folder --root MINE --split train --json scan.json
+    hmsa data scan --data folder --root MINE --auto-labels AUTO           # the automatic labels, too
 
 Exit status: 0 when training can begin, 1 when it would fail, 2 for a wrong use of the command.
 """
@@ -19,6 +20,7 @@ from typing import Annotated
 from hmsa_ext import command_line
 from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.commands import flags_of_others, older_version, required_data
+from hmsa_ext.data.labelled_files import Listing
 from hmsa_ext.data.scan.findings import judge, suggested_description
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
@@ -82,10 +84,12 @@ def scan(chosen: ScanSettings) -> int:
     file = Output(chosen.json, "json") if chosen.json else None
     description = _new_file(chosen.write_yaml)
     splits = list(dict.fromkeys(chosen.split))
-    listings = [chosen.data.find(split) for split in splits]
+    listings = {split: chosen.data.find(split) for split in splits}
+    if chosen.data.auto_labels is not None:
+        listings["automatic"] = _automatic(chosen.data, listings[splits[0]])
     scans = [
         scan_split(split, listing, decode_images=chosen.decode_images, threads=chosen.threads, quiet=chosen.quiet)
-        for split, listing in zip(splits, listings, strict=True)
+        for split, listing in listings.items()
     ]
     findings = judge(name, scans)
     result = as_json(name, source.root, scans, findings)
@@ -100,6 +104,18 @@ def scan(chosen: ScanSettings) -> int:
         description.write(suggested)
         print(f"wrote {chosen.write_yaml}: give the classes their names there", file=say)
     return int(result["would_fail"])
+
+
+def _automatic(chosen: DataSettings, listing: Listing) -> Listing:
+    """The images with automatic labels, for the classes of another listing. Raises DataError."""
+    if listing.classes is None:
+        listing.dataset()  # raises with what is wrong with the classes
+    assert chosen.auto_labels is not None
+    assert listing.classes is not None
+    found = chosen.open_automatic(listing.classes, None if listing.labels is None else listing.labels.table)
+    return Listing(
+        Path(chosen.auto_labels), "", items=found.items, classes=found.classes, labels=found.labels, white=found.white
+    )  # fmt: skip
 
 
 def _new_file(name: str | None) -> Output | None:
