@@ -20,6 +20,7 @@ import hmsa_ext
 from bench import table as bench_table
 from bench import training_cost
 from hmsa_ext import __main__ as program
+from hmsa_ext.autolabel import __main__ as autolabel
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -143,8 +144,9 @@ def help_of(command: tuple[str, ...], data: str | None) -> str:
 
 
 def assert_understood(arguments: list[str], where: str) -> None:
-    known = {("train",), ("evaluate",), ("predict",), ("info",), ("data", "scan"), ("data", "stats")}
-    command = tuple(arguments[:2]) if arguments[:1] == ["data"] else tuple(arguments[:1])
+    known = {("train",), ("evaluate",), ("predict",), ("info",), ("data", "scan"), ("data", "stats"), ("autolabel",)}
+    known |= {("autolabel", name) for name in autolabel.COMMANDS}
+    command = tuple(arguments[:2]) if tuple(arguments[:2]) in known else tuple(arguments[:1])
     if command in ((), ("--help",), ("--version",)):
         return
     assert command in known, f"{where}: hmsa {' '.join(arguments)}"
