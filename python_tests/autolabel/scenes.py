@@ -1,4 +1,4 @@
-"""Small generated street scenes on disk: a few with masks, more without, for tests of the loop with automatic labels."""
+"""Small generated street scenes on disk, a few with masks and more without, for tests of the loop."""
 
 from __future__ import annotations
 
