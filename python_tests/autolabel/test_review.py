@@ -93,7 +93,7 @@ def write_out(
             write(file, values)
         counts = counts_by_probability(label, probability, len(ids))
         histogram += counts
-        records[place] = record_of(f"{place}.png", label, counts)
+        records[place] = record_of(f"{place}.png", (label.shape[0], label.shape[1]), counts)
     classes = ClassTable(names, COLOURS[: len(names)], ids=ids)
     write_manifest(
         Manifest(
