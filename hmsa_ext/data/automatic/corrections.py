@@ -55,7 +55,8 @@ def write_corrections(manifest: Manifest, place: str, label: np.ndarray, touched
 
     label: class numbers, 255 for no class, uint8 [H, W]. touched: bool [H, W].
 
-    Raises DataError where the sizes differ from the image's, OSError where the file cannot be written.
+    Raises DataError where the sizes differ from the image's, for labels that are no class, and where the corrections
+    that are there cannot be used; OSError where the file cannot be written.
     """
     size = manifest.records[place].size
     if label.shape != size or touched.shape != size:
@@ -63,13 +64,20 @@ def write_corrections(manifest: Manifest, place: str, label: np.ndarray, touched
         raise DataError(f"{place}: a correction of {got} pixels, the image has {size[1]}x{size[0]}")
     ids = manifest.classes.ids
     assert ids is not None
+    wrong = np.setdiff1d(label[touched], [*range(len(ids)), IGNORE_LABEL])
+    if len(wrong):
+        raise DataError(
+            f"{place}: a correction to {wrong[0]}; expected 0..{len(ids) - 1}, or {IGNORE_LABEL} for no class"
+        )
     largest = max(*ids, manifest.ignored, manifest.untouched)
     values = np.full(256, manifest.ignored, np.uint8 if largest < 256 else np.uint16)
     values[: len(ids)] = ids
     file = corrected_file(manifest.folder, place)
     stored = np.full(size, manifest.untouched, values.dtype)
     if file.is_file():
-        stored = read_label(file).astype(values.dtype)
+        earlier, there = read_corrections(file, label_table(manifest), manifest.untouched)
+        _check_size(file, earlier, size)
+        stored[there] = values[earlier[there]]
     stored = np.where(touched, values[label], stored)
     file.parent.mkdir(parents=True, exist_ok=True)
     written, data = cv2.imencode(".png", stored)
@@ -82,8 +90,11 @@ def write_corrections(manifest: Manifest, place: str, label: np.ndarray, touched
 def with_corrections(label: np.ndarray, file: Path, table: LabelTable, untouched: int) -> np.ndarray:
     """The label map, class numbers and 255, uint8 [H, W], after the corrections in a file. Raises DataError."""
     corrected, touched = read_corrections(file, table, untouched)
-    if corrected.shape != label.shape:
-        raise DataError(
-            f"{file}: {corrected.shape[1]}x{corrected.shape[0]} pixels, its label map {label.shape[1]}x{label.shape[0]}"
-        )
+    _check_size(file, corrected, label.shape)
     return np.where(touched, corrected, label)
+
+
+def _check_size(file: Path, corrected: np.ndarray, size: tuple[int, ...]) -> None:
+    if corrected.shape != size:
+        got = f"{corrected.shape[1]}x{corrected.shape[0]}"
+        raise DataError(f"{file}: {got} pixels, its label map {size[1]}x{size[0]}")
