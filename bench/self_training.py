@@ -80,6 +80,11 @@ class Job:
     def is_training(self) -> bool:
         return self.command[0] == "train"
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether it leaves a results.json."""
+        return self.command[0] in ("train", "evaluate")
+
 
 def grid(work: Path) -> list[Job]:
     """All jobs, in the order in which they are worth having."""
@@ -318,7 +323,7 @@ def _run(work: Path, job: Job) -> None:
 
 def read_scores(work: Path) -> dict[str, Score]:
     """The scores of the trainings and evaluations that are finished, by name. Raises DataError."""
-    scored = [job for job in grid(work) if job.is_training or job.command[0] == "evaluate"]
+    scored = [job for job in grid(work) if job.is_scored]
     found = {job.name: read_score(work / job.name, STEPS if job.is_training else None) for job in scored}
     return {name: score for name, score in found.items() if score is not None}
 
