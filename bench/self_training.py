@@ -49,14 +49,14 @@ from hmsa_ext.models.efficientnet import LITE0
 LISTS = Path(__file__).parent / "camvid_lists"
 FRACTIONS = {"eighth": 8, "quarter": 4}
 SEEDS = (0, 1, 2)
-STEPS = 1500
+STEPS = 900
+SCALES = "0.5,1"
 TRAINING = (
-    "--long-edge", "240", "--crop", "128x176", "--scale-range", "0.5,2", "--batch-size", "8", "--lr", "0.004",
-    "--warmup", "50",
-    "--eval-every", "0", "--eval-scales", "0.5,1,2", "--weights", "imagenet", "--threads", "1", "--workers", "0",
-    "--device", "cpu", "--dtype", "float32",
+    "--long-edge", "240", "--crop", "176x240", "--scale-range", "0.75,2", "--batch-size", "8", "--lr", "0.004",
+    "--warmup", "50", "--eval-every", "0", "--eval-scales", SCALES, "--weights", "imagenet", "--threads", "1",
+    "--workers", "0", "--device", "cpu", "--dtype", "float32",
 )  # fmt: skip
-"""At half the size of the frames, where a core has the time for 7,200 crops, 20 epochs of the whole split."""
+"""At half the size of the frames a core has the time for 7,200 crops: 20 epochs of the whole split."""
 NETWORK, SMALL_NETWORK = "efficientnet_lite0_lraspp", "bench.self_training:small"
 CLASSES = {
     "Sky": "#808080", "Building": "#800000", "Pole": "#c0c080", "Road": "#804080", "Pavement": "#3c28de",
@@ -80,15 +80,21 @@ class Job:
     def is_training(self) -> bool:
         return self.command[0] == "train"
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether it leaves a results.json."""
+        return self.command[0] in ("train", "evaluate")
+
 
 def grid(work: Path) -> list[Job]:
     """All jobs, in the order in which they are worth having."""
     main = []
     for seed in SEEDS:
         for part in FRACTIONS:
-            main += [_training(work, f"teacher-{part}-{seed}", part, seed), _labelling(work, part, seed)]
-            main.append(_student(work, "student", part, seed))
-        main.insert(len(main) - 4, _training(work, f"full-{seed}", "full", seed))
+            teacher, student = f"teacher-{part}-{seed}", f"student-{part}-{seed}"
+            main += [_training(work, teacher, part, seed), _labelling(work, part, seed)]
+            main += [_student(work, "student", part, seed), *(_on_the_rest(work, name) for name in (teacher, student))]
+            main += [_training(work, f"full-{seed}", "full", seed)] * (part == "eighth")
     variants = [
         [job for name, flags in VARIANTS.items() for job in _variant(work, name, "eighth", seed, flags)]
         for seed in SEEDS
@@ -125,6 +131,8 @@ def table_rows() -> list[Row]:
     rows = []
     for part in FRACTIONS:
         rows += [row(f"teacher-{part}"), row(f"student-{part}", f"teacher-{part}")]
+    for part in FRACTIONS:
+        rows += [row(f"rest-teacher-{part}"), row(f"rest-student-{part}", f"rest-teacher-{part}")]
     rows += [row("full"), *(row(f"{name}-eighth", "teacher-eighth") for name in VARIANTS)]
     return [*rows, row("small", "", SEEDS[:1]), row("distilled-eighth", "small", SEEDS[:1])]
 
@@ -148,10 +156,17 @@ def _labelling(work: Path, part: str, seed: int) -> Job:
     teacher = f"teacher-{part}-{seed}"
     command = (
         "autolabel", f"@{work / 'data' / part / 'unlabelled.txt'}", "--model", str(work / teacher), "--flip",
-        "--eval-scales", "0.5,1,2", "--threads", "1", "--device", "cpu",
+        "--eval-scales", SCALES, "--threads", "1", "--device", "cpu",
         "--output", str(work / f"labels-{part}-{seed}"),
     )  # fmt: skip
     return Job(f"labels-{part}-{seed}", command, (teacher,))
+
+
+def _on_the_rest(work: Path, name: str) -> Job:
+    """The evaluation on the frames whose labels were withheld. A student has seen them with its teacher's labels."""
+    flags = ("--split", "test", "--eval-scales", SCALES, "--pictures", "0", "--threads", "1", "--device", "cpu")
+    command = ("evaluate", str(work / name), *flags, "--json", str(work / f"rest-{name}" / "results.json"))
+    return Job(f"rest-{name}", command, (name,))
 
 
 def _student(work: Path, name: str, part: str, seed: int, *flags: str) -> Job:
@@ -232,8 +247,9 @@ def prepare(camvid: Path, work: Path) -> None:
         (folder / "dataset.yaml").write_text("\n".join(lines) + "\n")
         _write_pairs(folder / "train.txt", camvid, "train", [images[name] for name in kept])
         _write_pairs(folder / "val.txt", camvid, "val", sorted((camvid / "val").iterdir()))
-        rest = [str(path) for name, path in images.items() if name not in set(kept)]
+        rest = [path for name, path in images.items() if name not in set(kept)]
         (folder / "unlabelled.txt").write_text("".join(f"{path}\n" for path in rest))
+        _write_pairs(folder / "test.txt", camvid, "train", rest)  # what the withheld labels say
 
 
 def _write_pairs(file: Path, camvid: Path, split: str, images: Sequence[Path]) -> None:
@@ -306,8 +322,9 @@ def _run(work: Path, job: Job) -> None:
 
 
 def read_scores(work: Path) -> dict[str, Score]:
-    """The scores of the trainings that are finished, by name. Raises DataError."""
-    found = {job.name: read_score(work / job.name, STEPS) for job in grid(work) if job.is_training}
+    """The scores of the trainings and evaluations that are finished, by name. Raises DataError."""
+    scored = [job for job in grid(work) if job.is_scored]
+    found = {job.name: read_score(work / job.name, STEPS if job.is_training else None) for job in scored}
     return {name: score for name, score in found.items() if score is not None}
 
 

@@ -42,8 +42,8 @@ class Score:
     seconds: float
 
 
-def read_score(folder: Path, steps: int) -> Score | None:
-    """The score of the run in a folder; None where it is not finished.
+def read_score(folder: Path, steps: int | None) -> Score | None:
+    """The score of the run or evaluation in a folder; None where it is not finished. steps: None for an evaluation.
 
     Raises DataError for a file that cannot be read, and for a run of another number of steps.
     """
@@ -52,10 +52,10 @@ def read_score(folder: Path, steps: int) -> Score | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        way, found = content["combination"], content["steps"]
+        way, found = content["combination"], None if steps is None else content["steps"]
         # null stands for a class that neither the truth nor the prediction has: it counts nowhere.
         iou = {name: 100 * value for name, value in content["iou"][way].items() if value is not None}
-        score = Score(100 * content["miou"][way], iou, content["seconds"])
+        score = Score(100 * content["miou"][way], iou, content["evaluation_seconds" if steps is None else "seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"results: {file} is not the results of a training: {error!r}") from error
     if found != steps:

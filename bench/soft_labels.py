@@ -3,7 +3,7 @@
     python -m bench.soft_labels write --model RUN --camvid-list @FILE --output OUT
     hmsa train --data bench.soft_labels:Soft --root DATA --soft-labels OUT --extra-classes all ...
 
-``write`` predicts each image at scales 0.5, 1 and 2 with flip, and stores four PNG files of 8 bits: the first and the
+``write`` predicts each image at scales 0.5 and 1 with flip, and stores four PNG files of 8 bits: the first and the
 second class, and their probabilities. It prints the bytes per megapixel that this and hard labels take. A second call
 goes on where the first one was stopped.
 
@@ -43,7 +43,7 @@ from hmsa_ext.prediction.marks import encode_png
 from hmsa_ext.prediction.sources import find_sources
 from hmsa_ext.settings import FREE, Metavar
 
-SCALES = (0.5, 1.0, 2.0)
+SCALES = (0.5, 1.0)
 PLANES = ("first", "second", "first_probability", "second_probability")
 """Folders of the files: class numbers, and probabilities times 255, rounded to the nearest."""
 HARD = ("first", "first_probability")

@@ -14,7 +14,7 @@ import torch
 
 import hmsa_ext
 from hmsa_ext import evaluate, info, predict, settings, train
-from hmsa_ext.autolabel import label, merge, report
+from hmsa_ext.autolabel import exporting, importing, label, merge, report
 from hmsa_ext.data import NAMES, DataSettings, stats
 from hmsa_ext.data.scan import command as scan
 from hmsa_ext.engine.settings import TrainSettings
@@ -88,7 +88,7 @@ def commands(data: str) -> list[object]:
     training = TrainSettings.of(data)
     about_data = [scan.ScanSettings(DataSettings.of(data)), stats.StatsSettings.of(data)]
     others = [evaluate.Evaluate(run=training), predict.Predict(), info.Info()]
-    automatic = [label.AutoLabel(), report.ReportSettings(), merge.Merge()]
+    automatic = [label.AutoLabel(), report.ReportSettings(), merge.Merge(), exporting.Export(), importing.Import()]
     return [train.Train(training=training), *others, *about_data, *automatic]
 
 

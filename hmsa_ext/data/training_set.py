@@ -96,6 +96,11 @@ def prepare(
         long_edge=augment.long_edge,
         extra=extra_index,
     )
+    if extra_index is not None and not sampler.plan(0)[1:].any():
+        raise DataError(
+            f"extra_crops: by_class draws no crop from the extra images, since the part of each class in an epoch of "
+            f"{len(sampler)} crops is less than one; expected --extra-crops pooled, or a larger --sampling-share"
+        )
     return TrainingSet(whole, index, sampler, augment)
 
 

@@ -93,7 +93,7 @@ def write_out(
             write(file, values)
         counts = counts_by_probability(label, probability, len(ids))
         histogram += counts
-        records[place] = record_of(f"{place}.png", label, counts)
+        records[place] = record_of(f"{place}.png", (label.shape[0], label.shape[1]), counts)
     classes = ClassTable(names, COLOURS[: len(names)], ids=ids)
     write_manifest(
         Manifest(
@@ -573,14 +573,14 @@ def test_the_least_sure_images_come_first_unless_told_otherwise(
 
 
 def test_a_random_order_depends_on_its_seed_alone(tmp_path: Path) -> None:
-    files = write_out(tmp_path, {str(k): np.zeros((2, 2), np.uint8) for k in range(12)})
+    files = write_out(tmp_path, {str(k): np.zeros((2, 2), np.uint8) for k in range(8)})
     orders = []
     for seed in ("0", "0", "1"):
         assert files.run("export", "--order", "random", "--seed", seed) == 0
         orders.append(exported(files))
         shutil.rmtree(files.review)
     assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2]) == sorted(map(str, range(12)))
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(map(str, range(8)))
 
 
 def test_images_that_people_corrected_come_after_the_others(tmp_path: Path) -> None:
@@ -614,7 +614,7 @@ def test_an_image_that_viewers_turn_is_exported_as_its_labels_lie(tmp_path: Path
     (files.out / "manifest.json").write_text(text.replace("x.png", "x.jpg"))
     assert files.run("export") == 0
     picture = Image.open(files.review / "images/x.png")
-    assert picture.size == (14, 9)
+    assert (picture.format, picture.size) == ("PNG", (14, 9))
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     assert np.array_equal(np.asarray(picture), decoded(tmp_path / "images/x.jpg", flags))
     assert files.run("import") == 0

@@ -38,7 +38,8 @@ def test_every_job_has_a_name_of_its_own_and_follows_what_it_reads(tmp_path):
             name = Path(word).name
             if word.startswith(str(tmp_path)) and name in seen:
                 assert name in job.after, (job.name, name)
-        assert job.command[-2:] == ("--output", str(tmp_path / job.name))
+        output = ("--json", str(tmp_path / job.name / "results.json")), ("--output", str(tmp_path / job.name))
+        assert job.command[-2:] == output[job.command[0] != "evaluate"]
         seen.add(job.name)
 
 
@@ -51,7 +52,7 @@ def test_trainings_have_the_same_steps_and_a_seed_of_their_name(tmp_path):
 
 def test_the_tables_have_every_training_in_one_row(tmp_path):
     runs = [run for row in self_training.table_rows() for run in row.runs.values()]
-    assert sorted(runs) == sorted(job.name for job in self_training.grid(tmp_path) if job.is_training)
+    assert sorted(runs) == sorted(job.name for job in self_training.grid(tmp_path) if job.is_scored)
 
 
 def test_soft_labels_come_from_the_teacher_and_replace_the_hard_ones(tmp_path):
@@ -181,7 +182,7 @@ def test_table_pairs_by_seed_and_shows_what_is_there(work, capsys):
     assert "teacher-eighth (2 of 3 seeds)" in text
     missing = next(line for line in text.splitlines() if line.startswith("missing"))
     assert "teacher-eighth-2" in missing
-    assert "student-eighth-2" not in missing
+    assert " student-eighth-2" not in missing
 
 
 def test_a_class_without_a_value_counts_nowhere():

@@ -216,13 +216,13 @@ def test_pooled_images_are_images_like_the_others(made: Manifest, tmp_path: Path
 
 
 def test_crops_by_class_come_from_automatic_labels_and_the_rest_does_not(made: Manifest, tmp_path: Path) -> None:
-    training = prepared(made, tmp_path, data.Sampling(share=1.0))
+    with pytest.raises(data.DataError, match="extra_crops: by_class draws no crop from the extra images"):
+        prepared(made, tmp_path, data.Sampling(share=1.0))
+    training = prepared(made, tmp_path, data.Sampling(share=1.0, extra_classes=("c1",), weights={"c0": 0, "c2": 0}))
     assert (len(training.sampler), len(training.index), len(training.dataset)) == (2, 2, 5)
-    training = prepared(made, tmp_path, data.Sampling(share=0.5, extra_classes=("c2",), weights={"c0": 0, "c1": 0}))
     drawn = [training.sampler.draw(epoch) for epoch in range(40)]
     pairs = {(int(c), int(b) >= 2) for boxes, classes in drawn for b, c in zip(boxes[:, 0], classes, strict=True)}
-    assert (-1, True) not in pairs
-    assert (3, True) not in pairs
+    assert pairs == {(1, False), (1, True), (3, False)}
 
 
 def test_the_index_is_made_anew_when_the_threshold_changes(made: Manifest, tmp_path: Path) -> None:
