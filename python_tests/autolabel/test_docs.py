@@ -169,7 +169,7 @@ def city(here: Path) -> Path:
     """CITYSCAPES with tiny images: fine labels of train and val, coarse ones of the extra images."""
     root = here / "CITYSCAPES"
     for split, kind in (("train", "gtFine"), ("val", "gtFine"), ("train_extra", "gtCoarse")):
-        for frame in range(4):
+        for frame in range(8 if split == "train" else 4):  # enough for a crop of each class in an epoch
             name = f"{CITY}_000000_{frame:06d}"
             write_image(root / "leftImg8bit" / split / CITY / f"{name}_leftImg8bit.png", (64, 96), frame)
             ids = (7, 11, 26, 0) if kind == "gtCoarse" else (7, 11, 0, 26)
