@@ -151,6 +151,21 @@ def test_machines_that_share_the_work_write_the_same_folder_as_one(here: Path) -
     assert files_of(here / "SHARED") == files_of(here / "AUTO")
 
 
+def test_a_manifest_is_made_anew_from_the_pairs(auto: Path, here: Path) -> None:
+    before = files_of(auto)
+    (auto / "manifest.json").unlink()
+    label(auto, here / "teacher")
+    again = files_of(auto)
+    assert {name for name in before if before[name] != again.get(name)} <= {"manifest.json"}
+    one, other = read_manifest(here / "AUTO"), read_manifest(auto)
+    assert (one.made, one.classes, one.images) == (other.made, other.classes, other.images)
+    np.testing.assert_array_equal(one.histogram, other.histogram)
+    for place, record in one.records.items():
+        assert vars(other.records[place]).keys() == vars(record).keys()
+        np.testing.assert_array_equal(other.records[place].pixels, record.pixels)
+        assert other.records[place].image == record.image
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """The content of every file below a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
