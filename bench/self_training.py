@@ -357,7 +357,7 @@ def tables(work: Path) -> str:
     summaries = summarise(table_rows(), scores)
     lines = [*miou_table(summaries), "", *miou_table(summarise(variant_rows(), scores, among=table_rows()))]
     for part in FRACTIONS:
-        lines += ["", *class_table(summaries, [f"teacher-{part}", f"student-{part}", "full"])]
+        lines += ["", *class_table(summaries, [f"teacher-{part}", f"again-{part}", f"student-{part}", "again-full"])]
     for job, facts in _storages(work).items():
         lines += ["", f"{job}:", "", *(f"    {line}" for line in soft_labels.storage_table(facts).splitlines())]
     missing = [job["name"] for job in _jobs(work) if not job["done"]]
