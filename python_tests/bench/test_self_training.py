@@ -208,7 +208,7 @@ def test_json_has_every_job_and_no_path(work, tmp_path):
     assert jobs["teacher-eighth-0"]["iou"]["Sky"] == 40
     assert "--seed 0" in jobs["teacher-eighth-0"]["command"]
     assert set(content["missing"]) == {name for name, job in jobs.items() if not job["done"]}
-    assert len(content["missing"]) == len(jobs) - 9
+    assert len(content["missing"]) == len(jobs) - 10
     assert content["machine"]["processor"]
     assert content["steps"] == STEPS
     assert "commit" in content
