@@ -9,7 +9,9 @@ Several processes may work on one folder; each takes the next job whose inputs a
 last checkpoint. Every job is a command, which is printed before it runs and kept in the JSON file.
 
 The labelled frames are named in bench/camvid_lists: 46 and 92 of the 367, drawn once at random (NumPy's generator 0),
-the smaller list within the larger one. All trainings have the same steps, and count their last checkpoint.
+the smaller list within the larger one. All trainings have the same steps, and count their last checkpoint. A student
+begins with the weights of its teacher; "again" is the same training without automatic labels, so that what more steps
+alone give is known. "scratch" is a student that begins where its teacher did.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ STEPS = 900
 SCALES = "0.5,1"
 TRAINING = (
     "--long-edge", "240", "--crop", "176x240", "--scale-range", "0.75,2", "--batch-size", "8", "--lr", "0.004",
-    "--warmup", "50", "--eval-every", "0", "--eval-scales", SCALES, "--weights", "imagenet", "--threads", "1",
-    "--workers", "0", "--device", "cpu", "--dtype", "float32",
+    "--warmup", "50", "--eval-every", "0", "--eval-scales", SCALES, "--threads", "1", "--workers", "0",
+    "--device", "cpu", "--dtype", "float32",
 )  # fmt: skip
 """At half the size of the frames a core has the time for 7,200 crops: 20 epochs of the whole split."""
 NETWORK, SMALL_NETWORK = "efficientnet_lite0_lraspp", "bench.self_training:small"
@@ -88,34 +90,30 @@ class Job:
 
 def grid(work: Path) -> list[Job]:
     """All jobs, in the order in which they are worth having."""
-    main = []
-    for seed in SEEDS:
-        for part in FRACTIONS:
-            teacher, student = f"teacher-{part}-{seed}", f"student-{part}-{seed}"
-            main += [_training(work, teacher, part, seed), _labelling(work, part, seed)]
-            main += [_student(work, "student", part, seed), *(_on_the_rest(work, name) for name in (teacher, student))]
-            main += [_training(work, f"full-{seed}", "full", seed)] * (part == "eighth")
     variants = [
         [job for name, flags in VARIANTS.items() for job in _variant(work, name, "eighth", seed, flags)]
         for seed in SEEDS
     ]
-    small = [
-        job
-        for seed in SEEDS[:1]
-        for job in (
-            _training(work, f"small-{seed}", "eighth", seed, "--model", SMALL_NETWORK),
-            _student(work, "distilled", "eighth", seed, "--model", SMALL_NETWORK),
-        )
-    ]
-    return [*main, *variants[0], *small, *(job for jobs in variants[1:] for job in jobs)]
+    main = [_of_part(work, "eighth", seed) for seed in SEEDS]
+    quarter = [_of_part(work, "quarter", seed) for seed in SEEDS]
+    full = [_twice(work, "full", "full", seed) for seed in SEEDS]
+    scratch = [_student(work, "scratch", "eighth", seed, "--weights", IMAGENET) for seed in SEEDS]
+    small = _training(work, f"small-{SEEDS[0]}", "eighth", SEEDS[0], "--model", SMALL_NETWORK)
+    distilled = _student(
+        work, "distilled", "eighth", SEEDS[0], "--model", SMALL_NETWORK, "--weights", IMAGENET,
+        "--min-probability", "0",
+    )  # fmt: skip
+    first = [*main[0], scratch[0], *variants[0], *main[1], *main[2], *full[0], *quarter[0], small, distilled]
+    return first + [job for k in (1, 2) for job in (*quarter[k], *full[k], scratch[k], *variants[k])]
 
 
+IMAGENET = "imagenet"
 VARIANTS: dict[str, tuple[str, ...] | None] = {
     "all-pixels": ("--min-probability", "0"),
     "above-0.5": ("--min-probability", "0.5"),
     "by-class": ("--class-threshold", "median"),
-    "rare-classes": ("--extra-classes", RARE),
     "pooled": ("--extra-crops", "pooled"),
+    "rare-classes": ("--extra-classes", RARE),
     "soft": None,
 }
 """Students of the teachers on 1/8, each with the flags that make it differ from the main one; None: see ``_soft``."""
@@ -130,26 +128,49 @@ def table_rows() -> list[Row]:
 
     rows = []
     for part in FRACTIONS:
-        rows += [row(f"teacher-{part}"), row(f"student-{part}", f"teacher-{part}")]
+        again = f"again-{part}"
+        rows += [row(f"teacher-{part}"), row(again, f"teacher-{part}"), row(f"student-{part}", again)]
+    rows += [row("full"), row("again-full", "full")]
     for part in FRACTIONS:
-        rows += [row(f"rest-teacher-{part}"), row(f"rest-student-{part}", f"rest-teacher-{part}")]
-    rows += [row("full"), *(row(f"{name}-eighth", "teacher-eighth") for name in VARIANTS)]
+        again = f"rest-again-{part}"
+        rows += [row(f"rest-teacher-{part}"), row(again, f"rest-teacher-{part}"), row(f"rest-student-{part}", again)]
+    rows += [row("scratch-eighth", "teacher-eighth"), *(row(f"{name}-eighth", "again-eighth") for name in VARIANTS)]
     return [*rows, row("small", "", SEEDS[:1]), row("distilled-eighth", "small", SEEDS[:1])]
 
 
 def variant_rows() -> list[Row]:
-    """The variants compared with the main student; soft labels, which ignore no pixel, with hard ones of all pixels."""
+    """Further comparisons: students with their teachers, variants with the main student, soft labels with hard ones of
+    all pixels."""
     rows = {row.name: row for row in table_rows()}
-    pairs = [(f"{name}-eighth", "student-eighth") for name in VARIANTS] + [("soft-eighth", "all-pixels-eighth")]
+    pairs = [(f"student-{part}", f"teacher-{part}") for part in FRACTIONS]
+    pairs += [(f"{name}-eighth", "student-eighth") for name in VARIANTS] + [("soft-eighth", "all-pixels-eighth")]
     return [replace(rows[name], base=base) for name, base in pairs]
 
 
-def _training(work: Path, name: str, part: str, seed: int, *flags: str, after: Sequence[str] = ()) -> Job:
+def _twice(work: Path, name: str, part: str, seed: int) -> list[Job]:
+    """A training, and the same once more from its weights: what more steps alone give."""
+    first = _training(work, f"{name}-{seed}", part, seed)
+    return [first, _training(work, f"again-{part}-{seed}", part, seed, start=first.name)]
+
+
+def _of_part(work: Path, part: str, seed: int) -> list[Job]:
+    """A teacher, its labels, the same training once more, and the student, which begins with the teacher's weights."""
+    teacher, again = _twice(work, f"teacher-{part}", part, seed)
+    student = _student(work, "student", part, seed)
+    rest = [_on_the_rest(work, job.name) for job in (teacher, again, student)]
+    return [teacher, _labelling(work, part, seed), again, student, *rest]
+
+
+def _training(
+    work: Path, name: str, part: str, seed: int, *flags: str, start: str = "", after: Sequence[str] = ()
+) -> Job:  # fmt: skip
+    """A training. start: the run whose weights it begins with; those of ImageNet unless given."""
     options = {"--data": "folder", "--root": str(work / "data" / part), "--model": NETWORK}
+    options["--weights"] = str(work / start / "last.pt") if start else IMAGENET
     options |= dict(zip(flags[::2], flags[1::2], strict=True))
     words = [word for pair in options.items() for word in pair]
     command = ("train", *words, "--seed", str(seed), "--iterations", str(STEPS), *TRAINING)
-    return Job(name, (*command, "--output", str(work / name)), tuple(after))
+    return Job(name, (*command, "--output", str(work / name)), (*([start] if start else ()), *after))
 
 
 def _labelling(work: Path, part: str, seed: int) -> Job:
@@ -173,7 +194,9 @@ def _student(work: Path, name: str, part: str, seed: int, *flags: str) -> Job:
     labels = f"labels-{part}-{seed}"
     options = {"--auto-labels": str(work / labels)} | STUDENT | dict(zip(flags[::2], flags[1::2], strict=True))
     words = [word for pair in options.items() for word in pair]
-    return _training(work, f"{name}-{part}-{seed}", part, seed, *words, after=(labels,))
+    return _training(
+        work, f"{name}-{part}-{seed}", part, seed, *words, start=f"teacher-{part}-{seed}", after=(labels,)
+    )  # fmt: skip
 
 
 def _variant(work: Path, name: str, part: str, seed: int, flags: tuple[str, ...] | None) -> list[Job]:
@@ -189,7 +212,7 @@ def _soft(work: Path, name: str, part: str, seed: int) -> list[Job]:
     )  # fmt: skip
     flags = ("--data", "bench.soft_labels:Soft", "--soft-labels", str(work / labels))
     flags = (*flags, "--extra-classes", STUDENT["--extra-classes"])
-    student = _training(work, f"{name}-{part}-{seed}", part, seed, *flags, after=(labels,))
+    student = _training(work, f"{name}-{part}-{seed}", part, seed, *flags, start=teacher, after=(labels,))
     return [Job(labels, command, (teacher,), module="bench.soft_labels"), student]
 
 
@@ -334,7 +357,7 @@ def tables(work: Path) -> str:
     summaries = summarise(table_rows(), scores)
     lines = [*miou_table(summaries), "", *miou_table(summarise(variant_rows(), scores, among=table_rows()))]
     for part in FRACTIONS:
-        lines += ["", *class_table(summaries, [f"teacher-{part}", f"student-{part}", "full"])]
+        lines += ["", *class_table(summaries, [f"teacher-{part}", f"again-{part}", f"student-{part}", "again-full"])]
     for job, facts in _storages(work).items():
         lines += ["", f"{job}:", "", *(f"    {line}" for line in soft_labels.storage_table(facts).splitlines())]
     missing = [job["name"] for job in _jobs(work) if not job["done"]]

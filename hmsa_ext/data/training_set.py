@@ -31,6 +31,18 @@ class TrainingSet:
     index: ClassIndex
     sampler: EpochSampler
     augment: Augment
+    extra: ClassIndex | None = None
+    """Index of the extra images alone, pooled or not."""
+
+    def describe_extra(self) -> str:
+        """How many extra images there are, and what is left of their labels; empty where there are none."""
+        if self.extra is None:
+            return ""
+        labelled = 100 * self.extra.pixels.sum() / max(self.extra.sizes.prod(1).sum(), 1)
+        pixels = self.extra.pixels.sum(0)
+        none = [name for name, count in zip(self.extra.classes.names, pixels, strict=True) if count == 0]
+        text = f"{len(self.extra)} images, {labelled:.0f} % of their pixels count"
+        return f"{text}; no pixel of {', '.join(none)}" if none else text
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -85,6 +97,9 @@ def prepare(
     if more:
         sampling.extra_numbers(dataset.classes)  # an error now, not after minutes of reading
         extra_index = functools.reduce(joined, [build_index(one, **options) for one in more])
+        if not extra_index.pixels.any():
+            raise DataError("the extra images have no labelled pixel: every one is ignored, or below the threshold")
+    extra_alone = extra_index
     if extra_index is not None and sampling.extra_crops == "pooled":
         index, extra_index = joined(index, extra_index), None
     sampler = EpochSampler(
@@ -101,7 +116,7 @@ def prepare(
             f"extra_crops: by_class draws no crop from the extra images, since the part of each class in an epoch of "
             f"{len(sampler)} crops is less than one; expected --extra-crops pooled, or a larger --sampling-share"
         )
-    return TrainingSet(whole, index, sampler, augment)
+    return TrainingSet(whole, index, sampler, augment, extra_alone)
 
 
 def require_use_of_extra(sampling: Sampling, has_extra: bool) -> None:

@@ -204,12 +204,13 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
     parameters = sum(p.numel() for p in model.parameters())
     scales = ", ".join(f"{scale:g}" for scale in train.model.train_scales)
     height, width = training.sampler.crop
+    extra = f"extra  {training.describe_extra()}\n" if training.extra is not None else ""
     process.print(
         f"model  {_name(train.model.name)}, {parameters / 1e6:.2f} M parameters, {classes.num_classes} classes\n"
         f"fusion {_name(train.model.fusion)}, trained at scale{'s' * (',' in scales)} {scales}\n"
         f"data   {_name(train.data.name)}, {len(training.index)} training and {len(val_set)} validation images\n"
         f"crops  {training.sampler.describe()}\n"
-        f"steps  {steps}, {per_epoch} per epoch, {optimisation.batch_size * process.world_size} crops of "
+        f"{extra}steps  {steps}, {per_epoch} per epoch, {optimisation.batch_size * process.world_size} crops of "
         f"{height}x{width} each"
     )
     return run

@@ -202,6 +202,15 @@ def prepared(made: Manifest, tmp_path: Path, sampling: data.Sampling | None = No
     return data.open_training(chosen, sampling or data.Sampling(), data.Augment((16, 16)), seed=0, quiet=True)[0]
 
 
+def test_what_is_left_of_the_labels_is_said(made: Manifest, tmp_path: Path) -> None:
+    training = prepared(made, tmp_path, data.Sampling(extra_crops="pooled"), drop_classes=("c1",))
+    passing = [(label != 1) & (level >= 128) for label, level in (labels_of(made, place) for place in PLACES)]
+    share = round(100 * np.mean(passing))
+    assert training.describe_extra() == f"3 images, {share} % of their pixels count; no pixel of c1"
+    with pytest.raises(data.DataError, match="the extra images have no labelled pixel"):
+        prepared(made, tmp_path, data.Sampling(extra_crops="pooled"), drop_classes=NAMES)
+
+
 def test_pooled_images_are_images_like_the_others(made: Manifest, tmp_path: Path) -> None:
     training = prepared(made, tmp_path, data.Sampling(extra_crops="pooled"), min_probability=0.8)
     assert len(training.dataset) == len(training.index) == len(training.sampler) == 5
