@@ -66,8 +66,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(words: list[str]) -> None:
     """Runs a command of the page as printed, but for three things.
 
-    Trainings are short, on a small network without weights; the flags of the page for these are replaced. What torchrun
-    would start eight times is started once, without it. All commands run on the CPU.
+    Trainings are short, on a small network without ImageNet weights; the flags of the page for these are replaced. What
+    torchrun would start eight times is started once, without it. All commands run on the CPU.
     """
     if words[0] == "cp":
         subprocess.run(words, check=True)
@@ -78,9 +78,9 @@ def run(words: list[str]) -> None:
     assert words[0] == "hmsa", words
     arguments = words[1:]
     if arguments[0] == "train":
-        for flag in ("--model", "--weights"):
-            if flag in arguments:
-                place = arguments.index(flag)
+        for replaced in (["--model", "efficientnet_lite0_lraspp"], ["--weights", "imagenet"]):
+            place = arguments.index(replaced[0]) if replaced[0] in arguments else None
+            if place is not None and arguments[place : place + 2] == replaced:
                 del arguments[place : place + 2]
         arguments += [*FLAGS, *LENGTH]
     elif arguments[0] == "evaluate" or (arguments[0] == "autolabel" and "--model" in arguments):
@@ -130,6 +130,7 @@ def test_the_loop_as_printed_goes_from_masks_to_a_second_student(looped: Path) -
     )  # fmt: skip
     assert second.data.auto_labels == str(looped / "AUTO2")
     assert student.sampling.extra_crops == second.sampling.extra_crops == "pooled"
+    assert second.model.weights == "runs/student/last.pt"
     digests = [read_manifest(folder).made["weights_sha256"] for folder in ("AUTO", "CHECK", "AUTO2")]
     assert digests[0] == digests[1] != digests[2], "the second folder is the student's"
 
