@@ -106,9 +106,8 @@ def test_a_threshold_counts_in_the_index_as_in_the_manifest(here: Path) -> None:
     for level in levels[[1, len(levels) // 2, -1]]:
         index = on_both(here / "AUTO", min_probability=float(level) / 255).index
         np.testing.assert_array_equal(index.pixels[MASKS:].sum(0), histogram[:, level:].sum(1))
-    nothing = on_both(here / "AUTO", min_probability=1.0).index
-    assert nothing.pixels[MASKS:].sum() == 0
-    assert nothing.pixels[:MASKS].sum() > 0
+    with pytest.raises(data.DataError, match="no labelled pixel"):
+        on_both(here / "AUTO", min_probability=1.0)
 
 
 def test_corrected_pixels_reach_the_crops_of_the_training_whatever_the_threshold(auto: Path) -> None:
@@ -133,15 +132,16 @@ def test_corrected_pixels_reach_the_crops_of_the_training_whatever_the_threshold
 def test_a_correction_makes_crops_by_class(auto: Path) -> None:
     """What people say of an automatic image is found by the sampling by class."""
     sampling = data.Sampling(share=1.0, weights={"background": 0, "road": 0})
-    before = on_both(auto, sampling=sampling, min_probability=1.0)
-    assert set(before.sampler.draw(0)[0][:, 0]) <= set(range(MASKS)), "no automatic pixel passes"
     manifest = read_manifest(auto)
     for place in manifest.records:
         write_corrections(manifest, place, np.full(SIZE, CAR, np.uint8), np.ones(SIZE, bool))
     after = on_both(auto, sampling=sampling, min_probability=1.0)
     boxes, classes = after.sampler.draw(0)
     assert set(classes) == {CAR}
-    assert set(boxes[:, 0]) & set(range(MASKS, MASKS + REST))
+    corrected = {*boxes[:, 0]} - {*range(MASKS)}
+    assert corrected, "no automatic pixel passes the threshold: the crops are about corrections"
+    for image in corrected:
+        assert (after.dataset.label(int(image)) == CAR).all()
 
 
 def test_machines_that_share_the_work_write_the_same_folder_as_one(here: Path) -> None:
