@@ -50,6 +50,9 @@ from hmsa_ext.models.efficientnet import LITE0
 
 LISTS = Path(__file__).parent / "camvid_lists"
 FRACTIONS = {"eighth": 8, "quarter": 4}
+DRIVE = "drive"
+"""A part of another kind: the frames of one drive, 0001TP at dusk, have labels; those by day have none."""
+PARTS = (*FRACTIONS, DRIVE)
 SEEDS = (0, 1, 2)
 STEPS = 900
 SCALES = "0.5,1"
@@ -103,8 +106,12 @@ def grid(work: Path) -> list[Job]:
         work, "distilled", "eighth", SEEDS[0], "--model", SMALL_NETWORK, "--weights", IMAGENET,
         "--min-probability", "0",
     )  # fmt: skip
-    first = [*main[0], scratch[0], *variants[0], *main[1], *main[2], *full[0], *quarter[0], small, distilled]
-    return first + [job for k in (1, 2) for job in (*quarter[k], *full[k], scratch[k], *variants[k])]
+    drive = [_of_part(work, DRIVE, seed) for seed in SEEDS]
+    late = [job for job in variants[0] if job.name.startswith(("rare", "soft"))]
+    early = [job for job in variants[0] if job not in late]
+    first = [*main[0], scratch[0], *early, *drive[0], *main[1], *main[2], *full[0], *quarter[0], small, distilled]
+    first += [*late[1:], late[0]]
+    return first + [job for k in (1, 2) for job in (*quarter[k], *full[k], *drive[k], scratch[k], *variants[k])]
 
 
 IMAGENET = "imagenet"
@@ -127,11 +134,11 @@ def table_rows() -> list[Row]:
         return Row(name, {seed: f"{name}-{seed}" for seed in seeds}, base)
 
     rows = []
-    for part in FRACTIONS:
+    for part in PARTS:
         again = f"again-{part}"
         rows += [row(f"teacher-{part}"), row(again, f"teacher-{part}"), row(f"student-{part}", again)]
     rows += [row("full"), row("again-full", "full")]
-    for part in FRACTIONS:
+    for part in PARTS:
         again = f"rest-again-{part}"
         rows += [row(f"rest-teacher-{part}"), row(again, f"rest-teacher-{part}"), row(f"rest-student-{part}", again)]
     rows += [row("scratch-eighth", "teacher-eighth"), *(row(f"{name}-eighth", "again-eighth") for name in VARIANTS)]
@@ -142,7 +149,7 @@ def variant_rows() -> list[Row]:
     """Further comparisons: students with their teachers, variants with the main student, soft labels with hard ones of
     all pixels."""
     rows = {row.name: row for row in table_rows()}
-    pairs = [(f"student-{part}", f"teacher-{part}") for part in FRACTIONS]
+    pairs = [(f"student-{part}", f"teacher-{part}") for part in PARTS]
     pairs += [(f"{name}-eighth", "student-eighth") for name in VARIANTS] + [("soft-eighth", "all-pixels-eighth")]
     return [replace(rows[name], base=base) for name, base in pairs]
 
@@ -256,12 +263,14 @@ def write_lists(camvid: Path) -> None:
     for part, divisor in FRACTIONS.items():
         chosen = sorted(names[k] for k in order[: round(len(names) / divisor)])
         (LISTS / f"{part}.txt").write_text("".join(f"{name}\n" for name in chosen))
+    drive = [name for name in names if name.startswith("0001TP")]
+    (LISTS / f"{DRIVE}.txt").write_text("".join(f"{name}\n" for name in drive))
 
 
 def prepare(camvid: Path, work: Path) -> None:
     """Writes DIR/data/PART: a description, lists of pairs, and a list of the frames without labels."""
     images = {path.stem: path for path in sorted((camvid / "train").iterdir())}
-    for part in (*FRACTIONS, "full"):
+    for part in (*PARTS, "full"):
         folder = work / "data" / part
         folder.mkdir(parents=True, exist_ok=True)
         kept = (LISTS / f"{part}.txt").read_text().split() if part != "full" else list(images)
@@ -356,7 +365,7 @@ def tables(work: Path) -> str:
     scores = read_scores(work)
     summaries = summarise(table_rows(), scores)
     lines = [*miou_table(summaries), "", *miou_table(summarise(variant_rows(), scores, among=table_rows()))]
-    for part in FRACTIONS:
+    for part in PARTS:
         lines += ["", *class_table(summaries, [f"teacher-{part}", f"again-{part}", f"student-{part}", "again-full"])]
     for job, facts in _storages(work).items():
         lines += ["", f"{job}:", "", *(f"    {line}" for line in soft_labels.storage_table(facts).splitlines())]
@@ -373,7 +382,7 @@ def results(work: Path) -> dict[str, Any]:
         variants=summarise(variant_rows(), scores, among=table_rows()),
         steps=STEPS,
         seeds=list(SEEDS),
-        labelled={part: len((LISTS / f"{part}.txt").read_text().split()) for part in FRACTIONS},
+        labelled={part: len((LISTS / f"{part}.txt").read_text().split()) for part in PARTS},
         soft_labels={job: soft_labels.storage(facts) for job, facts in _storages(work).items()},
     )
 

@@ -83,7 +83,8 @@ def test_the_lists_are_nested_and_of_a_share_of_the_frames(tmp_path, monkeypatch
 
 def test_prepared_lists_share_no_frame(tmp_path):
     camvid, work = tmp_path / "camvid", tmp_path / "work"
-    names = [*(self_training.LISTS / "quarter.txt").read_text().split(), "another"]
+    listed = [(self_training.LISTS / f"{part}.txt").read_text().split() for part in ("quarter", "drive")]
+    names = sorted({name for names in listed for name in names} | {"another"})
     for split, stems in (("train", names), ("val", ["v"])):
         (camvid / split).mkdir(parents=True)
         for stem in stems:
@@ -93,7 +94,9 @@ def test_prepared_lists_share_no_frame(tmp_path):
     labelled = [line.split("\t")[0] for line in (folder / "train.txt").read_text().splitlines()]
     unlabelled = (folder / "unlabelled.txt").read_text().splitlines()
     assert len(labelled) == 92
-    assert unlabelled == [str(camvid / "train" / "another.png")]
+    assert unlabelled == [str(camvid / "train" / f"{name}.png") for name in names if name not in listed[0]]
+    withheld = [line.split("\t")[0] for line in (folder / "test.txt").read_text().splitlines()]
+    assert withheld == unlabelled
 
 
 # ---- work -------------------------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ def test_json_has_every_job_and_no_path(work, tmp_path):
     assert "commit" in content
     expected = {"hard labels": 5, "hard labels and their probabilities": 25, "two classes and their probabilities": 75}
     assert content["soft_labels"] == {"softlabels-eighth-0": expected | {"19 float32 per pixel": 76e6}}
-    assert content["labelled"] == {"eighth": 46, "quarter": 92}
+    assert content["labelled"] == {"eighth": 46, "quarter": 92, "drive": 62}
     rows = {row["row"]: row for row in content["rows"]}
     assert rows["student-eighth"]["difference"]["mean"] == pytest.approx(2)
     assert str(work) not in file.read_text()

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hmsa_ext.data import __main__ as command
 from hmsa_ext.data import stats
 from hmsa_ext.data.description import KEYS, read_description
 from hmsa_ext.data.scan import command as scan
+from python_tests.automatic_files import make_labels
 
 from .pictures import write, write_image
 
@@ -47,7 +49,7 @@ def commands(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """The current folder, with MINE (images, masks, dataset.yaml) and CamVid, and without an index of the user."""
+    """The current folder, with MINE (images, masks, dataset.yaml), AUTO and CamVid, without an index of the user."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HMSA_CACHE", str(tmp_path / "cache"))
     label = np.zeros((96, 128), np.uint8)
@@ -61,6 +63,8 @@ def here(tmp_path, monkeypatch) -> Path:
             write_image(tmp_path / f"CamVid/{split}/{k}.png", (96, 128), seed)
             write(tmp_path / f"CamVid/{split}annot/{k}.png", label)
     (tmp_path / "MINE/dataset.yaml").write_text(blocks("yaml")[0])
+    classes = read_description(tmp_path / "MINE/dataset.yaml").classes
+    make_labels(tmp_path / "AUTO", classes=replace(classes, ids=tuple(range(classes.num_classes))))
     return tmp_path
 
 
