@@ -90,7 +90,7 @@ def label(command: AutoLabel, trained: TrainedModel, process: Process) -> Summar
     of_part = items[part - 1 :: parts]
     if process.is_main:
         pairs.refuse_others(of_part)
-        pairs.update_manifest([], {}, part, parts)  # killed at once, the folder says what it is
+        pairs.begin_manifest(of_part, part, parts, redo=command.redo)  # killed at once, the folder says what it is
     distributed.wait_for_all(process)
     own = predict.share(command, items, process)
     predict.announce(predictor, items, own, process)

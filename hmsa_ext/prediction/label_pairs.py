@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hmsa_ext import settings as declared
 from hmsa_ext.data import ClassTable, DataError
 from hmsa_ext.data.automatic import manifest as manifests
 from hmsa_ext.data.automatic.combining import Labelled, combine, count
+from hmsa_ext.data.automatic.corrections import FOLDER
 from hmsa_ext.data.automatic.manifest import Layout, Manifest, counts_by_probability, pair_of, record_of
 from hmsa_ext.data.headers import read_header
 from hmsa_ext.files import OutputError
@@ -81,20 +82,38 @@ class LabelPairs:
                     f"sources: {item.shown} has several pages, of which data sets read the first alone; expected "
                     "files of one image"
                 )
+            self._require_usable_name(item)
         sources = {os.path.realpath(item.path) for item in items}
         for item in items:
             for file in self.files(item):
                 if os.path.realpath(file) in sources:
                     raise OutputError(f"output: {file} is itself one of the sources; expected a folder apart from them")
 
+    def _require_usable_name(self, item: Item) -> None:
+        if not _is_text(str(item.path)):
+            raise DataError(f"sources: the name {item.shown!a} is not in UTF-8, as the manifest is; rename the file")
+        if self.layout == "cityscapes" and item.place.name.endswith("_prob"):
+            raise DataError(
+                f"sources: {item.shown}: in the layout of Cityscapes names that end in _prob are those of the "
+                "probabilities; rename the image, or expected --layout plain"
+            )
+        if self.layout == "cityscapes" and item.place.parts[0] == FOLDER:
+            raise DataError(
+                f"sources: {item.shown}: in the layout of Cityscapes the folder {FOLDER!r} is that of people's "
+                "corrections; rename it, or expected --layout plain"
+            )
+
     def files(self, item: Item) -> tuple[Path, Path]:
         """Label file and file of the probabilities."""
         return pair_of(self.folder, item.place, self.layout)
 
     def refuse_others(self, items: Iterable[Item]) -> None:
-        """Raises :class:`OutputError` where the folder has labels of another teacher, or of other settings."""
+        """Raises :class:`OutputError` where the folder has labels of another teacher, of other settings, or of another
+        image of the same name."""
+        images: dict[str, Path] = {}
         for name in manifests.manifest_files(self.folder):
             there = manifests.read_one(name)
+            images |= {place: there.image_file(place) for place in there.records}
             differing = manifests.differences(there, self.made, self.classes, self.layout)
             if differing:
                 raise OutputError(
@@ -110,6 +129,12 @@ class LabelPairs:
                         f"output: {file} {what}; expected a folder of this teacher's labels. Corrections by people "
                         "belong into the folder's 'corrected': see hmsa autolabel import"
                     )
+            before = images.get(str(item.place))
+            if before is not None and self.missing(item) and _is_another(before, item.path):
+                raise OutputError(
+                    f"output: {self.folder} has labels of {before}, which those of {item.shown} would replace; "
+                    "expected another folder, or sources whose names differ (the folder above both, as one source)"
+                )
 
     def remove_leftovers(self, items: Iterable[Item]) -> None:
         """Deletes what killed processes left of these pairs."""
@@ -142,19 +167,34 @@ class LabelPairs:
         counts = counts_by_probability(prediction.labels, probabilities, self.classes.num_classes)
         self.labelled[str(item.place)] = Labelled(record_of(_absolute(item), labels.shape, counts), counts)
 
+    def begin_manifest(self, items: Iterable[Item], part: int, parts: int, *, redo: bool = False) -> None:
+        """Writes the manifest of a part before its work, without the images that are to be labelled.
+
+        A run that is killed then leaves no figures of labels that it replaced. Raises as :meth:`update_manifest` does.
+        """
+        again = {str(item.place) for item in items if self.missing(item, redo=redo)}
+        self.update_manifest([], {}, part, parts, without=again)
+
     def update_manifest(
-        self, items: Sequence[Item], labelled: Mapping[str, Labelled], part: int, parts: int
-    ) -> Manifest:  # fmt: skip
+        self,
+        items: Sequence[Item],
+        labelled: Mapping[str, Labelled],
+        part: int,
+        parts: int,
+        *,
+        without: Collection[str] = (),
+    ) -> Manifest:
         """Writes the manifest of the K-th of N parts: what it had, what was labelled, and pairs that nobody recorded.
 
-        items: all sources of the part. A run without parts takes the manifests of parts in. Returns the manifest.
+        items: all sources of the part. A run without parts takes the manifests of parts in. without: places to leave
+        out. Returns the manifest.
 
         Raises DataError and :class:`OutputError`.
         """
         name = manifests.share_name(part, parts)
         files = manifests.manifest_files(self.folder)
         own = [file for file in files if parts == 1 or file.name == name]
-        before = [manifests.read_one(file) for file in own]
+        before = [_with_moved_images(manifests.read_one(file), items) for file in own]
         known = {place for file in files for place in manifests.read_one(file).records} | labelled.keys()
         base = self._empty_manifest()
         new = dict(labelled)
@@ -164,7 +204,7 @@ class LabelPairs:
         for item, counts in zip(unrecorded, counted, strict=True):
             size = read_header(self.files(item)[0]).size
             new[str(item.place)] = Labelled(record_of(_absolute(item), size, counts), counts)
-        manifest = combine(base, before, new)
+        manifest = combine(base, before, new, without=without)
         try:
             manifests.write_manifest(manifest, name)
             for file in own:
@@ -182,6 +222,33 @@ class LabelPairs:
         return Manifest(
             self.classes, ignored, untouched, Path.cwd(), self.made, {}, none, self.layout, self.folder.absolute()
         )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of another encoding
+        return False
+    return True
+
+
+def _is_another(before: Path, now: str) -> bool:
+    """Whether the file that was labelled is still there and is another one than the source."""
+    try:
+        return not os.path.samefile(before, now)
+    except OSError:  # it is gone: the images were moved
+        return False
+
+
+def _with_moved_images(manifest: Manifest, items: Iterable[Item]) -> Manifest:
+    """The manifest with the sources in place of images that are no longer where they were."""
+    here = {str(item.place): _absolute(item) for item in items}
+    records = {
+        place: replace(record, image=here[place])
+        if place in here and not manifest.image_file(place).is_file() else record
+        for place, record in manifest.records.items()
+    }  # fmt: skip
+    return replace(manifest, records=records)
 
 
 def _absolute(item: Item) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -311,6 +312,36 @@ def test_a_damaged_manifest_is_named(made: Manifest, content: str, text: str) ->
     (made.folder / "manifest.json").write_text(content)
     with pytest.raises(data.DataError, match=rf"manifest\.json: {text}"):
         read_manifest(made.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"histogram": [[1], [1, 2]]}, "inhomogeneous"),
+        ({"made": "x"}, "made: got 'x', expected names and values"),
+        ({"ignored": "x"}, "invalid literal"),
+        ({"ignored": 2}, r"ignored, untouched: got \(2, 254\), expected two values that no class has"),
+        ({"ignored": 254}, r"ignored, untouched: got \(254, 254\)"),
+        ({"labelled": {"a": {"image": 3, "size": [1, 1], "pixels": [1] * 4, "probability": 1}}}, "is no manifest"),
+        ({"labelled": {"a": {"image": "a", "size": [1, 1], "pixels": [1] * 4, "probability": None}}}, "is no manifest"),
+        ({"labelled": {"a": {"image": "a", "size": [1, 1], "pixels": ["b"] * 4, "probability": 1}}}, "is no manifest"),
+    ],
+)
+def test_values_that_no_manifest_has_are_named(made: Manifest, changes: dict[str, object], text: str) -> None:
+    path = made.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(data.DataError, match=rf"manifest\.json: .*{text}"):
+        read_manifest(made.folder)
+
+
+def test_images_of_machines_with_folders_of_their_own_are_found_by_place(made: Manifest, tmp_path: Path) -> None:
+    records = {place: dataclasses.replace(made.records[place], image=f"m{k}/{place}.png")
+               for k, place in enumerate(PLACES)}  # fmt: skip
+    write_manifest(dataclasses.replace(made, records=records, images=tmp_path / "gone"))
+    with pytest.raises(data.DataError, match="3 files that the manifest lists not found"):
+        opened(made)
+    found = opened(made, images=tmp_path / "images")
+    assert [found.files(k)[0] for k in range(3)] == [tmp_path / "images" / f"{place}.png" for place in PLACES]
 
 
 def test_two_manifests_of_one_image_or_of_two_teachers_are_refused(made: Manifest) -> None:

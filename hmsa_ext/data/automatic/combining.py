@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,18 @@ class Labelled:
     counts: np.ndarray
 
 
-def combine(base: Manifest, parts: Sequence[Manifest], new: Mapping[str, Labelled], *, quiet: bool = False) -> Manifest:
+def combine(
+    base: Manifest,
+    parts: Sequence[Manifest],
+    new: Mapping[str, Labelled],
+    *,
+    without: Collection[str] = (),
+    quiet: bool = False,
+) -> Manifest:
     """The images of all parts and the new ones, with the facts of ``base``. Of an image in several the last one counts.
 
-    Images whose pair is no longer there are left out. Where sums of the histograms would not be right, all pairs are
-    read. Raises DataError for pairs that cannot be read.
+    Images whose pair is no longer there are left out, and so are those of ``without``. Where sums of the histograms
+    would not be right, all pairs are read. Raises DataError for pairs that cannot be read.
     """
     records: dict[str, Record] = {}
     histogram, is_sum = np.zeros_like(base.histogram), True
@@ -38,9 +45,9 @@ def combine(base: Manifest, parts: Sequence[Manifest], new: Mapping[str, Labelle
             place: replace(record, image=str(part.images / record.image)) for place, record in part.records.items()
         }
         histogram = histogram + part.histogram
-    gone = [place for place in records if not _is_there(base, place)]
+    gone = {place for place in records if place in without or not _is_there(base, place)}
     is_sum &= not gone and not records.keys() & new.keys()
-    records = {place: record for place, record in records.items() if place not in set(gone)}
+    records = {place: record for place, record in records.items() if place not in gone}
     records |= {place: found.record for place, found in new.items()}
     if is_sum:
         histogram = sum((found.counts for found in new.values()), histogram)
