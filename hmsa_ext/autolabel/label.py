@@ -22,6 +22,7 @@ stopped the work.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def label(command: AutoLabel, trained: TrainedModel, process: Process) -> Summar
     of_part = items[part - 1 :: parts]
     if process.is_main:
         pairs.refuse_others(of_part)
+        _warn_of_corrections(pairs.changed_under_corrections(of_part))
         pairs.begin_manifest(of_part, part, parts, redo=command.redo)  # killed at once, the folder says what it is
     distributed.wait_for_all(process)
     own = predict.share(command, items, process)
@@ -109,6 +111,16 @@ def label(command: AutoLabel, trained: TrainedModel, process: Process) -> Summar
         process.print(_describe(manifest, folder))
     predict.conclude(command, summary, predictor, time.perf_counter() - begin, process, report)
     return summary
+
+
+def _warn_of_corrections(files: Sequence[Path]) -> None:
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        print(
+            f"warning: {files[0]}{more}: people corrected the labels of an image that is another one now, and their "
+            "pixels still win; delete the corrections that no longer fit",
+            file=sys.stderr,
+        )
 
 
 def _describe(manifest: Manifest, folder: Path) -> str:

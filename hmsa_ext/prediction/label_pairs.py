@@ -21,7 +21,7 @@ from hmsa_ext import settings as declared
 from hmsa_ext.data import ClassTable, DataError
 from hmsa_ext.data.automatic import manifest as manifests
 from hmsa_ext.data.automatic.combining import Labelled, combine, count
-from hmsa_ext.data.automatic.corrections import FOLDER
+from hmsa_ext.data.automatic.corrections import FOLDER, corrected_file
 from hmsa_ext.data.automatic.manifest import Layout, Manifest, counts_by_probability, pair_of, record_of
 from hmsa_ext.data.headers import read_header
 from hmsa_ext.files import OutputError
@@ -166,6 +166,14 @@ class LabelPairs:
         write_result(item, label_file, encoded[0])
         counts = counts_by_probability(prediction.labels, probabilities, self.classes.num_classes)
         self.labelled[str(item.place)] = Labelled(record_of(_absolute(item), labels.shape, counts), counts)
+
+    def changed_under_corrections(self, items: Iterable[Item]) -> list[Path]:
+        """The corrections by people of images that changed since they were labelled, and that are labelled again."""
+        return [
+            file
+            for item in items
+            if (file := corrected_file(self.folder, str(item.place))).is_file() and self.missing(item)
+        ]
 
     def begin_manifest(self, items: Iterable[Item], part: int, parts: int, *, redo: bool = False) -> None:
         """Writes the manifest of a part before its work, without the images that are to be labelled.

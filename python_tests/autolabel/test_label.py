@@ -20,6 +20,7 @@ from PIL import Image
 
 import hmsa_ext
 from hmsa_ext.autolabel import __main__ as autolabel
+from hmsa_ext.data.automatic.corrections import write_corrections
 from hmsa_ext.data.automatic.manifest import Manifest, read_manifest
 from hmsa_ext.files import OutputError
 from hmsa_ext.prediction.label_pairs import LabelPairs
@@ -160,6 +161,17 @@ def test_a_changed_image_is_labelled_again_and_counted_once(run: Path) -> None:
     assert main(run) == 0
     assert np.array_equal(read("out/labels/a.png"), hmsa_ext.load(run, "cpu").predict("in/a.png").ids())
     expect_counted(read_manifest("out"))
+
+
+def test_corrections_of_an_image_that_changed_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(run) == 0
+    write_corrections(read_manifest("out"), "b/c", np.ones((48, 64), np.uint8), np.ones((48, 64), bool))
+    for _ in range(2):
+        assert main(run, "--redo") == 0
+        assert "warning" not in capsys.readouterr().err
+    save("in/b/c.png", photo(48, 64, seed=9))
+    assert main(run) == 0
+    assert "out/corrected/b/c.png: people corrected the labels of an image" in capsys.readouterr().err
 
 
 def test_more_images_are_added_to_the_manifest(run: Path) -> None:

@@ -67,7 +67,7 @@ def open_automatic(
         raise DataError(
             f"auto_labels: {manifest.folder}: {len(missing)} file{'s' * (len(missing) > 1)} that the manifest lists "
             f"not found: {some}. Images that were moved: --auto-images FOLDER; labels that were deleted: "
-            "hmsa autolabel merge takes them out of the manifest"
+            "hmsa autolabel merge takes them out of the manifest; images that were deleted: delete their labels, too"
         )
     if not items:
         raise DataError(f"auto_labels: {manifest.folder} has no labelled images")
