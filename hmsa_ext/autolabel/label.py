@@ -22,6 +22,8 @@ stopped the work.
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import sys
 import time
 from collections.abc import Sequence
@@ -105,7 +107,7 @@ def label(command: AutoLabel, trained: TrainedModel, process: Process) -> Summar
                 pairs.update_manifest(of_part, pairs.labelled, part, parts)
         raise
     summary = merged(distributed.gather(process, done))
-    labelled = {place: found for share in distributed.gather(process, pairs.labelled) for place, found in share.items()}
+    labelled = functools.reduce(operator.or_, distributed.gather(process, pairs.labelled))
     if process.is_main:
         manifest = pairs.update_manifest(of_part, labelled, part, parts)
         process.print(_describe(manifest, folder))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hmsa_ext.data import ClassTable, DataError
 from hmsa_ext.data.automatic import manifest as manifests
 from hmsa_ext.data.automatic.combining import Labelled, combine, count
 from hmsa_ext.data.automatic.corrections import FOLDER, corrected_file
-from hmsa_ext.data.automatic.manifest import Layout, Manifest, counts_by_probability, pair_of, record_of
+from hmsa_ext.data.automatic.manifest import Layout, Manifest, counts_by_probability, pair_of
 from hmsa_ext.data.headers import read_header
 from hmsa_ext.files import OutputError
 from hmsa_ext.prediction.marks import encode_png, read_mark
@@ -39,13 +40,14 @@ KINDS: tuple[Kind, ...] = ("labels", "confidence")
 class LabelPairs:
     """The pairs that a teacher writes below a folder. pictures: their ``ids`` and ``white`` count.
 
-    ``labelled`` collects what :meth:`write` has written, by place.
+    ``labelled`` collects what :meth:`write` has written.
     """
 
     def __init__(self, folder: Path, predictor: Predictor, pictures: PictureSettings, layout: Layout) -> None:
         self.folder, self.pictures, self._predictor = folder, pictures, predictor
         self.layout: Layout = layout
-        self.labelled: dict[str, Labelled] = {}
+        self.labelled = Labelled.none(predictor.classes.num_classes)
+        self._adding = threading.Lock()  # several threads write
         self._stamps = SourceStamps()
         chosen = {"ids": pictures.ids, "white": pictures.white, "layout": layout}
         settings = short(deciding(predictor) | chosen)
@@ -165,7 +167,8 @@ class LabelPairs:
         write_result(item, probability_file, encoded[1])
         write_result(item, label_file, encoded[0])
         counts = counts_by_probability(prediction.labels, probabilities, self.classes.num_classes)
-        self.labelled[str(item.place)] = Labelled(record_of(_absolute(item), labels.shape, counts), counts)
+        with self._adding:
+            self.labelled.add(str(item.place), _absolute(item), labels.shape, counts)
 
     def changed_under_corrections(self, items: Iterable[Item]) -> list[Path]:
         """The corrections by people of images that changed since they were labelled, and that are labelled again."""
@@ -181,12 +184,12 @@ class LabelPairs:
         A run that is killed then leaves no figures of labels that it replaced. Raises as :meth:`update_manifest` does.
         """
         again = {str(item.place) for item in items if self.missing(item, redo=redo)}
-        self.update_manifest([], {}, part, parts, without=again)
+        self.update_manifest([], Labelled.none(self.classes.num_classes), part, parts, without=again)
 
     def update_manifest(
         self,
         items: Sequence[Item],
-        labelled: Mapping[str, Labelled],
+        labelled: Labelled,
         part: int,
         parts: int,
         *,
@@ -203,15 +206,15 @@ class LabelPairs:
         files = manifests.manifest_files(self.folder)
         own = [file for file in files if parts == 1 or file.name == name]
         before = [_with_moved_images(manifests.read_one(file), items) for file in own]
-        known = {place for file in files for place in manifests.read_one(file).records} | labelled.keys()
+        known = {place for file in files for place in manifests.read_one(file).records} | labelled.records.keys()
         base = self._empty_manifest()
-        new = dict(labelled)
+        new = labelled | Labelled.none(self.classes.num_classes)
         # Pairs of a run that was killed before it could record them.
         unrecorded = [item for item in items if str(item.place) not in known and not self.missing(item)]
         counted = count(base, [str(item.place) for item in unrecorded])
         for item, counts in zip(unrecorded, counted, strict=True):
             size = read_header(self.files(item)[0]).size
-            new[str(item.place)] = Labelled(record_of(_absolute(item), size, counts), counts)
+            new.add(str(item.place), _absolute(item), size, counts)
         manifest = combine(base, before, new, without=without)
         try:
             manifests.write_manifest(manifest, name)

@@ -224,7 +224,7 @@ def test_a_run_that_is_killed_over_labels_that_it_replaced_leaves_no_wrong_figur
     update = LabelPairs.update_manifest
 
     def killed(self: LabelPairs, *arguments: Any, **options: Any) -> Manifest:
-        if self.labelled:
+        if self.labelled.records:
             raise OutputError("killed before the manifest is written")
         return update(self, *arguments, **options)
 
