@@ -22,6 +22,9 @@ stopped the work.
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +93,8 @@ def label(command: AutoLabel, trained: TrainedModel, process: Process) -> Summar
     of_part = items[part - 1 :: parts]
     if process.is_main:
         pairs.refuse_others(of_part)
-        pairs.update_manifest([], {}, part, parts)  # killed at once, the folder says what it is
+        _warn_of_corrections(pairs.changed_under_corrections(of_part))
+        pairs.begin_manifest(of_part, part, parts, redo=command.redo)  # killed at once, the folder says what it is
     distributed.wait_for_all(process)
     own = predict.share(command, items, process)
     predict.announce(predictor, items, own, process)
@@ -103,12 +107,22 @@ def label(command: AutoLabel, trained: TrainedModel, process: Process) -> Summar
                 pairs.update_manifest(of_part, pairs.labelled, part, parts)
         raise
     summary = merged(distributed.gather(process, done))
-    labelled = {place: found for share in distributed.gather(process, pairs.labelled) for place, found in share.items()}
+    labelled = functools.reduce(operator.or_, distributed.gather(process, pairs.labelled))
     if process.is_main:
         manifest = pairs.update_manifest(of_part, labelled, part, parts)
         process.print(_describe(manifest, folder))
     predict.conclude(command, summary, predictor, time.perf_counter() - begin, process, report)
     return summary
+
+
+def _warn_of_corrections(files: Sequence[Path]) -> None:
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        print(
+            f"warning: {files[0]}{more}: people corrected the labels of an image that is another one now, and their "
+            "pixels still win; delete the corrections that no longer fit",
+            file=sys.stderr,
+        )
 
 
 def _describe(manifest: Manifest, folder: Path) -> str:

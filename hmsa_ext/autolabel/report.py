@@ -246,7 +246,7 @@ def truth_table(manifest: Manifest, ignored: Sequence[int] | str) -> LabelTable:
 def truth_files(manifest: Manifest, folder: Path, suffix: str) -> dict[str, Path]:
     """The true label files that exist, by place. Raises DataError where there is no folder or no file.
 
-    In the layout of Cityscapes the truth has no ``_leftImg8bit`` in its names.
+    In the layout of Cityscapes the truth has no ``_leftImg8bit`` in its names; corrections by people have it.
     """
     if not folder.is_dir():
         raise DataError(f"truth: no folder {folder}; expected one with true label files")
@@ -255,7 +255,12 @@ def truth_files(manifest: Manifest, folder: Path, suffix: str) -> dict[str, Path
         name = place.removesuffix(_CITYSCAPES_IMAGES) if manifest.layout == "cityscapes" else place
         return folder / f"{name}{suffix}.png"
 
-    found = {place: path for place in manifest.records if (path := file(place)).is_file()}
+    found = {
+        place: path
+        for place in manifest.records
+        for path in [next(filter(Path.is_file, (file(place), folder / f"{place}{suffix}.png")), None)]
+        if path is not None
+    }
     if not found:
         example = f", such as {file(next(iter(manifest.records)))}" if manifest.records else ""
         raise DataError(

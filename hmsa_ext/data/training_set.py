@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,18 @@ class TrainingSet:
         height, width = np.median(self.index.sizes[self.index.usable], axis=0)
         return resized_size(int(height), int(width), self.augment.long_edge)
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the number, the sizes and the pixels by class of the training images, the extra ones included.
+
+        Labels that changed, or others that pass a threshold, show here.
+        """
+        found = hashlib.sha256()
+        for index in (self.index, self.sampler.extra):
+            for array in () if index is None else (index.sizes, index.pixels, index.centroids):
+                found.update(np.ascontiguousarray(array, np.int64).data)
+        return found.hexdigest()[:16]
+
 
 def prepare(
     dataset: Dataset,
@@ -98,7 +111,10 @@ def prepare(
         sampling.extra_numbers(dataset.classes)  # an error now, not after minutes of reading
         extra_index = functools.reduce(joined, [build_index(one, **options) for one in more])
         if not extra_index.pixels.any():
-            raise DataError("the extra images have no labelled pixel: every one is ignored, or below the threshold")
+            raise DataError(
+                "extra: no pixel of the extra images has a label that counts: lower the thresholds of automatic labels "
+                "(hmsa autolabel report shows what passes), or leave the extra images out"
+            )
     extra_alone = extra_index
     if extra_index is not None and sampling.extra_crops == "pooled":
         index, extra_index = joined(index, extra_index), None

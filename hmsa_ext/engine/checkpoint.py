@@ -5,7 +5,7 @@ continue exactly: ``average`` (moving average or None), ``optimizer``, ``progres
 epoch, best result, seconds), ``log`` (counts since the last record), ``rng`` (PyTorch's generators, per
 process; every other random number is a function of seed, epoch and index), ``config`` (the settings by flat name),
 ``class_names``, ``classes`` (names, colours and ids), ``image_size`` (typical height and width of the training images
-in pixels, at the size that ``long_edge`` gives) and ``versions``.
+in pixels, at the size that ``long_edge`` gives), ``training_data`` (its fingerprint) and ``versions``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hmsa_ext import settings
+from hmsa_ext.data.automatic.trust import Trust
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.settings import TrainSettings, differences
 from hmsa_ext.errors import HmsaError
@@ -26,7 +27,7 @@ from hmsa_ext.models import WeightError, read_checkpoint
 
 LAST, BEST = "last.pt", "best.pt"
 RUNS_SHOWN = 5
-IMPLIED = {"fusion": "hierarchical"}
+IMPLIED = {"fusion": "hierarchical", "extra_crops": "by_class", **settings.to_dict(Trust())}
 """Settings that came later, each with what earlier versions did."""
 
 

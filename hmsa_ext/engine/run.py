@@ -134,6 +134,7 @@ class Run:
             "class_names": list(classes.names),
             "classes": classes.to_dict(),
             "image_size": list(self.training.image_size),
+            "training_data": self.training.fingerprint,
             "versions": versions(),
         }
         # The best one first: a run that is killed between the two then writes it again.
@@ -198,6 +199,11 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
     if stored is not None:
         _restore(run, stored)
         process.print(f"resumed {folder} after step {run.progress.step} of {steps}")
+        if stored.get("training_data", training.fingerprint) != training.fingerprint:
+            process.print(
+                "note   the training images or their labels changed since the last checkpoint: the run goes on with "
+                "what is there now, not as it would have"
+            )
     else:
         run.save()  # a run that is killed at once can be resumed like any other
         process.print(f"run    {folder}")

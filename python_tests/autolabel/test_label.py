@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from PIL import Image
 
 import hmsa_ext
 from hmsa_ext.autolabel import __main__ as autolabel
+from hmsa_ext.data.automatic.corrections import write_corrections
 from hmsa_ext.data.automatic.manifest import Manifest, read_manifest
+from hmsa_ext.files import OutputError
+from hmsa_ext.prediction.label_pairs import LabelPairs
 from hmsa_ext.prediction.marks import read_mark
 from python_tests.prediction.networks import photo, write_run
 
@@ -159,6 +163,17 @@ def test_a_changed_image_is_labelled_again_and_counted_once(run: Path) -> None:
     expect_counted(read_manifest("out"))
 
 
+def test_corrections_of_an_image_that_changed_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(run) == 0
+    write_corrections(read_manifest("out"), "b/c", np.ones((48, 64), np.uint8), np.ones((48, 64), bool))
+    for _ in range(2):
+        assert main(run, "--redo") == 0
+        assert "warning" not in capsys.readouterr().err
+    save("in/b/c.png", photo(48, 64, seed=9))
+    assert main(run) == 0
+    assert "out/corrected/b/c.png: people corrected the labels of an image" in capsys.readouterr().err
+
+
 def test_more_images_are_added_to_the_manifest(run: Path) -> None:
     assert main(run) == 0
     save("more/z/new.png", photo(40, 56, seed=5))
@@ -197,6 +212,28 @@ def test_redo_labels_again_and_counts_once(run: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(run, "--redo") == 0
     assert "3 predicted" in capsys.readouterr().out
+    expect_counted(read_manifest("out"))
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_a_run_that_is_killed_over_labels_that_it_replaced_leaves_no_wrong_figures(
+    run: Path, redo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(run) == 0
+    save("in/a.png", photo(48, 64, seed=9))
+    update = LabelPairs.update_manifest
+
+    def killed(self: LabelPairs, *arguments: Any, **options: Any) -> Manifest:
+        if self.labelled.records:
+            raise OutputError("killed before the manifest is written")
+        return update(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelPairs, "update_manifest", killed)
+        assert main(run, *["--redo"] * redo) == 2
+    expect_counted(read_manifest("out"))
+    assert main(run) == 0
+    assert list(read_manifest("out").records) == list(NAMES)
     expect_counted(read_manifest("out"))
 
 
@@ -300,6 +337,52 @@ def test_what_a_data_set_could_not_read_again_is_refused(run: Path, capsys: pyte
     Path("clip.mp4").write_bytes(b"x")
     assert main(run, source="clip.mp4") == 2
     assert "clip.mp4 is a video; expected images" in capsys.readouterr().err
+    assert not list(Path("out").rglob("*.png"))
+
+
+def test_labels_of_another_image_of_the_same_name_are_not_replaced(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run) == 0
+    before = pictures()
+    save("other/a.png", photo(40, 56, seed=5))
+    for arguments in ([], ["--redo"], ["--shard", "1/1"]):
+        assert main(run, *arguments, source="other") == 2
+        error = capsys.readouterr().err
+        assert "out has labels of " in error
+        assert "in/a.png, which those of other/a.png would replace; expected another folder" in error
+    assert pictures() == before
+    shutil.move("in", "moved")  # images that were moved are the same ones
+    assert main(run, source="moved") == 0
+    assert "0 predicted, 3 there already" in capsys.readouterr().out
+    assert pictures() == before
+    assert read_manifest("out").images == Path("moved").absolute()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("x_prob", "names that end in _prob are those of the probabilities"), ("corrected/x", "people's corrections")],
+)
+def test_names_that_the_layout_of_cityscapes_needs_are_refused(
+    run: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save("city/x.png", photo(48, 64))
+    save(f"city/{name}.png", photo(48, 64, seed=1))
+    assert main(run, "--layout", "cityscapes", source="city") == 2
+    assert text in capsys.readouterr().err
+    assert not list(Path("out").rglob("*.png"))
+    assert main(run, source="city") == 0
+
+
+def test_a_name_that_the_manifest_cannot_hold_is_refused_before_the_work(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        shutil.copy("in/a.png", b"in/\xff.png".decode(errors="surrogateescape"))
+    except OSError:
+        pytest.skip("this file system stores names in UTF-8 alone")
+    assert main(run) == 2
+    assert "'in/\\udcff.png' is not in UTF-8" in capsys.readouterr().err
     assert not list(Path("out").rglob("*.png"))
 
 

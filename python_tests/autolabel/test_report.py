@@ -22,6 +22,7 @@ from hmsa_ext.settings import SettingError
 from hmsa_ext.settings import replace as changed
 from python_tests.automatic_files import (
     PLACES,
+    SIZE,
     class_table,
     labels_of,
     make_labels,
@@ -341,6 +342,17 @@ def test_files_of_cityscapes_are_found(folder: Path, tmp_path: Path) -> None:
     found = report(folder, tmp_path / "gtFine", truth_suffix="_gtFine_labelIds")
     assert found.agreement is not None
     assert found.agreement.labelled.sum() == (truth != 255).sum()
+
+
+def test_corrections_in_the_layout_of_cityscapes_are_a_truth(folder: Path) -> None:
+    place = "aachen/aachen_000000_000019_leftImg8bit"
+    manifest = make_labels(folder, places=[place], layout="cityscapes")
+    touched = np.zeros(SIZE, bool)
+    touched[:5] = True
+    write_corrections(manifest, place, np.zeros(SIZE, np.uint8), touched)
+    found = report(folder, folder / "corrected", truth_ignored=[manifest.untouched])
+    assert found.agreement is not None
+    assert found.agreement.labelled.sum() == touched.sum()
 
 
 def test_truth_of_another_size_is_an_error(folder: Path, tmp_path: Path) -> None:

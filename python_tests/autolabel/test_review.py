@@ -313,6 +313,21 @@ def test_erased_pixels_are_of_no_class(tmp_path: Path, kind: str) -> None:
     assert np.array_equal(files.label("x"), np.where(label == 2, NONE, label))
 
 
+def test_what_was_corrected_on_another_image_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_out(tmp_path, {name: random_map(k, (6, 7)) for k, name in enumerate("xyz")})
+    assert files.run("export") == 0
+    write_image(tmp_path / "images/y.png", (6, 7), seed=9)
+    assert files.run("import") == 0  # nothing was corrected
+    capsys.readouterr()
+    assert files.run("import", "--confirm") == 2
+    assert "y was exported from another image than " in capsys.readouterr().err
+    assert not files.corrections()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert files.run("import", "--confirm") == 0
+
+
 def test_confirmed_images_are_corrected_as_a_whole_and_no_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

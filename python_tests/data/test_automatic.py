@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -207,7 +209,7 @@ def test_what_is_left_of_the_labels_is_said(made: Manifest, tmp_path: Path) -> N
     passing = [(label != 1) & (level >= 128) for label, level in (labels_of(made, place) for place in PLACES)]
     share = round(100 * np.mean(passing))
     assert training.describe_extra() == f"3 images, {share} % of their pixels count; no pixel of c1"
-    with pytest.raises(data.DataError, match="the extra images have no labelled pixel"):
+    with pytest.raises(data.DataError, match="extra: no pixel of the extra images has a label that counts"):
         prepared(made, tmp_path, data.Sampling(extra_crops="pooled"), drop_classes=NAMES)
 
 
@@ -234,6 +236,37 @@ def test_crops_by_class_come_from_automatic_labels_and_the_rest_does_not(made: M
     assert pairs == {(1, False), (1, True), (3, False)}
 
 
+@pytest.mark.parametrize("crops", ["pooled", "by_class"])
+@pytest.mark.parametrize("trust", [{"min_probability": 1.0}, {"drop_classes": NAMES}])
+def test_labels_of_which_nothing_counts_are_an_error(
+    tmp_path: Path, crops: Literal["pooled", "by_class"], trust: dict[str, object]
+) -> None:
+    contents = {place: (np.full((24, 32), k, np.uint8), np.full((24, 32), 254, np.uint8))
+                for k, place in enumerate(PLACES)}  # fmt: skip
+    made = make_labels(tmp_path / "auto", contents=contents)
+    with pytest.raises(data.DataError, match="no pixel of the extra images has a label that counts"):
+        prepared(made, tmp_path, data.Sampling(extra_crops=crops), **trust)
+
+
+@pytest.mark.parametrize("crops", ["pooled", "by_class"])
+def test_a_training_set_has_another_fingerprint_when_automatic_labels_change(
+    made: Manifest, tmp_path: Path, crops: Literal["pooled", "by_class"]
+) -> None:
+    def fingerprint(limit: float) -> str:
+        return prepared(made, tmp_path, data.Sampling(extra_crops=crops), min_probability=limit).fingerprint
+
+    before = fingerprint(0.5)
+    assert fingerprint(0.5) == before != fingerprint(0.6)
+    write_corrections(made, PLACES[0], np.full((24, 32), 1, np.uint8), np.eye(24, 32, dtype=bool))
+    assert fingerprint(0.5) != before
+
+
+def test_a_class_with_two_thresholds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        scan.main(["--data", "camvid", "--auto-labels", "auto", "--class-threshold", "Car:0.2,Car:0.3"])
+    assert "got 'Car:0.2,Car:0.3', expected median" in capsys.readouterr().err
+
+
 def test_the_index_is_made_anew_when_the_threshold_changes(made: Manifest, tmp_path: Path) -> None:
     sampling = data.Sampling(extra_crops="pooled")
     loose, strict = (prepared(made, tmp_path, sampling, min_probability=limit).index for limit in (0.3, 0.95))
@@ -257,6 +290,20 @@ def test_scan_looks_at_automatic_labels_as_training_reads_them(
     write_png(made.label_file(PLACES[1]), np.full((24, 32), 9, np.uint8))
     assert scan.main(arguments) == 1
     assert "values that are no class: 9" in capsys.readouterr().err
+
+
+def test_a_class_that_only_automatic_labels_have_can_be_learnt(
+    made: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder_of(made, tmp_path / "mine")
+    for k in range(2):
+        label = labels_of(made, PLACES[k])[0]
+        write_png(root / f"masks/train/{k}.png", np.where(label == 3, np.uint8(2), label))
+    own = ["--data", "folder", "--root", str(root), "--quiet"]
+    assert scan.main(own) == 0
+    assert "classes in val, but not in train: c3" in capsys.readouterr().out
+    assert scan.main([*own, "--auto-labels", str(made.folder)]) == 0
+    assert "but not in train" not in capsys.readouterr().out
 
 
 def test_options_without_automatic_labels_are_named() -> None:
@@ -320,6 +367,36 @@ def test_a_damaged_manifest_is_named(made: Manifest, content: str, text: str) ->
     (made.folder / "manifest.json").write_text(content)
     with pytest.raises(data.DataError, match=rf"manifest\.json: {text}"):
         read_manifest(made.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"histogram": [[1], [1, 2]]}, "inhomogeneous"),
+        ({"made": "x"}, "made: got 'x', expected names and values"),
+        ({"ignored": "x"}, "invalid literal"),
+        ({"ignored": 2}, r"ignored, untouched: got \(2, 254\), expected two values that no class has"),
+        ({"ignored": 254}, r"ignored, untouched: got \(254, 254\)"),
+        ({"labelled": {"a": {"image": 3, "size": [1, 1], "pixels": [1] * 4, "probability": 1}}}, "is no manifest"),
+        ({"labelled": {"a": {"image": "a", "size": [1, 1], "pixels": [1] * 4, "probability": None}}}, "is no manifest"),
+        ({"labelled": {"a": {"image": "a", "size": [1, 1], "pixels": ["b"] * 4, "probability": 1}}}, "is no manifest"),
+    ],
+)
+def test_values_that_no_manifest_has_are_named(made: Manifest, changes: dict[str, object], text: str) -> None:
+    path = made.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(data.DataError, match=rf"manifest\.json: .*{text}"):
+        read_manifest(made.folder)
+
+
+def test_images_of_machines_with_folders_of_their_own_are_found_by_place(made: Manifest, tmp_path: Path) -> None:
+    records = {place: dataclasses.replace(made.records[place], image=f"m{k}/{place}.png")
+               for k, place in enumerate(PLACES)}  # fmt: skip
+    write_manifest(dataclasses.replace(made, records=records, images=tmp_path / "gone"))
+    with pytest.raises(data.DataError, match="3 files that the manifest lists not found"):
+        opened(made)
+    found = opened(made, images=tmp_path / "images")
+    assert [found.files(k)[0] for k in range(3)] == [tmp_path / "images" / f"{place}.png" for place in PLACES]
 
 
 def test_two_manifests_of_one_image_or_of_two_teachers_are_refused(made: Manifest) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from hmsa_ext import data
+from hmsa_ext.data.automatic.corrections import write_corrections
 from hmsa_ext.data.sets import cityscapes
+from python_tests.automatic_files import make_labels
 
 from .pictures import on_disk, write, write_image
 
@@ -254,3 +256,22 @@ def test_a_value_that_is_no_id_is_named(tmp_path):
 def test_bad_options_are_named(tmp_path, split, options, text):
     with pytest.raises(data.DataError, match=text):
         on_disk("cityscapes", split, **{"root": tmp_path, **options})
+
+
+def test_corrections_beside_the_cities_are_no_label_maps_of_a_city(tmp_path):
+    name = "augsburg/augsburg_000000_000019_leftImg8bit"
+    folder = tmp_path / "autolabelled/train_extra"
+    contents = {name: (np.zeros((2, 17), np.uint8), np.full((2, 17), 200, np.uint8))}
+    made = make_labels(
+        folder, classes=cityscapes.CLASSES, places=[name], layout="cityscapes", contents=contents,
+        images=tmp_path / "leftImg8bit/train_extra",
+    )  # fmt: skip
+    touched = np.zeros((2, 17), bool)
+    touched[1] = True
+    write_corrections(made, name, np.full((2, 17), 3, np.uint8), touched)
+    dataset = on_disk("cityscapes", "train_extra", root=tmp_path, extra="autolabelled")
+    assert len(dataset) == 1
+    assert dataset.label(0).tolist() == [[0] * 17, [3] * 17]
+    (folder / "manifest.json").unlink()
+    with pytest.raises(data.DataError, match="corrections without a manifest beside them"):
+        on_disk("cityscapes", "train_extra", root=tmp_path, extra="autolabelled")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from hmsa_ext import train
 from hmsa_ext.engine import checkpoint
@@ -106,6 +107,33 @@ def test_resume_of_other_settings_is_refused_before_training(
     checkpoint.save(tmp_path / "run" / "last.pt", changed)
     assert train.main(["--resume", str(tmp_path / "run")]) == 2
     assert "was trained for 2 classes (cat, dog)" in capsys.readouterr().err
+
+
+def test_a_run_on_images_that_changed_says_so(
+    tmp_path: Path, miniature: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*miniature, "--output", str(tmp_path / "run"), "--max-minutes", "1e-9"]) == 0
+    content = checkpoint.load(tmp_path / "run")
+    for data, said in ((content["training_data"], False), ("other", True), (None, False)):
+        changed = {k: v for k, v in (content | {"training_data": data}).items() if v is not None or k == "average"}
+        checkpoint.save(tmp_path / "run" / "last.pt", changed)
+        capsys.readouterr()
+        assert train.main(["--resume", str(tmp_path / "run"), "--max-minutes", "1e-9"]) == 0
+        assert ("training images or their labels changed" in capsys.readouterr().out) == said
+
+
+def test_a_run_of_the_version_before_automatic_labels_goes_on(tmp_path: Path, miniature: tuple[str, ...]) -> None:
+    assert train.main([*miniature, "--output", str(tmp_path / "run"), "--max-minutes", "1e-9"]) == 0
+    content = checkpoint.load(tmp_path / "run")
+    for name in (
+        "auto_labels", "auto_images", "coarse_labels", "min_probability", "class_threshold", "boundary_margin",
+        "drop_classes", "coarse_use", "extra_crops",
+    ):  # fmt: skip
+        del content["config"][name]
+    checkpoint.save(tmp_path / "run" / "last.pt", content | {"config": content["config"] | {"extra_classes": []}})
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(content["config"] | {"extra_classes": []}))
+    assert train.main(["--resume", str(tmp_path / "run"), "--max-minutes", "1e-9"]) == 0
+    assert states(tmp_path / "run")["step"] == 2
 
 
 def records(folder: Path) -> list[dict[str, object]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,20 +15,44 @@ from hmsa_ext.data.automatic.reader import count_pairs
 from hmsa_ext.data.types import DataError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Labelled:
-    """What is known of an image that was labelled: its record, whose image is a whole path, and pixels by class and
-    stored probability, int64 [K, 256]."""
+    """What is known of images that were labelled: records by place, whose images are whole paths, and pixels of all by
+    class and stored probability, int64 [K, 256].
 
-    record: Record
-    counts: np.ndarray
+    Counts of each image would take gigabytes for tens of thousands of images.
+    """
+
+    records: dict[str, Record]
+    histogram: np.ndarray
+
+    @staticmethod
+    def none(num_classes: int) -> Labelled:
+        """No images."""
+        return Labelled({}, np.zeros((num_classes, manifests.LEVELS), np.int64))
+
+    def add(self, place: str, image: str, size: tuple[int, int], counts: np.ndarray) -> None:
+        """Adds an image of (height, width) pixels, which is not there yet, with its counts, int64 [K, 256]."""
+        self.records[place] = manifests.record_of(image, size, counts)
+        self.histogram += counts
+
+    def __or__(self, other: Labelled) -> Labelled:
+        """Both; they have no image in common."""
+        return Labelled(self.records | other.records, self.histogram + other.histogram)
 
 
-def combine(base: Manifest, parts: Sequence[Manifest], new: Mapping[str, Labelled], *, quiet: bool = False) -> Manifest:
+def combine(
+    base: Manifest,
+    parts: Sequence[Manifest],
+    new: Labelled,
+    *,
+    without: Collection[str] = (),
+    quiet: bool = False,
+) -> Manifest:
     """The images of all parts and the new ones, with the facts of ``base``. Of an image in several the last one counts.
 
-    Images whose pair is no longer there are left out. Where sums of the histograms would not be right, all pairs are
-    read. Raises DataError for pairs that cannot be read.
+    Images whose pair is no longer there are left out, and so are those of ``without``. Where sums of the histograms
+    would not be right, all pairs are read. Raises DataError for pairs that cannot be read.
     """
     records: dict[str, Record] = {}
     histogram, is_sum = np.zeros_like(base.histogram), True
@@ -38,12 +62,12 @@ def combine(base: Manifest, parts: Sequence[Manifest], new: Mapping[str, Labelle
             place: replace(record, image=str(part.images / record.image)) for place, record in part.records.items()
         }
         histogram = histogram + part.histogram
-    gone = [place for place in records if not _is_there(base, place)]
-    is_sum &= not gone and not records.keys() & new.keys()
-    records = {place: record for place, record in records.items() if place not in set(gone)}
-    records |= {place: found.record for place, found in new.items()}
+    gone = {place for place in records if place in without or not _is_there(base, place)}
+    is_sum &= not gone and not records.keys() & new.records.keys()
+    records = {place: record for place, record in records.items() if place not in gone}
+    records |= new.records
     if is_sum:
-        histogram = sum((found.counts for found in new.values()), histogram)
+        histogram = histogram + new.histogram
     else:
         counts = count(base, list(records), quiet=quiet)
         histogram = sum(counts, np.zeros_like(histogram))
@@ -78,7 +102,7 @@ def merge(folder: str | Path, *, quiet: bool = False) -> Manifest:
     parts = [manifests.read_one(file) for file in files]
     for other in parts[1:]:
         manifests.require_same(parts[0], other)
-    whole = combine(parts[0], parts, {}, quiet=quiet)
+    whole = combine(parts[0], parts, Labelled.none(parts[0].classes.num_classes), quiet=quiet)
     manifests.write_manifest(whole)
     for file in files:
         if file.name != manifests.MANIFEST:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hmsa_ext.data.automatic.corrections import FOLDER, corrected_file, label_table
 from hmsa_ext.data.automatic.manifest import Manifest, read_manifest
@@ -30,7 +30,8 @@ def open_automatic(
 
     classes: of the training; those of the folder have the same names, in any order.
     trust: which pixels count.
-    images: the folder of the images, where they are not where the manifest says.
+    images: the folder of the images, where they are not where the manifest says: with the tree of their common folder,
+        or with that of the labels.
     coarse: a folder of coarse label maps by people, with the same tree; images may lack one.
     coarse_table: the meaning of their values.
 
@@ -50,6 +51,9 @@ def open_automatic(
     items, missing = [], []
     for place, record in manifest.records.items():
         image, files = root / record.image, [manifest.label_file(place)]
+        if images is not None and not image.is_file():
+            # Machines that shared the work had the images in folders of their own: places are the same on all.
+            image = root / f"{place}{PurePosixPath(record.image).suffix}"
         if trust.needs_probabilities:
             files.append(manifest.probability_file(place))
         missing += [file for file in (image, *files) if not file.is_file()]
@@ -63,7 +67,7 @@ def open_automatic(
         raise DataError(
             f"auto_labels: {manifest.folder}: {len(missing)} file{'s' * (len(missing) > 1)} that the manifest lists "
             f"not found: {some}. Images that were moved: --auto-images FOLDER; labels that were deleted: "
-            "hmsa autolabel merge takes them out of the manifest"
+            "hmsa autolabel merge takes them out of the manifest; images that were deleted: delete their labels, too"
         )
     if not items:
         raise DataError(f"auto_labels: {manifest.folder} has no labelled images")

@@ -281,7 +281,10 @@ def read_one(file: Path) -> Manifest:
             raise DataError(f"{file}: histogram: got {histogram.shape}, expected {(classes.num_classes, LEVELS)}")
         records = {
             place: Record(
-                row["image"], (row["size"][0], row["size"][1]), np.array(row["pixels"], np.int64), row["probability"]
+                str(PurePosixPath(row["image"])),
+                (int(row["size"][0]), int(row["size"][1])),
+                np.array(row["pixels"], np.int64),
+                float(row["probability"]),
             )
             for place, row in content["labelled"].items()
         }
@@ -293,9 +296,17 @@ def read_one(file: Path) -> Manifest:
             images = Path(os.path.normpath(near)) if near.is_dir() else images
         if content["layout"] not in ("plain", "cityscapes"):
             raise DataError(f"{file}: layout: got {content['layout']!r}, expected plain or cityscapes")
+        made = content["made"]
+        if not isinstance(made, dict):
+            raise DataError(f"{file}: made: got {made!r:.80}, expected names and values")
+        free = int(content["ignored"]), int(content["untouched"])
+        if free[0] == free[1] or {*free} & {*(classes.ids or ())}:
+            raise DataError(f"{file}: ignored, untouched: got {free}, expected two values that no class has")
         return Manifest(
-            classes, content["ignored"], content["untouched"], images, content["made"], records, histogram,
+            classes, *free, images, made, records, histogram,
             content["layout"], file.parent,
         )  # fmt: skip
-    except (KeyError, IndexError, TypeError, AttributeError, ArgumentValueError) as error:
+    except DataError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: is no manifest of automatic labels: {error!r}") from error

@@ -27,7 +27,10 @@ def _read_thresholds(value: Any) -> str | dict[str, float]:
         return MEDIAN
     if isinstance(value, str):
         parts = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
-        if not all(name.strip() and colon for name, colon, _ in parts):
+        names = [name.strip() for name, _, _ in parts]
+        if not all(name and colon for name, (_, colon, _) in zip(names, parts, strict=True)):
+            raise ValueError
+        if len({*names}) < len(names):  # which one is meant?
             raise ValueError
         value = {name.strip(): number for name, _, number in parts}
     if not isinstance(value, Mapping):

@@ -21,7 +21,7 @@ from hmsa_ext import command_line
 from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.commands import flags_of_others, older_version, required_data
 from hmsa_ext.data.labelled_files import Listing
-from hmsa_ext.data.scan.findings import judge, suggested_description
+from hmsa_ext.data.scan.findings import AUTOMATIC, judge, suggested_description
 from hmsa_ext.data.scan.look import scan_split
 from hmsa_ext.data.scan.report import as_json, as_text
 from hmsa_ext.data.settings import DataSettings
@@ -86,7 +86,7 @@ def scan(chosen: ScanSettings) -> int:
     splits = list(dict.fromkeys(chosen.split))
     listings = {split: chosen.data.find(split) for split in splits}
     if chosen.data.auto_labels is not None:
-        listings["automatic"] = _automatic(chosen.data, listings[splits[0]])
+        listings[AUTOMATIC] = _automatic(chosen.data, listings[splits[0]])
     scans = [
         scan_split(split, listing, decode_images=chosen.decode_images, threads=chosen.threads, quiet=chosen.quiet)
         for split, listing in listings.items()

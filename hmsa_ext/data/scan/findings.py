@@ -17,6 +17,8 @@ from hmsa_ext.data.suggestion import BINARY, smoothed_values, suggest
 from hmsa_ext.data.types import IGNORE_LABEL
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
+AUTOMATIC = "automatic"
+"""The name of the images with automatic labels among the splits."""
 SMOOTHED = (
     "Many values in few pixels, between those of the classes, come from smoothed borders (antialiasing, or resizing "
     "with interpolation). Regenerate the label maps without smoothing, or resize them with nearest neighbour; do not "
@@ -292,8 +294,10 @@ def _about_classes(scans: Sequence[SplitScan], *, binary: bool) -> list[Finding]
         )
         findings.append(Finding(WARNING, "classes", text, [], advice))
     train = present.get("train")
+    if train is not None and AUTOMATIC in present:  # training takes both
+        train = train | present[AUTOMATIC]
     for split, there in present.items():
-        if split != "train" and train is not None and (there & ~train).any():
+        if train is not None and (there & ~train).any():
             missing = np.flatnonzero(there & ~train)
             text = f"classes in {split}, but not in train: {_list(names, missing)}"
             findings.append(

@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from hmsa_ext.data.automatic.corrections import FOLDER as CORRECTED
 from hmsa_ext.data.automatic.corrections import corrected_file
 from hmsa_ext.data.automatic.corrections import label_table as corrections_table
 from hmsa_ext.data.automatic.manifest import Manifest, manifest_files, read_manifest
@@ -206,6 +207,8 @@ class Cityscapes:
             uses_coarse = bool(self.coarse_classes) or trust.coarse_use != "none"
             if uses_coarse:
                 files["coarse_label"] = _list(root, _KINDS["coarse"][0], parts, _KINDS["coarse"][1], [])
+            # People's corrections of automatic labels lie beside the cities, and are called as the labels are.
+            files["label"] = {name: path for name, path in files["label"].items() if _city(name) != CORRECTED}
             made = _manifest(files["label"], [root / folder for folder in folders], parts)
             if made is not None:
                 files["corrections"] = _corrections(files["label"], made)
@@ -264,6 +267,10 @@ def _manifest(labels: dict[str, Path], folders: Sequence[Path], parts: Sequence[
     """The manifest of the automatic labels, beside the cities or above; None for labels of others, which have none."""
     places = [place for folder in folders for place in (*(folder / part for part in parts), folder)]
     where = next((place for place in places if manifest_files(place)), None)
+    if where is None:
+        corrections = next((place / CORRECTED for place in places if (place / CORRECTED).is_dir()), None)
+        if corrections is not None:
+            raise DataError(f"{corrections}: corrections without a manifest beside them, which says what they mean")
     if where is None or not labels:
         return None
     outside = next((path for path in labels.values() if where not in path.parents), None)

@@ -21,6 +21,7 @@ from hmsa_ext.data.automatic.review.exchange import (
     Review,
     exported_map,
     imported_map,
+    require_same_image,
     write_map,
 )
 from hmsa_ext.data.progress import report
@@ -70,6 +71,8 @@ def take_back(
     # Read twice, since the label maps of all images may not fit into the memory.
     for change, label, _ in report(_compared(review, returned, confirm), count, what="checking", quiet=quiet):
         file = corrected_file(manifest.folder, change.place)
+        if change.corrected:
+            require_same_image(manifest, review, change.place)
         if change.corrected and file.is_file():
             with_corrections(label, file, label_table(manifest), manifest.untouched)
         some |= change.corrected > 0

@@ -44,11 +44,13 @@ class Exported:
     file: the name of its copy, which no other image has, also without its ending and in other case.
     size: (height, width) in pixels.
     sha256: of the label map that was exported, see :func:`checksum`.
+    image_sha256: of the file of the image; empty in reviews of earlier versions.
     """
 
     file: str
     size: tuple[int, int]
     sha256: str = ""
+    image_sha256: str = ""
 
     @property
     def stem(self) -> str:
@@ -150,7 +152,12 @@ def file_names(manifest: Manifest, places: Iterable[str]) -> dict[str, str]:
 def write_review(review: Review) -> None:
     """Writes ``review.json``. Raises OSError."""
     images = {
-        place: {"file": image.file, "size": list(image.size), "sha256": image.sha256}
+        place: {
+            "file": image.file,
+            "size": list(image.size),
+            "sha256": image.sha256,
+            "image_sha256": image.image_sha256,
+        }
         for place, image in review.images.items()
     }
     content = {
@@ -173,7 +180,7 @@ def read_review(folder: Path, manifest: Manifest) -> Review:
                 f"{file}: is of a later version of hmsa_ext ({content['version']}); this one reads {VERSION}"
             )
         images = {
-            place: Exported(row["file"], (row["size"][0], row["size"][1]), row["sha256"])
+            place: Exported(row["file"], (row["size"][0], row["size"][1]), row["sha256"], row.get("image_sha256", ""))
             for place, row in content["images"].items()
         }
         review = Review(folder, content["format"], content["shapes"], tuple(content["classes"]), images)
@@ -196,6 +203,19 @@ def read_review(folder: Path, manifest: Manifest) -> Review:
             sizes = f"{image.size[1]}x{image.size[0]} pixels in the review, {record.size[1]}x{record.size[0]}"
             raise DataError(f"{file}: {place} has {sizes} in {manifest.folder}")
     return review
+
+
+def require_same_image(manifest: Manifest, review: Review, place: str) -> None:
+    """Raises DataError where the image of a place is not the one that was exported.
+
+    Corrections belong to the image, whichever teacher labelled it. An image that is not there is taken for the same.
+    """
+    file, expected = manifest.image_file(place), review.images[place].image_sha256
+    if expected and file.is_file() and file_checksum(file) != expected:
+        raise DataError(
+            f"{review.folder / REVIEW}: {place} was exported from another image than {file}; expected the labels that "
+            "were exported, and their images as they were"
+        )
 
 
 def write_map(folder: Path, kind: str, place: str, label: np.ndarray) -> None:
@@ -234,6 +254,11 @@ def imported_map(review: Review, place: str) -> np.ndarray | None:
 def checksum(label: np.ndarray) -> str:
     """The SHA-256 of the pixels of a label map, row by row."""
     return hashlib.sha256(np.ascontiguousarray(label).tobytes()).hexdigest()
+
+
+def file_checksum(file: Path) -> str:
+    """The SHA-256 of a file. Raises DataError where it cannot be read."""
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -25,6 +25,7 @@ from hmsa_ext.data.automatic.review.exchange import (
     checksum,
     copy_image,
     current_label,
+    file_checksum,
     file_names,
     write_map,
     write_review,
@@ -95,7 +96,14 @@ def write_images(
         copy_image(manifest.image_file(place), writer.images, names[place], manifest.records[place].size)
         writer.add(names[place], label)
     writer.finish()
-    images = {place: Exported(names[place], manifest.records[place].size) for place in places}
+    images = {
+        place: Exported(
+            names[place],
+            manifest.records[place].size,
+            image_sha256=file_checksum(manifest.image_file(place)),
+        )
+        for place in places
+    }
     review = Review(folder, format, shapes, manifest.classes.names, images)
     # Kept is what the files mean when they are read again. Whatever a format does to a label map is no change then.
     back = open_returned(review)
