@@ -106,7 +106,7 @@ def test_a_threshold_counts_in_the_index_as_in_the_manifest(here: Path) -> None:
     for level in levels[[1, len(levels) // 2, -1]]:
         index = on_both(here / "AUTO", min_probability=float(level) / 255).index
         np.testing.assert_array_equal(index.pixels[MASKS:].sum(0), histogram[:, level:].sum(1))
-    with pytest.raises(data.DataError, match="no labelled pixel"):
+    with pytest.raises(data.DataError, match="no pixel of the extra images has a label"):
         on_both(here / "AUTO", min_probability=1.0)
 
 

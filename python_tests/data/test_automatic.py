@@ -253,7 +253,8 @@ def test_a_training_set_has_another_fingerprint_when_automatic_labels_change(
     made: Manifest, tmp_path: Path, crops: Literal["pooled", "by_class"]
 ) -> None:
     def fingerprint(limit: float) -> str:
-        return prepared(made, tmp_path, data.Sampling(extra_crops=crops), min_probability=limit).fingerprint
+        sampling = data.Sampling(extra_crops=crops, share=1.0, weights={"c0": 0, "c2": 0})
+        return prepared(made, tmp_path, sampling, min_probability=limit).fingerprint
 
     before = fingerprint(0.5)
     assert fingerprint(0.5) == before != fingerprint(0.6)
