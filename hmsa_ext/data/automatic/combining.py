@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,12 +69,10 @@ def combine(
     if is_sum:
         histogram = histogram + new.histogram
     else:
-        counts = count(base, list(records), quiet=quiet)
-        histogram = sum(counts, np.zeros_like(histogram))
-        records = {
-            place: manifests.record_of(record.image, record.size, counted)
-            for (place, record), counted in zip(records.items(), counts, strict=True)
-        }
+        again = Labelled.none(base.classes.num_classes)
+        for (place, record), counted in zip(records.items(), count(base, list(records), quiet=quiet), strict=True):
+            again.add(place, record.image, record.size, counted)
+        records, histogram = again.records, again.histogram
     images = manifests.common_folder(Path(record.image) for record in records.values())
     return replace(
         base,
@@ -84,10 +82,10 @@ def combine(
     )
 
 
-def count(manifest: Manifest, places: Sequence[str], *, quiet: bool = False) -> list[np.ndarray]:
+def count(manifest: Manifest, places: Sequence[str], *, quiet: bool = False) -> Iterator[np.ndarray]:
     """Pixels by class and stored probability of the pairs of some places: int64 [K, 256] each. Raises DataError."""
     pairs = [(manifest.label_file(place), manifest.probability_file(place)) for place in places]
-    return count_pairs(pairs, label_table(manifest), manifest.classes.num_classes, quiet=quiet) if pairs else []
+    return count_pairs(pairs, label_table(manifest), manifest.classes.num_classes, quiet=quiet)
 
 
 def merge(folder: str | Path, *, quiet: bool = False) -> Manifest:

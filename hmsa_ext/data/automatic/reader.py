@@ -108,12 +108,7 @@ class AutoLabels:
     def _probability(self, others: Iterator[Path], label_file: Path, found: np.ndarray) -> np.ndarray | None:
         if not self.trust.needs_probabilities:
             return None
-        file = next(others)
-        probability = read_label(file)
-        if probability.dtype != np.uint8:
-            raise DataError(f"{file}: expected probabilities 0..255 in 8 bits, got {probability.dtype}")
-        _check_size(file, probability, label_file, found)
-        return probability
+        return _read_probability(next(others), label_file, found)
 
     def _with_coarse(self, label: np.ndarray, found: np.ndarray, file: Path, label_file: Path) -> np.ndarray:
         assert self.coarse is not None
@@ -133,19 +128,30 @@ class AutoLabels:
 
 def count_pairs(
     pairs: Sequence[tuple[Path, Path]], table: LabelTable, num_classes: int, *, quiet: bool = False
-) -> list[np.ndarray]:
+) -> Iterator[np.ndarray]:
     """Pixels by class and stored probability of pairs of label file and file of the probabilities: int64 [K, 256] each.
 
-    Reads them in parallel. Raises DataError for files that cannot be read, and for sizes that differ.
+    Reads them in parallel, a few ahead of what was taken: the counts of all would fill the memory. Raises DataError for
+    files that cannot be read, and for sizes that differ.
     """
 
     def count(pair: tuple[Path, Path]) -> np.ndarray:
-        label, probability = table.read(pair[:1]), read_label(pair[1])
-        _check_size(pair[1], probability, pair[0], label)
-        return counts_by_probability(label, probability.astype(np.uint8), num_classes)
+        label = table.read(pair[:1])
+        return counts_by_probability(label, _read_probability(pair[1], pair[0], label), num_classes)
 
-    with ThreadPoolExecutor(reader_threads()) as pool:
-        return list(report(pool.map(count, pairs), len(pairs), what="counting probabilities", quiet=quiet))
+    threads = reader_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        pieces = (pairs[first : first + 4 * threads] for first in range(0, len(pairs), 4 * threads))
+        counts = (counted for piece in pieces for counted in pool.map(count, piece))
+        yield from report(counts, len(pairs), what="counting probabilities", quiet=quiet)
+
+
+def _read_probability(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
+    probability = read_label(file)
+    if probability.dtype != np.uint8:
+        raise DataError(f"{file}: expected probabilities 0..255 in 8 bits, got {probability.dtype}")
+    _check_size(file, probability, label_file, label)
+    return probability
 
 
 def _check_size(path: Path, array: np.ndarray, label_path: Path, label: np.ndarray) -> None:
