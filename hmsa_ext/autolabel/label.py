@@ -13,7 +13,8 @@ For the extra images of Cityscapes, which --data cityscapes --extra autolabelled
 
 AUTO gets labels/PLACE.png (class numbers, or the data set's own values), probabilities/PLACE.png (floor(255 p)) and
 manifest.json. Thresholds apply in the training, not here. A second call goes on where the first one was stopped, and
-labels nothing twice. Labels of another teacher in the folder are an error.
+labels nothing twice. Labels of another teacher in the folder are an error. Videos are refused, since a data set could
+not read them again.
 
 Exit status: 0 when everything is labelled, 1 when some images could not be read (they are named), 2 for an error that
 stopped the work.
@@ -126,9 +127,9 @@ def _warn_of_corrections(files: Sequence[Path]) -> None:
 
 
 def _describe(manifest: Manifest, folder: Path) -> str:
-    total = manifest.histogram.sum()
+    count, total = len(manifest.records), manifest.histogram.sum()
     sure = manifest.histogram[:, 230:].sum() / max(total, 1)  # 230 / 255 is the first above 0.9
     return (
-        f"labels {len(manifest.records)} images; {100 * sure:.0f} % of the pixels have a probability of 0.9 and more "
-        f"(hmsa autolabel report {folder})"
+        f"labels {count} image{'' if count == 1 else 's'}; {100 * sure:.0f} % of the pixels have a probability of 0.9 "
+        f"and more (hmsa autolabel report {folder})"
     )

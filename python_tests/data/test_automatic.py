@@ -286,8 +286,10 @@ def test_scan_looks_at_automatic_labels_as_training_reads_them(
     root = folder_of(made, tmp_path / "mine")
     arguments = ["--data", "folder", "--root", str(root), "--auto-labels", str(made.folder), "--json", "-", "--quiet"]
     assert scan.main([*arguments, "--drop-classes", "c3"]) == 0
-    found = json.loads(capsys.readouterr().out)["splits"]["automatic"]
+    out, err = capsys.readouterr()
+    found = json.loads(out)["splits"]["automatic"]
     assert found["images"] == 3
+    assert "What counts in training, automatic labels after thresholds:\n\nnumber" in err
     write_png(made.label_file(PLACES[1]), np.full((24, 32), 9, np.uint8))
     assert scan.main(arguments) == 1
     assert "values that are no class: 9" in capsys.readouterr().err

@@ -103,7 +103,8 @@ def _about_ignored(scans: Sequence[SplitScan]) -> list[Finding]:
         elif empty:
             text = f"{scan.split}: images without a single labelled pixel: {len(empty)}"
             files = [str(pair.item.labels[0]) for pair in empty]
-            findings.append(Finding(WARNING, "ignored", text, files, "Nothing is learnt from them: leave them out."))
+            remedy = "lower the thresholds" if scan.split == AUTOMATIC else "leave them out"
+            findings.append(Finding(WARNING, "ignored", text, files, f"Nothing is learnt from them: {remedy}."))
     return findings
 
 

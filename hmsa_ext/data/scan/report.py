@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hmsa_ext.data.label_table import NO_CLASS, show_value
-from hmsa_ext.data.scan.findings import ERROR, Finding
+from hmsa_ext.data.scan.findings import AUTOMATIC, ERROR, Finding
 from hmsa_ext.data.scan.look import SplitScan
 from hmsa_ext.data.types import IGNORE_LABEL
 from hmsa_ext.tables import text_table
@@ -107,7 +107,10 @@ def _class_table(scans: Sequence[SplitScan]) -> list[str]:
         for scan in scans:
             row += _cells(int(scan.classes[number]), int(scan.images_with[number]), int(scan.classes.sum()))
         rows.append(row)
-    return ["", *_table(["number", "class"], scans, rows)]
+    filtered = any(scan.split == AUTOMATIC for scan in scans)
+    # The table above counts all automatic labels: without a word the two columns would contradict each other.
+    head = ["", "What counts in training, automatic labels after thresholds:"] if filtered else []
+    return [*head, "", *_table(["number", "class"], scans, rows)]
 
 
 def _one_to_one(scans: Sequence[SplitScan]) -> bool:
