@@ -130,7 +130,8 @@ def test_the_loop_as_printed_goes_from_masks_to_a_second_student(looped: Path) -
         class_threshold={"background": 0.6, "road": 0.8}, drop_classes=("car",)
     )  # fmt: skip
     assert second.data.auto_labels == str(looped / "AUTO2")
-    assert student.sampling.extra_crops == second.sampling.extra_crops == "pooled"
+    assert student.sampling.extra_crops == second.sampling.extra_crops == "by_class"
+    assert student.model.weights == "runs/teacher/last.pt"
     assert second.model.weights == "runs/student/last.pt"
     digests = [read_manifest(folder).made["weights_sha256"] for folder in ("AUTO", "CHECK", "AUTO2")]
     assert digests[0] == digests[1] != digests[2], "the second folder is the student's"
@@ -158,11 +159,11 @@ def test_machines_that_share_the_work_as_printed_give_one_manifest(looped: Path)
         np.testing.assert_array_equal(together.histogram, alone.histogram)
 
 
-def test_the_python_of_the_page_pools_both(looped: Path) -> None:
+def test_the_python_of_the_page_joins_both(looped: Path) -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```$", section("In Python"), re.M | re.S)
     names: dict = {}
     exec(block, names)
-    assert len(names["training"].index) == 6 + 4
+    assert (len(names["training"].index), len(names["training"].dataset)) == (6, 6 + 4)
     assert names["found"].agreement.images == 2
 
 
