@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 CLASSES_SHOWN = 8
+UNSURE = 0.5
+"""Medians below this are warned of."""
 
 
 def as_text(found: Report, most: int) -> str:
@@ -192,6 +194,12 @@ def _advice(found: Report) -> Iterable[str]:
         return
     if advice.precision is None:
         yield "Advice without truth: the median probability of each class, at most 0.9. It keeps no stated precision."
+        unsure = [name for name, threshold in advice.thresholds.items() if threshold < UNSURE]
+        if unsure:
+            yield (
+                f"Half of the pixels of {', '.join(unsure)} are below {UNSURE:g}: the teacher is not sure of them, and "
+                "compare with true labels before you train on them."
+            )
     else:
         yield (
             f"Advice: thresholds above which {100 * advice.precision:g} % of the pixels of each class were right on "

@@ -556,3 +556,10 @@ def test_errors_have_the_base_of_all_errors(folder: Path) -> None:
     write_manifest(replace(manifest, layout="cityscapes"))
     with pytest.raises(HmsaError, match=r"are missing: .*, and 1 more"):
         report(folder)
+
+
+def test_medians_of_an_unsure_teacher_are_warned_of(tmp_path: Path) -> None:
+    label = np.tile(np.arange(4, dtype=np.uint8), (24, 8))
+    level = np.where(label == 2, 60, 240).astype(np.uint8)
+    folder = make_labels(tmp_path / "auto", places=("a",), contents={"a": (label, level)}).folder
+    assert "Half of the pixels of c2 are below 0.5: the teacher is not sure of them" in report(folder).text()
