@@ -1,4 +1,4 @@
-"""Teacher, automatic labels, student on CamVid: the grid behind docs/autolabel.md, fixed before it was run.
+"""Teacher, automatic labels, student on CamVid: the grid behind docs/autolabel.md.
 
     python -m bench.self_training --camvid CamVid --work DIR --prepare   # writes the roots of the data
     python -m bench.self_training --work DIR                             # works on the grid until it is done
