@@ -318,8 +318,14 @@ def start(run: Path, output: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hmsa_ext.predict", *arguments, "--model", str(run), "--output", output]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, "--device", "cpu"], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [*command, "--device", "cpu"], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=_hear_interrupts if os.name == "posix" else None,
+    )  # fmt: skip
+
+
+def _hear_interrupts() -> None:
+    """A shell that runs the tests in the background makes what they start ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
