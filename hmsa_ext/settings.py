@@ -143,15 +143,24 @@ def _read_names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _read_weights(value: object) -> dict[str, float]:
+def read_by_name(value: object) -> dict[str, float]:
+    """A number for each of some names, from "NAME:X,NAME:X" or a map. Raises ValueError; also for a name twice."""
     if isinstance(value, str):
         parts = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
-        if not all(name.strip() and colon for name, colon, _ in parts):
+        names = [name.strip() for name, _, _ in parts]
+        if not all(name and colon for name, (_, colon, _) in zip(names, parts, strict=True)):
             raise ValueError
-        value = {name.strip(): number for name, _, number in parts}
+        if len({*names}) < len(names):  # which one is meant?
+            raise ValueError
+        value = dict(zip(names, (number for _, _, number in parts), strict=True))
     if not isinstance(value, Mapping):
         raise ValueError
     return {str(name): read_number(number, float) for name, number in value.items()}
+
+
+def show_by_name(value: Mapping[str, float]) -> str:
+    """What :func:`read_by_name` reads."""
+    return ",".join(f"{name}:{x:g}" for name, x in value.items())
 
 
 def _are_scales(scales: tuple[float, ...]) -> bool:
@@ -183,7 +192,7 @@ Names = Annotated[tuple[str, ...], Spelling("NAME,...", _read_names, _join)]
 """Names, separated by commas."""
 Weights = Annotated[
     Mapping[str, float],
-    Spelling("NAME:X,...", _read_weights, lambda v: ",".join(f"{name}:{x:g}" for name, x in v.items())),
+    Spelling("NAME:X,...", read_by_name, show_by_name),
     Rule(lambda v: all(0 <= x < math.inf for x in v.values()), "NAME:X,NAME:X with numbers not below 0"),
 ]
 """A number for each of some names."""

@@ -14,7 +14,17 @@ import numpy as np
 from hmsa_ext.data.opencv import cv2
 from hmsa_ext.data.types import IGNORE_LABEL, ClassTable
 from hmsa_ext.errors import ArgumentValueError
-from hmsa_ext.settings import NOT_NEGATIVE, SHARE, Names, Rule, Spelling, read_number, require, validate
+from hmsa_ext.settings import (
+    NOT_NEGATIVE,
+    SHARE,
+    Names,
+    Rule,
+    Spelling,
+    read_by_name,
+    require,
+    show_by_name,
+    validate,
+)
 
 MEDIAN = "median"
 MEDIAN_CAP = 0.9
@@ -23,23 +33,11 @@ _LEVELS = 256
 
 
 def _read_thresholds(value: Any) -> str | dict[str, float]:
-    if value == MEDIAN:
-        return MEDIAN
-    if isinstance(value, str):
-        parts = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
-        names = [name.strip() for name, _, _ in parts]
-        if not all(name and colon for name, (_, colon, _) in zip(names, parts, strict=True)):
-            raise ValueError
-        if len({*names}) < len(names):  # which one is meant?
-            raise ValueError
-        value = {name.strip(): number for name, _, number in parts}
-    if not isinstance(value, Mapping):
-        raise ValueError
-    return {str(name): read_number(number, float) for name, number in value.items()}
+    return MEDIAN if value == MEDIAN else read_by_name(value)
 
 
 def _show_thresholds(value: str | Mapping[str, float]) -> str:
-    return value if isinstance(value, str) else ",".join(f"{name}:{x:g}" for name, x in value.items())
+    return value if isinstance(value, str) else show_by_name(value)
 
 
 _THRESHOLDS = Rule(
