@@ -15,7 +15,8 @@ import numpy as np
 
 from hmsa_ext.data.automatic.corrections import label_table
 from hmsa_ext.data.automatic.manifest import LEVELS, Manifest, counts_by_probability
-from hmsa_ext.data.files import read_label
+from hmsa_ext.data.automatic.reader import read_probability
+from hmsa_ext.data.automatic.trust import median_levels
 from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.progress import reader_threads, report
 from hmsa_ext.data.types import IGNORE_LABEL, DataError
@@ -117,15 +118,12 @@ def read_pair(manifest: Manifest, place: str, table: LabelTable) -> tuple[np.nda
 
     Raises DataError for files that cannot be read and for those that the manifest did not count.
     """
-    file, of_probabilities = manifest.label_file(place), manifest.probability_file(place)
-    label, probability = table.read((file,)), read_label(of_probabilities)
-    if probability.dtype != np.uint8:
-        raise DataError(f"{of_probabilities}: expected probabilities 0..255 in 8 bits, got {probability.dtype}")
-    record = manifest.records[place]
-    for path, array in ((file, label), (of_probabilities, probability)):
-        if array.shape != record.size:
-            height, width = record.size
-            raise DataError(f"{path}: {_size(array)} pixels, the manifest says {width}x{height}")
+    file, record = manifest.label_file(place), manifest.records[place]
+    label = table.read((file,))
+    if label.shape != record.size:
+        height, width = record.size
+        raise DataError(f"{file}: {_size(label)} pixels, the manifest says {width}x{height}")
+    probability = read_probability(manifest.probability_file(place), file, label)
     counts = np.bincount(label.ravel(), minlength=LEVELS)[: len(record.pixels)]
     if not np.array_equal(counts, record.pixels):
         number = int((counts != record.pixels).argmax())
@@ -164,9 +162,7 @@ def images_with(manifest: Manifest) -> np.ndarray:
 
 def medians(histogram: np.ndarray) -> np.ndarray:
     """The median probability of each class: float64 [K], NaN without pixels, of counts [K, 256]."""
-    below = histogram.cumsum(1)
-    level = (below < (below[:, -1:] + 1) // 2).sum(1)
-    return np.where(below[:, -1] > 0, level / (LEVELS - 1), np.nan)
+    return np.where(histogram.any(1), median_levels(histogram) / (LEVELS - 1), np.nan)
 
 
 def in_bins(counts: np.ndarray) -> np.ndarray:

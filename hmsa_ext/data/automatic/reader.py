@@ -108,7 +108,7 @@ class AutoLabels:
     def _probability(self, others: Iterator[Path], label_file: Path, found: np.ndarray) -> np.ndarray | None:
         if not self.trust.needs_probabilities:
             return None
-        return _read_probability(next(others), label_file, found)
+        return read_probability(next(others), label_file, found)
 
     def _with_coarse(self, label: np.ndarray, found: np.ndarray, file: Path, label_file: Path) -> np.ndarray:
         assert self.coarse is not None
@@ -137,7 +137,7 @@ def count_pairs(
 
     def count(pair: tuple[Path, Path]) -> np.ndarray:
         label = table.read(pair[:1])
-        return counts_by_probability(label, _read_probability(pair[1], pair[0], label), num_classes)
+        return counts_by_probability(label, read_probability(pair[1], pair[0], label), num_classes)
 
     threads = reader_threads()
     with ThreadPoolExecutor(threads) as pool:
@@ -146,7 +146,11 @@ def count_pairs(
         yield from report(counts, len(pairs), what="counting probabilities", quiet=quiet)
 
 
-def _read_probability(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
+def read_probability(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
+    """The stored probabilities of a label map, which came from ``label_file``: uint8 [H, W].
+
+    Raises DataError for a file that cannot be read, of another size, or of other than 8 bits.
+    """
     probability = read_label(file)
     if probability.dtype != np.uint8:
         raise DataError(f"{file}: expected probabilities 0..255 in 8 bits, got {probability.dtype}")

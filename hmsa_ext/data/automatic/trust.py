@@ -106,10 +106,13 @@ def median_thresholds(histogram: np.ndarray) -> np.ndarray:
     That is class-balanced self-training (Zou, Yu, Kumar, Wang, 2018) with half of each class kept, and the cap that its
     successors put on it.
     """
+    return np.minimum(np.where(histogram.any(1), median_levels(histogram), 0), _least(MEDIAN_CAP))
+
+
+def median_levels(histogram: np.ndarray) -> np.ndarray:
+    """The first level at which at least half of the pixels are reached: int64 [K], of counts [K, 256] by level."""
     below = histogram.cumsum(1)
-    # The first level at which at least half of the pixels are reached.
-    median = (below < (below[:, -1:] + 1) // 2).sum(1)
-    return np.minimum(np.where(below[:, -1] > 0, median, 0), _least(MEDIAN_CAP))
+    return (below < (below[:, -1:] + 1) // 2).sum(1)
 
 
 def _least(probability: float) -> int:
