@@ -11,7 +11,7 @@ from typing import Any
 
 from hmsa_ext.data import sets
 from hmsa_ext.data.automatic.trust import Trust
-from hmsa_ext.data.source import name_of, source_of_function, unknown_option
+from hmsa_ext.data.source import name_of, reads_automatic, source_of_function, unknown_option
 from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.parts import expected_of
 from hmsa_ext.settings import SettingError, load_object
@@ -43,7 +43,7 @@ def build(source: Any, split: str, *, length: int | None = None, **options: Any)
         if unknown is not None:
             raise DataError(f"{unknown}: {name_of(kind)} has no such option; got {options[unknown]!r}")
         declared = kind(**options)
-        if not getattr(declared, "reads_automatic", False):
+        if not reads_automatic(declared):
             Trust(**trust).require_used(False)
             return declared.open(split, length=length)
         return declared.open(split, length=length, trust=Trust(**trust))

@@ -13,6 +13,7 @@ from hmsa_ext.data.by_name import NAMES, source_type
 from hmsa_ext.data.index import cache_folder
 from hmsa_ext.data.label_table import LabelTable
 from hmsa_ext.data.labelled_files import LabelledFiles, Listing
+from hmsa_ext.data.source import reads_automatic
 from hmsa_ext.data.types import ClassTable, DataError, Dataset
 from hmsa_ext.parts import Part, object_name, one_of
 from hmsa_ext.settings import FREE, POSITIVE, Flag, Metavar, SettingError, options, require, validate
@@ -43,11 +44,6 @@ def options_of_others(name: Any) -> dict[str, str]:
         for option, have in owners.items()
         if option not in own
     }
-
-
-def reads_automatic(source: Any) -> bool:
-    """Whether the ``open`` of a data set takes a :class:`hmsa_ext.data.automatic.trust.Trust`."""
-    return getattr(source, "reads_automatic", False)
 
 
 @dataclass(frozen=True)

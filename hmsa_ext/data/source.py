@@ -56,6 +56,11 @@ class Source(Protocol):
     def open(self, split: str, *, length: int | None = None) -> Dataset: ...
 
 
+def reads_automatic(source: Any) -> bool:
+    """Whether ``find`` and ``open`` of a data set take a :class:`hmsa_ext.data.automatic.trust.Trust`."""
+    return getattr(source, "reads_automatic", False)
+
+
 def check(source: Any) -> None:
     """For ``__post_init__``: checks the options against their annotations and makes ``root`` absolute.
 

@@ -204,9 +204,10 @@ class LabelPairs:
         """
         name = manifests.share_name(part, parts)
         files = manifests.manifest_files(self.folder)
+        found = {file: manifests.read_one(file) for file in files}
         own = [file for file in files if parts == 1 or file.name == name]
-        before = [_with_moved_images(manifests.read_one(file), items) for file in own]
-        known = {place for file in files for place in manifests.read_one(file).records} | labelled.records.keys()
+        before = [_with_moved_images(found[file], items) for file in own]
+        known = {place for manifest in found.values() for place in manifest.records} | labelled.records.keys()
         base = self._empty_manifest()
         new = labelled | Labelled.none(self.classes.num_classes)
         # Pairs of a run that was killed before it could record them.
