@@ -57,6 +57,7 @@ from hmsa_ext.settings import (
 
 PROG = "hmsa autolabel report"
 OTHERS = "others"
+PRECISION = 0.95
 NAMED = 5
 """Missing files that an error names."""
 _CITYSCAPES_IMAGES = "_leftImg8bit"
@@ -192,7 +193,7 @@ def report(
     *,
     truth_suffix: str = "",
     truth_ignored: Sequence[int] | str = (),
-    precision: float = 0.95,
+    precision: float | None = None,
     least_pixels: int = 100,
     threads: int | None = None,
     quiet: bool = True,
@@ -204,17 +205,24 @@ def report(
         truth: a folder with true label files in the same tree. Their values are those of the automatic ones.
         truth_suffix: stands between the name of the image and ``.png`` in the names of the true label files.
         truth_ignored: further values of the truth that stand for no class; "others": all that are no class.
-        precision: that the advised thresholds keep; only with ``truth``.
+        precision: that the advised thresholds keep, only with ``truth``; 0.95 unless given.
         least_pixels: that a threshold has to have above it.
         threads: files that are read at a time; one per core, at most 16, unless given.
         quiet: show no progress.
 
-    Raises DataError where labels are missing or damaged, and where they and the truth do not fit together.
+    Raises DataError where labels are missing or damaged, and where they and the truth do not fit together;
+    :class:`hmsa_ext.settings.SettingError` for a precision outside 0 to 1, and for what is said about a truth that is
+    not given.
 
     >>> found = report("out", "truth", precision=0.9)  # doctest: +SKIP
     >>> print(found.text())  # doctest: +SKIP
     >>> found.advice.trust  # doctest: +SKIP
     """
+    require("precision", precision, precision is None or 0 <= precision <= 1, SHARE.expected)
+    require("least_pixels", least_pixels, least_pixels > 0, POSITIVE.expected)
+    about_truth = {"truth_suffix": truth_suffix, "truth_ignored": truth_ignored, "precision": precision}
+    for name, value in about_truth.items():
+        require(name, value, truth is not None or value in ("", (), None), "no value without truth")
     manifest = read_manifest(folder)
     _check_files(manifest)
     corrected = sum(corrected_file(manifest.folder, place).is_file() for place in manifest.records)
@@ -223,7 +231,7 @@ def report(
     table = truth_table(manifest, truth_ignored)
     files = truth_files(manifest, Path(truth).expanduser(), truth_suffix)
     agreement = compare(manifest, files, table, threads=threads, quiet=quiet)
-    advice = thresholds.for_precision(manifest, agreement, precision, least_pixels)
+    advice = thresholds.for_precision(manifest, agreement, PRECISION if precision is None else precision, least_pixels)
     return Report(manifest, corrected, advice, agreement, str(truth), least_pixels)
 
 
@@ -306,8 +314,8 @@ class ReportSettings:
     """What stands before .png in the names of true label files, after the name of the image, such as _L."""
     truth_ignored: Ignored = ()
     """Further values of true label files that stand for no class, such as 11; "others": all that are no class."""
-    precision: Annotated[float, SHARE] = 0.95
-    """Advise thresholds above which so large a part of the pixels is right; needs --truth."""
+    precision: Annotated[float | None, SHARE] = None
+    """Advise thresholds above which so large a part of the pixels is right; needs --truth. Default: 0.95."""
     least_pixels: Annotated[int, POSITIVE] = 100
     """Advise only thresholds that so many pixels with truth pass."""
     most: Annotated[int, NOT_NEGATIVE] = 10
@@ -338,7 +346,8 @@ def _command(arguments: list[str]) -> int:
 def run(chosen: ReportSettings) -> Report:
     """Prints the report, and writes plot and JSON. Raises DataError, SettingError and OutputError."""
     require("folder", chosen.folder, chosen.folder is not None, "a folder of automatic labels")
-    about_truth = [name for name in ("truth_suffix", "truth_ignored") if getattr(chosen, name)]
+    said = {"truth_suffix": chosen.truth_suffix, "truth_ignored": chosen.truth_ignored, "precision": chosen.precision}
+    about_truth = [name for name, value in said.items() if value not in ("", (), None)]
     require("truth", chosen.truth, chosen.truth or not about_truth, f"a folder, for {' and '.join(about_truth)}")
     plot = Output(chosen.plot, "plot") if chosen.plot else None
     file = Output(chosen.json, "json") if chosen.json else None

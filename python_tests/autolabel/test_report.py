@@ -13,7 +13,7 @@ import pytest
 from hmsa_ext import HmsaError
 from hmsa_ext.autolabel import calibration, report_plot
 from hmsa_ext.autolabel.advice import threshold_of
-from hmsa_ext.autolabel.report import ReportSettings, main, report
+from hmsa_ext.autolabel.report import ReportSettings, main, report, run
 from hmsa_ext.data.automatic.corrections import write_corrections
 from hmsa_ext.data.automatic.manifest import LEVELS, Manifest, write_manifest
 from hmsa_ext.data.automatic.trust import Trust, trusted
@@ -563,3 +563,14 @@ def test_medians_of_an_unsure_teacher_are_warned_of(tmp_path: Path) -> None:
     level = np.where(label == 2, 60, 240).astype(np.uint8)
     folder = make_labels(tmp_path / "auto", places=("a",), contents={"a": (label, level)}).folder
     assert "Half of the pixels of c2 are below 0.5: the teacher is not sure of them" in report(folder).text()
+
+
+def test_what_is_said_about_a_truth_needs_one(folder: Path) -> None:
+    for option, value in (("precision", 0.9), ("truth_suffix", "_L"), ("truth_ignored", (11,))):
+        with pytest.raises(HmsaError, match=f"{option}: got .*, expected no value without truth"):
+            report(folder, **{option: value})
+    for option, value in (("precision", 1.5), ("least_pixels", 0)):
+        with pytest.raises(HmsaError, match=f"{option}: got {value}, expected a number"):
+            report(folder, folder, **{option: value})
+    with pytest.raises(HmsaError, match="truth: got None, expected a folder, for precision"):
+        run(ReportSettings(str(folder), precision=0.9))
