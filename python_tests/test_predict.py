@@ -13,19 +13,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import hmsa_ext
 from hmsa_ext import predict
 from hmsa_ext.prediction.marks import read_mark
 from hmsa_ext.prediction.video import Frames, VideoFile
-from python_tests.prediction.networks import photo, write_run
+from python_tests.prediction.networks import one_thread, photo, save, write_run
 
 IDS = tuple(range(30, 41))
 ROOT = Path(hmsa_ext.__file__).parents[1]
@@ -41,17 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder with photos in a tree, on one thread."""
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for k, name in enumerate(("a.png", "b/c.jpg", "b/d.e.png")):
-        save(f"in/{name}", photo(48, 64, seed=k))
-    yield tmp_path
-    torch.set_num_threads(threads)
-
-
-def save(name: str, pixels: np.ndarray, **options: Any) -> None:
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(name, **options)
+    with one_thread():
+        for k, name in enumerate(("a.png", "b/c.jpg", "b/d.e.png")):
+            save(f"in/{name}", photo(48, 64, seed=k))
+        yield tmp_path
 
 
 def clip(name: str, count: int = 4) -> None:

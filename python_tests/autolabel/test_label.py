@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import hmsa_ext
@@ -25,7 +24,7 @@ from hmsa_ext.data.automatic.manifest import Manifest, read_manifest
 from hmsa_ext.files import OutputError
 from hmsa_ext.prediction.label_pairs import LabelPairs
 from hmsa_ext.prediction.marks import read_mark
-from python_tests.prediction.networks import photo, write_run
+from python_tests.prediction.networks import one_thread, photo, save, write_run
 
 IDS = tuple(range(30, 41))
 ROOT = Path(hmsa_ext.__file__).parents[1]
@@ -42,17 +41,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder with photos in a tree, on one thread."""
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for k, name in enumerate(NAMES):
-        save(f"in/{name}.png", photo(48, 64, seed=k))
-    yield tmp_path
-    torch.set_num_threads(threads)
-
-
-def save(name: str, pixels: np.ndarray, **options: object) -> None:
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(name, **options)  # type: ignore[arg-type]
+    with one_thread():
+        for k, name in enumerate(tuple(f"{name}.png" for name in NAMES)):
+            save(f"in/{name}", photo(48, 64, seed=k))
+        yield tmp_path
 
 
 def main(run: Path, *arguments: str, output: str = "out", source: str = "in") -> int:

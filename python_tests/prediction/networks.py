@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from hmsa_ext import settings
@@ -86,3 +89,20 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth colours, so that labels form areas: uint8 [H, W, 3]."""
     small = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def save(name: str | Path, pixels: np.ndarray, **options: Any) -> None:
+    """Writes a picture, with the folders that it lies in; options are Pillow's."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(name, **options)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread inside: small networks are faster so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
