@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -566,10 +567,12 @@ def test_medians_of_an_unsure_teacher_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_what_is_said_about_a_truth_needs_one(folder: Path) -> None:
-    for option, value in (("precision", 0.9), ("truth_suffix", "_L"), ("truth_ignored", (11,))):
+    lonely: list[tuple[str, Any]] = [("precision", 0.9), ("truth_suffix", "_L"), ("truth_ignored", (11,))]
+    for option, value in lonely:
         with pytest.raises(HmsaError, match=f"{option}: got .*, expected no value without truth"):
             report(folder, **{option: value})
-    for option, value in (("precision", 1.5), ("least_pixels", 0)):
+    outside: list[tuple[str, Any]] = [("precision", 1.5), ("least_pixels", 0)]
+    for option, value in outside:
         with pytest.raises(HmsaError, match=f"{option}: got {value}, expected a number"):
             report(folder, folder, **{option: value})
     with pytest.raises(HmsaError, match="truth: got None, expected a folder, for precision"):
