@@ -99,7 +99,7 @@ def test_an_option_is_declared_once_for_all_commands(data: str) -> None:
         for option in settings.options(command):
             declared.setdefault(option.name, set()).add((option.kind, option.help, option.was))
     # Commands say these few for themselves, since they do other work.
-    own = {"json", "model", "num_classes", "output", "seed", "split", "threads"}
+    own = {"json", "memory", "model", "num_classes", "output", "seed", "split", "threads"}
     assert {name for name, found in declared.items() if len(found) > 1} == own
 
 
