@@ -30,7 +30,7 @@ from hmsa_ext.engine.peak import (
 from hmsa_ext.engine.run import open_run
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.live_bytes import LiveBytes
-from hmsa_ext.models.recompute import recompute
+from hmsa_ext.models import recompute
 
 CROP, CLASSES = (96, 160), 7
 pytestmark = pytest.mark.memory
