@@ -28,6 +28,7 @@ from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.live_bytes import LiveParts, Origin
+from hmsa_ext.models.recomputation import recompute
 from hmsa_ext.ops import confusion_matrix
 from hmsa_ext.parts import spelled
 
@@ -119,7 +120,7 @@ class TrainingTrial:
         Raises :class:`FakeStepError`.
         """
         with self._fake("a training step"):
-            models.recompute(self.model, recomputed)
+            recompute(self.model, recomputed)
             self.model.train()
             found = self._steps_peak(crop, batch_size, dtype, update=False)
             inputs = sum(t.nbytes for t in _batch(crop, batch_size, self.device, self.train))
