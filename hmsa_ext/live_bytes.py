@@ -204,7 +204,7 @@ class LiveParts(LiveBytes):
         """Nodes from here on belong to the part. Each thread counts its own nodes; those of one are known here."""
         if threading.get_ident() == self._thread:
             first, parts = self._nodes
-            first.append(torch.autograd._get_sequence_nr())
+            first.append(torch.autograd._get_sequence_nr())  # pyright: ignore[reportPrivateImportUsage]
             parts.append(part)
 
     def _origin(self) -> Origin:
