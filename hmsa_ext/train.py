@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from hmsa_ext import command_line, settings
 from hmsa_ext.data.commands import flags_of_others, older_version
-from hmsa_ext.engine import checkpoint, distributed, loop, results
+from hmsa_ext.engine import allocator, checkpoint, distributed, loop, results
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.run import CONFIG, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file, read_recipe, recipe_names
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    allocator.follow_live_tensors()
     command = parse(arguments)
     with distributed.start(command.training.machine.device) as process:
         started = open_run(command.training, process, resume=command.resume)
