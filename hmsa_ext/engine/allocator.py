@@ -5,9 +5,9 @@ freed. Nearly all tensors then lie in the heap. PyTorch asks for aligned blocks,
 does not fit into the gap that one of the same size has left (https://sourceware.org/bugzilla/show_bug.cgi?id=14581).
 The gaps stay resident.
 
-A fixed threshold avoids that: what is larger is mapped, and unmapped when it is freed. Its pages are then new each time,
-which takes time: a training step of a small network took 1.1 to 1.4 times as long. PyTorch can ask for huge pages, of
-which there are 512 times fewer to be given; that takes a part of it back.
+A fixed threshold avoids that: what is larger is mapped, and unmapped when it is freed. Its pages are then new each
+time, which takes time: a training step of a small network took 1.1 to 1.5 times as long on one thread of a shared
+virtual machine. PyTorch can ask for huge pages, of which there are 512 times fewer to be given.
 """
 
 from __future__ import annotations
