@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hmsa_ext import settings
+from hmsa_ext.engine.memory import _LiveBytes
 from hmsa_ext.engine.metrics import ways_of
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import FUSIONS, Fusion, ModelSettings, MultiScale, ScaleOutputs, build, find_fusion, load_weights
 from hmsa_ext.models.fusions import explicit_attention
 from hmsa_ext.parts import object_name
-from hmsa_ext.prediction.memory import _LiveBytes
 from hmsa_ext.settings import SettingError
 
 CLASSES = 4
