@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.passes import run
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.live_bytes import LiveBytes
 from hmsa_ext.models import ScaleOutputs
 
 PROBE = 512
 """Side in pixels of the image that the network is tried with: a multiple of all usual strides and divisors."""
 SMALL_PROBE = 256
 """The same, where the network really has to run."""
-LEAST_SIDE = 64
-"""Pixels: networks may fail on smaller images, which take next to nothing."""
+PROBES = (SMALL_PROBE, PROBE, 1024)
+"""Sides of the images that tell what others take. Beyond the last one the memory of our networks is proportional."""
 SLACK = 1.1
 FRAGMENTS = 256 * 2**20
 """The C library keeps what was freed in pieces that later tensors do not fit in, up to about as much as the tensors
@@ -50,25 +46,24 @@ class Footprint:
     kept: bytes per pixel of the image of the logits and attention that remain. strides: pixels of the image of a scale
     per pixel of its logits, by descending scale; None where they do not divide. attention_channels: of the widest
     attention map, 0 where there is none. builds_logits: whether full-resolution logits are built to combine the scales.
-    probed: (pixels, bytes) of the image that was tried first.
     """
 
     def __init__(
         self, model: nn.Module, scales: Sequence[float], device: torch.device, *, dtype: torch.dtype, flip: bool
     ) -> None:
         self._model, self._scales, self._device, self._dtype, self._flip = model, tuple(scales), device, dtype, flip
-        self._peaks: dict[tuple[int, int, int], int] = {}
+        self._peaks: dict[int, int] = {}
         self._rounds_up: tuple[bool, ...] | None = None
         self._fake = True
         try:
-            peak, outputs = self._pass((PROBE, PROBE))
+            peak, outputs = self._pass(PROBE)
             self._side = PROBE
         except Exception:  # whatever code of others does not do with fake tensors
             self._fake = False
-            peak, outputs = self._pass((SMALL_PROBE, SMALL_PROBE))
+            peak, outputs = self._pass(SMALL_PROBE)
             self._side = SMALL_PROBE
         area = self._side * self._side
-        self.probed = area, peak
+        self._peaks[self._side] = peak
         self.kept = sum(t.numel() * t.element_size() for t in (*outputs.logits, *outputs.attention)) / area
         self.attention_channels = max((a.shape[1] for a in outputs.attention), default=0)
         self.strides = _strides(outputs, self._side)
@@ -77,20 +72,26 @@ class Footprint:
     def live(self, size: tuple[int, int], batch: int = 1) -> int:
         """Bytes of the tensors that live at the peak of a pass over ``batch`` images of (height, width) ``size``.
 
-        The size is first rounded up, by at most a sixteenth along a side, so that photos of a few sizes take a few
-        passes over fake tensors; each takes a second or three where the network is a large one.
+        At most these, found from passes over images of up to three sizes: a network that works in strips needs less
+        for each pixel of a larger image, and never less for a larger image. One pass of a large network over fake
+        tensors takes seconds, and minutes where 12 megapixels are cut into strips.
         """
-        height, width = (rounded_up(side) for side in size)
-        key = height, width, batch
-        if key not in self._peaks:
-            peak = self.probed[1] / self.probed[0] * size[0] * size[1] * batch
-            if self._fake:
-                try:
-                    peak, _ = self._pass((height, width), batch)
-                except Exception:  # code of others that takes images of the probe's size, but not of this one
-                    peak *= SLACK
-            self._peaks[key] = int(peak)
-        return self._peaks[key]
+        pixels = size[0] * size[1] * batch
+        if not self._fake:
+            return int(self._peak(self._side) / self._side**2 * pixels)
+        smaller = [side for side in PROBES if side * side <= pixels][-1:]
+        larger = [side for side in PROBES if side * side >= pixels][:1]
+        bounds = [self._peak(side) / side**2 * pixels for side in smaller] + [self._peak(side) for side in larger]
+        return int(min(bounds))
+
+    def _peak(self, side: int) -> int:
+        """Bytes at the peak of a pass over a square image; one of our probes is tried once."""
+        if side not in self._peaks:
+            try:
+                self._peaks[side], _ = self._pass(side)
+            except Exception:  # code of others that takes images of the first size, but not of this one
+                self._peaks[side] = int(self._peaks[PROBE] * max(1.0, (side / PROBE) ** 2))
+        return self._peaks[side]
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(height, width) of the logits of a whole image at each scale, by descending scale.
@@ -99,16 +100,19 @@ class Footprint:
         """
         if self.strides is None:
             raise ArgumentValueError("network: the logits have no whole stride; expected one that divides the image")
+        descending = sorted(self._scales, reverse=True)
+        cells = list(zip(descending, self.strides, strict=True))
+        if all(int(side * scale) % stride == 0 for side in size for scale, stride in cells):
+            return [(int(size[0] * scale) // stride, int(size[1] * scale) // stride) for scale, stride in cells]
         if self._rounds_up is None:
-            side = self._side - 3  # no multiple of a stride, nor are most of its multiples
-            _, outputs = self._pass((side, side))
+            side = SMALL_PROBE - 3  # no multiple of a stride, nor are most of its multiples
+            _, outputs = self._pass(side)
             self._rounds_up = tuple(
                 logits.shape[-1] > int(side * scale) // stride
                 for logits, scale, stride in zip(outputs.logits, outputs.scales, self.strides, strict=True)
             )
         found = []
-        descending = sorted(self._scales, reverse=True)
-        for scale, stride, rounds_up in zip(descending, self.strides, self._rounds_up, strict=True):
+        for (scale, stride), rounds_up in zip(cells, self._rounds_up, strict=True):
             height, width = (int(side * scale) for side in size)
             more = stride - 1 if rounds_up else 0
             found.append(((height + more) // stride, (width + more) // stride))
@@ -118,24 +122,14 @@ class Footprint:
         """Bytes that the process grows by for so many bytes of tensors."""
         return int(live * SLACK + min(live, FRAGMENTS)) + CONSTANT
 
-    def _pass(self, size: tuple[int, int], batch: int = 1) -> tuple[int, ScaleOutputs]:
-        """The peak of live bytes of one pass, and its outputs."""
+    def _pass(self, side: int) -> tuple[int, ScaleOutputs]:
+        """The peak of live bytes of one pass over a square image, and its outputs."""
         fake = FakeTensorMode(allow_non_fake_inputs=True) if self._fake else contextlib.nullcontext()
-        with warnings.catch_warnings(), fake, evaluation_mode(self._model), _LiveBytes() as watch:
+        with warnings.catch_warnings(), fake, evaluation_mode(self._model), LiveBytes() as watch:
             warnings.simplefilter("ignore")
-            images = torch.zeros(batch, 3, *size, device=self._device)
+            images = torch.zeros(1, 3, side, side, device=self._device)
             outputs = run(self._model, images, self._scales, self._device, dtype=self._dtype, flip=self._flip)
         return watch.peak, outputs
-
-
-def rounded_up(side: int) -> int:
-    """The next of 16 sizes between a power of two and the next one, at least 64.
-
-    >>> [rounded_up(side) for side in (50, 1024, 1025, 3000, 4000)]
-    [64, 1024, 1088, 3072, 4096]
-    """
-    step = 1 << max(0, (side - 1).bit_length() - 5)
-    return max(LEAST_SIDE, math.ceil(side / step) * step)
 
 
 @dataclass(frozen=True)
@@ -234,33 +228,3 @@ def _machine_memory() -> int:
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return found
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are made while it is active; those of before do not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known and storage._cdata not in given:
-                    self._count(storage)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._known.add(storage._cdata)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, storage._cdata, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size

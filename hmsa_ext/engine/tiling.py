@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -282,13 +282,13 @@ class Tiling:
         def layout_of(tile: tuple[int, int]) -> tiles.Layout:
             return tiles.layout((height, width), tile, chosen.overlap, step, grid=grid)
 
-        def needed(layout: tiles.Layout, tile: float | None = None) -> int:
+        def needed(layout: tiles.Layout) -> int:
             rows = min(layout.tile[0] + 2 * margin, layout.covered[0]) if banded else layout.covered[0]
             maps = needs.kept * rows * layout.covered[1] * batch
             of_photo = (around.held + reads.results) * shown + 3 * height * width * resized
             read = reads.meanwhile * (rows * width * batch if banded else shown)
             # The maps are there twice while rows are added to them, and where a band is cut out of them.
-            tile = needs.live(layout.tile, batch) if tile is None else tile
+            tile = needs.live(layout.tile, batch)
             return needs.resident(of_photo + maps + max(tile, maps + read))
 
         if asked is not None:
@@ -297,52 +297,16 @@ class Tiling:
             if chosen.memory is not None and peak + around.reserve > limit:
                 raise _too_little(limit, peak + around.reserve, "for tiles of this size")
             return Plan((height, width), layout, peak, limit)
-        passes = {0: 0.0, needs.probed[0]: needs.probed[1], height * width * batch: needs.live((height, width), batch)}
-
-        def fits(side: int, *, surely: bool) -> bool:
+        side = max(height, width)
+        while side > LEAST_TILE:
+            side = max(LEAST_TILE, int(side * SHRINK))
             layout = layout_of((side, side))
-            area = layout.tile[0] * layout.tile[1] * batch
-            if surely:
-                passes[area] = needs.live(layout.tile, batch)
-            return needed(layout, _between(passes, area)) + around.reserve <= limit
-
-        side = _largest(max(height, width), fits)
-        if side is None:
-            least = min(least, needed(layout_of((LEAST_TILE, LEAST_TILE))) + around.reserve)
-            what = "for this photo; give more, predict it smaller (resize_to), or at fewer scales"
-            raise _too_little(limit, least, what, "at least")
-        layout = layout_of((side, side))
-        return Plan((height, width), layout, needed(layout), limit)
-
-
-def _largest(longest: int, fits: Callable[..., bool]) -> int | None:
-    """The largest of some sides of tiles below ``longest`` that fits; None where none does.
-
-    ``fits(side, surely=True)`` is known from a pass over fake tensors, ``surely=False`` is estimated from the passes so
-    far. A side that is returned fits surely, and the next larger one does not by estimate at least.
-    """
-    sides = [max(LEAST_TILE, int(longest * SHRINK))]
-    while sides[-1] > LEAST_TILE:
-        sides.append(max(LEAST_TILE, int(sides[-1] * SHRINK)))
-    low, high = 0, len(sides)  # all before low are too large; that at high fits, or there is none
-    while low < high:
-        likely = next((place for place in range(low, high) if fits(sides[place], surely=False)), None)
-        if likely is None and high < len(sides):
-            break
-        place = high - 1 if likely is None else likely
-        low, high = (low, place) if fits(sides[place], surely=True) else (place + 1, high)
-    return sides[high] if high < len(sides) else None
-
-
-def _between(passes: Mapping[int, float], area: int) -> float:
-    """Bytes for an area in pixels, on the line through those of the next smaller and larger one that are known."""
-    if area in passes:
-        return passes[area]
-    smaller, larger = (max(known for known in passes if known < area), min((k for k in passes if k > area), default=0))
-    if not larger:
-        return passes[smaller] * area / smaller
-    share = (area - smaller) / (larger - smaller)
-    return passes[smaller] + share * (passes[larger] - passes[smaller])
+            peak = needed(layout)
+            if peak + around.reserve <= limit:
+                return Plan((height, width), layout, peak, limit)
+            least = min(least, peak + around.reserve)
+        what = "for this photo; give more, predict it smaller (resize_to), or at fewer scales"
+        raise _too_little(limit, least, what, "at least")
 
 
 def _too_little(limit: int, needed: int, for_what: str, least: str = "") -> SettingError:

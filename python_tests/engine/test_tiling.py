@@ -16,7 +16,7 @@ from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.data.palette import distinct_colours
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import EvaluationSettings, evaluate
-from hmsa_ext.engine.memory import Footprint, rounded_up
+from hmsa_ext.engine.memory import Footprint
 from hmsa_ext.engine.metrics import CalibrationError, Predictions
 from hmsa_ext.engine.passes import run
 from hmsa_ext.engine.settings import TrainSettings, differences
@@ -158,7 +158,7 @@ def test_memory_decides_the_tiles_of_an_evaluation():
     def plan(mebibytes):
         return Tiling(model, CPU, TileSettings(memory=mebibytes * MIB)).plan((1000, 1500), (0.5, 1, 2), False, around)
 
-    small, large, whole = plan(450), plan(900), plan(64 * 1024)
+    small, large, whole = plan(450), plan(800), plan(64 * 1024)
     assert small.layout is not None
     assert large.layout is not None
     assert whole.layout is None
@@ -167,7 +167,7 @@ def test_memory_decides_the_tiles_of_an_evaluation():
         assert found.peak is not None
         assert found.peak <= found.limit
     assert large.peak is not None
-    assert large.peak > 0.75 * large.limit  # no smaller than they have to be
+    assert large.peak > 0.6 * large.limit  # no smaller than they have to be
     with pytest.raises(SettingError, match=r"memory: got '150 MiB', expected at least \d+ MiB"):
         plan(150)
 
@@ -190,7 +190,7 @@ def test_the_search_for_tiles_takes_few_passes(monkeypatch):
         assert plan.layout is not None
         assert plan.peak is not None
         assert plan.peak <= plan.limit
-        assert 3 <= len(passes) <= 6
+        assert len(passes) <= 3
 
 
 def test_without_settings_an_evaluation_never_asks_what_it_takes(monkeypatch):
@@ -242,13 +242,6 @@ def test_a_training_may_change_the_tiles_of_its_evaluations_when_it_goes_on():
 # ---- the footprint ----------------------------------------------------------------------------------------------
 
 
-def test_sizes_are_rounded_up_by_a_sixteenth_at_most():
-    for side in range(64, 5000, 7):
-        assert side <= rounded_up(side) <= side * 17 / 16 + 1
-    assert len({rounded_up(side) for side in range(1025, 2049)}) == 16
-    assert rounded_up(1) == 64
-
-
 def test_the_footprint_follows_what_a_network_does_at_each_size(monkeypatch):
     """A network that works in strips above some size takes less there than its share of pixels."""
 
@@ -260,12 +253,13 @@ def test_the_footprint_follows_what_a_network_does_at_each_size(monkeypatch):
 
     model = models.MultiScale(InStrips(), 6, fusion="single").eval()
     needs = Footprint(model, (1.0,), CPU, dtype=torch.float32, flip=False)
-    whole, in_strips = needs.live((512, 512)), needs.live((1024, 512))
-    assert in_strips < 1.9 * whole
+    whole, in_strips = needs.live((512, 512)), needs.live((1024, 1024))
+    assert in_strips < 3 * whole
     passes = []
     monkeypatch.setattr(needs, "_pass", lambda *given: passes.append(given))
-    assert needs.live((1020, 505)) == in_strips  # one of the same size, rounded up
-    assert needs.live((512, 512)) == whole
+    assert needs.live((2048, 1024)) == 2 * in_strips
+    assert whole < needs.live((700, 700)) <= in_strips
+    assert needs.live((512, 512), batch=4) == in_strips
     assert passes == []
 
 
@@ -298,4 +292,4 @@ def test_no_evaluation_takes_more_than_its_plan_states(size, flip, settings):
     if first is None or again is None:
         pytest.skip("this system does not say how much memory a process had")
     assert plan.peak is not None
-    assert max(first, again) <= plan.peak <= 1.5 * again + 200 * MIB
+    assert max(first, again) <= plan.peak <= 1.5 * again + 400 * MIB  # fragments: 256 MiB, code: 144

@@ -41,7 +41,7 @@ def test_no_prediction_takes_more_than_its_plan_states(size, scales, flip, tile,
     plan = predictor.plan(size, **more)
     assert plan.peak is not None
     assert (plan.layout is None) == (tile is None)
-    assert max(first, again) <= plan.peak <= 1.5 * again + 200 * MIB
+    assert max(first, again) <= plan.peak <= 1.5 * again + 400 * MIB  # fragments: 256 MiB, code: 144
 
 
 @pytest.mark.memory
