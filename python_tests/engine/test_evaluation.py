@@ -370,7 +370,8 @@ def test_settings_have_one_flag_each_and_defaults() -> None:
         "tile": None, "overlap": 0.25, "blend": "linear", "memory": None,
     }  # fmt: skip
     assert all(option.free and option.help for option in settings.options(chosen))
-    assert all(name in settings.options(chosen)[-1].help for name in METRICS)
+    texts = {option.name: option.help for option in settings.options(chosen)}
+    assert all(name in texts["metrics"] for name in METRICS)
     changed = settings.replace(chosen, {"eval_scales": "1,0.5", "metrics": "calibration,here:Own"})
     assert changed.scales == (0.5, 1.0)
     assert changed.metrics == ("calibration", "here:Own")
