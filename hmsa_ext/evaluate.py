@@ -3,6 +3,7 @@
     python -m hmsa_ext.evaluate runs/NAME                                 # its last checkpoint, on its own data
     python -m hmsa_ext.evaluate runs/NAME/best.pt --eval-scales 0.5,1,2 --flip --picture-folder pictures
     python -m hmsa_ext.evaluate FILE.pth --model hrnet_w48_ocr --num-classes 11 --data camvid --root PATH
+    python -m hmsa_ext.evaluate runs/NAME --memory 4GB                    # large images in tiles that fit
     torchrun --nproc-per-node 8 -m hmsa_ext.evaluate runs/NAME            # every image once, over all GPUs
 
 `hmsa evaluate` is the same command. Options that are not given are those of the run. The columns: each scale alone, the

@@ -33,10 +33,10 @@ from hmsa_ext.engine import allocator, checkpoint, distributed, loop, results
 from hmsa_ext.engine.device import choose_device
 from hmsa_ext.engine.dry_run import dry_run
 from hmsa_ext.engine.evaluation import EvaluationResult
+from hmsa_ext.engine.memory import allowed
 from hmsa_ext.engine.run import CONFIG, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file, read_recipe, recipe_names
 from hmsa_ext.files import Output
-from hmsa_ext.prediction.memory import allowed
 from hmsa_ext.settings import FREE, Metavar, SettingError
 
 
