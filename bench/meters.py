@@ -72,14 +72,18 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     release_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the resident size
-        before = _status("VmHWM")
+        before = status_bytes("VmHWM")
     except (OSError, LookupError):
         return None
     function()
-    return _status("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
+    """A size from Linux's status of this process, such as ``VmHWM``, the most memory that was ever resident.
+
+    Raises LookupError where there is no such size, OSError where there is no such file.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == key:

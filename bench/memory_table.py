@@ -1,0 +1,100 @@
+"""The tables of bench.memory: growth over the size of the image, what was measured, what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench import memory_fits
+from bench.memory_methods import DTYPES, METHODS, NETWORKS, SIZES, Row
+
+Entries = Sequence[dict[str, Any]]
+Table = list[list[str]]
+
+BASES = {"training": "none", "evaluation": "whole"}
+"""Methods whose time the others are held against."""
+
+
+def tables(entries: Entries) -> list[Table]:
+    """All tables, without those that have no row."""
+    found = [growth(entries, job, network, dtype) for job in METHODS for network in NETWORKS for dtype in DTYPES]
+    found += [operations(entries), *(measured(entries, job) for job in METHODS)]
+    found += [fits(entries, network) for network in NETWORKS]
+    return [table for table in found if len(table) > 1]
+
+
+def growth(entries: Entries, job: str, network: str, dtype: str) -> Table:
+    """Live GB by method and size of the image."""
+    rows = [[f"{job}, `{network}`, {dtype}: live GB", *("x".join(map(str, size)) for size in SIZES)]]
+    for method, how in METHODS[job].items():
+        known = {
+            tuple(entry["size"]): gigabytes(entry["counted"])
+            for entry in entries
+            if (entry["job"], entry["method"], entry["network"], entry["dtype"]) == (job, method, network, dtype)
+            and "counted" in entry
+        }
+        if any(size in known for size in SIZES):
+            rows.append([how.label, *(known.get(size, "") for size in SIZES)])
+    return rows
+
+
+def operations(entries: Entries) -> Table:
+    """TFLOP at the size at which they are counted, beside those of the base."""
+    found = {
+        (entry["job"], entry["network"], entry["method"]): entry["counted"]["flops"]
+        for entry in entries
+        if "flops" in entry.get("counted", {})
+    }
+    rows = [["TFLOP at 1024x2048", *(f"`{network}`" for network in NETWORKS), "times hmsa_ext"]]
+    for job, methods in METHODS.items():
+        for method, how in methods.items():
+            counts = [found.get((job, network, method)) for network in NETWORKS]
+            if how.budget is not None or counts[-1] is None or (job, NETWORKS[-1], BASES[job]) not in found:
+                continue
+            base = found[job, NETWORKS[-1], BASES[job]]
+            cells = ["" if count is None else f"{count / 1e12:.2f}" for count in counts]
+            rows.append([f"{job}, {how.label}", *cells, f"{counts[-1] / base:.2f}"])
+    return rows
+
+
+def measured(entries: Entries, job: str) -> Table:
+    """Time and resident memory of what was run, beside the live bytes that were counted."""
+    known = {Row.from_json(entry): entry for entry in entries if "measured" in entry and entry["job"] == job}
+    rows = [[f"{job}: measured", "image", "dtype", "by", "live GB", "resident GB", "resident / live", "ms", "times ours"]]
+    for row, entry in known.items():
+        facts, counted = entry["measured"], entry["counted"]
+        base = known.get(Row(job, BASES[job], row.network, row.size, row.dtype))
+        resident, live = facts["resident_bytes"], counted.get("live_peak_bytes")
+        rows.append(
+            [
+                f"`{row.network}`",
+                "x".join(map(str, row.size)),
+                row.dtype,
+                row.how.label,
+                gigabytes(counted),
+                "" if resident is None else f"{resident / 1e9:.2f}",
+                "" if resident is None or live is None else f"{resident / live:.2f}",
+                f"{facts['ms']:.0f}",
+                "" if base is None else f"{facts['ms'] / base['measured']['ms']:.2f}",
+            ]
+        )
+    return rows
+
+
+def fits(entries: Iterable[dict[str, Any]], network: str) -> Table:
+    """The largest training crop by memory."""
+    rows = [[f"`{network}`: largest crop", "dtype", *(f"{memory} GB" for memory in memory_fits.MEMORIES)]]
+    found = memory_fits.known(entries)
+    for method, how in METHODS["training"].items():
+        for dtype in DTYPES:
+            largest = found.get((method, network, dtype), {})
+            if len(largest) == len(memory_fits.MEMORIES):
+                rows.append([how.label, dtype, *(memory_fits.named(steps) for steps in largest.values())])
+    return rows
+
+
+def gigabytes(counted: dict[str, Any]) -> str:
+    """Live GB; of torch.compile, of which only a lower bound is known, that it is one."""
+    if "live_peak_bytes" in counted:
+        return f"{counted['live_peak_bytes'] / 1e9:.2f}"
+    return f"> {counted['held_bytes'] / 1e9:.2f}"
