@@ -257,7 +257,9 @@ def count_fits(rows: Sequence[Row], found: Record, *, again: bool) -> None:
         if row.how.budget is None:
             for memory in memory_fits.MEMORIES:
                 largest = memory_fits.search(row, memory, facts)
-                print(f"{row.method}, {row.network}, {row.dtype}, {memory} GB: {memory_fits.named(largest)}", flush=True)
+                print(
+                    f"{row.method}, {row.network}, {row.dtype}, {memory} GB: {memory_fits.named(largest)}", flush=True
+                )
 
 
 def measure_rows(

@@ -37,9 +37,7 @@ def search(row: Row, memory: int, facts: Callable[[Row], dict[str, Any]]) -> int
     def fits(steps: int) -> bool:
         return needed(facts(dataclasses.replace(row, size=crop(steps)))) <= 1e9 * memory
 
-    (few, low), (many, high) = (
-        (steps, needed(facts(dataclasses.replace(row, size=crop(steps))))) for steps in KNOWN
-    )
+    (few, low), (many, high) = ((steps, needed(facts(dataclasses.replace(row, size=crop(steps))))) for steps in KNOWN)
     each = (high - low) / (many**2 - few**2)
     area = few**2 + (1e9 * memory - low) / each
     steps = max(1, math.floor(math.sqrt(max(area, 1))))

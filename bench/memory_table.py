@@ -60,7 +60,9 @@ def operations(entries: Entries) -> Table:
 def measured(entries: Entries, job: str) -> Table:
     """Time and resident memory of what was run, beside the live bytes that were counted."""
     known = {Row.from_json(entry): entry for entry in entries if "measured" in entry and entry["job"] == job}
-    rows = [[f"{job}: measured", "image", "dtype", "by", "live GB", "resident GB", "resident / live", "ms", "times ours"]]
+    rows = [
+        [f"{job}: measured", "image", "dtype", "by", "live GB", "resident GB", "resident / live", "ms", "times ours"]
+    ]
     for row, entry in known.items():
         facts, counted = entry["measured"], entry["counted"]
         base = known.get(Row(job, BASES[job], row.network, row.size, row.dtype))

@@ -107,7 +107,9 @@ class PublishedNetwork(nn.Module):
         return _resized(result, size)
 
 
-def training_loss(network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, target: Tensor, loss: str = "ce") -> Tensor:
+def training_loss(
+    network: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, target: Tensor, loss: str = "ce"
+) -> Tensor:
     """The loss of the published training: main loss of the blended logits, plain loss of the auxiliary ones.
 
     Args:
