@@ -6,6 +6,7 @@
     python -m bench.memory --json R.json --measure --network hrnet_w18_ocr --size 512x1024    # runs them
     python -m bench.memory --json R.json --list                   # the rows, what is known, how long a run would take
     python -m bench.memory --json R.json --table                  # the tables as Markdown
+    python -m bench.memory --json R.json --page docs/memory.md    # puts those of today into a page
     python -m bench.memory --json R.json --plot docs/memory/growth.png
 
 Rows are counted on fake tensors, by one storage meter for all: exact, and the same on every machine. A row that is
@@ -199,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fits", action="store_true", help="count the largest crops that fit usual memories")
     parser.add_argument("--list", action="store_true", help="print the rows and do nothing")
     parser.add_argument("--table", action="store_true", help="print the tables of the file")
+    parser.add_argument("--page", metavar="FILE", help="replace the tables of a page, such as docs/memory.md")
     parser.add_argument("--plot", metavar="FILE", help="draw the growth over the size of the image, as PNG")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser
@@ -232,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         list_rows(rows, found)
     elif options.table:
         print_tables(found)
+    elif options.page is not None:
+        page = Path(options.page)
+        write_text(page, memory_table.updated(page.read_text(encoding="utf-8"), list(found.rows.values())))
     elif options.plot is not None:
         memory_plot.write_growth(Path(options.plot), list(found.rows.values()))
     elif options.fits:

@@ -8,7 +8,7 @@ one image at the scales 0.5, 1.0 and 2.0. Both have 19 classes and one image.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -173,7 +173,7 @@ def prepare(row: Row, device: torch.device | str = "cpu") -> Work:
     how = row.how
     with torch.device(device):
         if how.ours:
-            network = models.build(row.network, CLASSES)
+            network: nn.Module = models.build(row.network, CLASSES)
             if row.job == "training":
                 models.recompute(network, how.recompute)
         else:
@@ -257,11 +257,11 @@ def kept_by_compile(work: Work) -> int:
     """
     graphs: list[torch.fx.GraphModule] = []
 
-    def keep(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(graph)
-        return make_boxed_func(graph)
+    def keep(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        graphs.append(gm)
+        return make_boxed_func(gm)
 
-    def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor, target: Tensor) -> Tensor:
+    def loss(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor, target: Tensor) -> Tensor:
         def network(images: Tensor) -> Any:
             return torch.func.functional_call(work.network, {**parameters, **buffers}, (images,))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench import memory_fits
+from bench.commands import markdown
 from bench.memory_methods import DTYPES, METHODS, NETWORKS, SIZES, Row
 
 Entries = Sequence[dict[str, Any]]
@@ -93,6 +94,22 @@ def fits(entries: Iterable[dict[str, Any]], network: str) -> Table:
             if len(largest) == len(memory_fits.MEMORIES):
                 rows.append([how.label, dtype, *(memory_fits.named(steps) for steps in largest.values())])
     return rows
+
+
+def updated(page: str, entries: Entries) -> str:
+    """The text of a page whose tables are those of today. Which is which the first cell of the head says."""
+    new = {table[0][0]: markdown(table) for table in tables(entries)}
+    lines: list[str] = []
+    table: list[str] | None = None
+    inside = False
+    for line in page.split("\n"):
+        if line.startswith("|") and not inside:
+            table = new.get(line.strip("| ").partition(" | ")[0])
+            lines += table or []
+        inside = line.startswith("|")
+        if not (inside and table):
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def gigabytes(counted: dict[str, Any]) -> str:

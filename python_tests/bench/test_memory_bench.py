@@ -326,6 +326,16 @@ def test_tables_have_every_row_and_size(whole_file, capsys):
     assert operations[-4] == ["training, hmsa_ext, recompute all", "", "", "2.00", "2.00"]
 
 
+def test_tables_of_a_page_are_replaced_and_nothing_else(whole_file, tmp_path, capsys):
+    command(whole_file, "--table")
+    tables = [block.strip() for block in capsys.readouterr().out.strip().split("\n\n")]
+    other = "| `fuse_scales` | ms |\n| --- | --- |\n| forward | 23 |"
+    page, stale = tmp_path / "page.md", "\n".join(tables[0].splitlines()[:2]) + "\n| published | 0 | 0 | 0 | 0 | 0 |"
+    page.write_text(f"# Memory\n\n{stale}\n\nText.\n{other}\n\n{tables[1]}\n")
+    command(whole_file, "--page", str(page))
+    assert page.read_text() == f"# Memory\n\n{tables[0]}\n\nText.\n{other}\n\n{tables[1]}\n"
+
+
 def test_the_plot_has_each_method_where_its_bytes_are(whole_file, tmp_path):
     entries = json.loads(whole_file.read_text())["rows"]
     lines = memory_plot.points_of(entries, "training")

@@ -52,6 +52,7 @@ def test_training_has_the_numbers_of_ours(device, weights, loss):
     expected.backward()
     gradients = {name: p.grad for name, p in plain.named_parameters()}
     for name, parameter in fused.named_parameters():
+        assert parameter.grad is not None
         largest = parameter.grad.abs().max()
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=float(ROUNDING * largest) + 1e-15)
     statistics = dict(plain.named_buffers())
