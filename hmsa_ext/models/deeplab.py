@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.models.fusions import Fusion
 from hmsa_ext.models.inputs import InputError
+from hmsa_ext.models.joined_maps import Features, JoinedMaps, convolve
+from hmsa_ext.models.layers import Layers
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.presets import preset
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
@@ -25,7 +26,7 @@ REACH = (96, 192, 288)
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: features [B, in, h, w] -> [B, 5 * channels, h, w].
+    """Atrous spatial pyramid pooling: features [B, in, h, w] -> joined maps [B, 5 * channels, h, w].
 
     The parts are, in this order: the mean of the image, a 1x1 convolution, and three 3x3 convolutions of growing rate;
     each with batch norm and ReLU. The rates follow from the stride, so that they reach equally far in the image.
@@ -46,7 +47,7 @@ class ASPP(nn.Module):
             self.features.append(_conv_bn_relu(in_channels, channels, 3, rate=max(1, round(reach / stride))))
         self.img_conv = _conv_bn_relu(in_channels, channels, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> JoinedMaps:
         norm = self.img_conv[1]
         # Synchronised batch norm counts the images of all processes, and checks them itself.
         if features.shape[0] == 1 and isinstance(norm, nn.BatchNorm2d) and norm.training:
@@ -56,12 +57,12 @@ class ASPP(nn.Module):
             )
         pooled = self.img_conv(F.adaptive_avg_pool2d(features, 1))
         parts = [part(features) for part in self.features]
-        return torch.cat([pooled.expand_as(parts[0]), *parts], dim=1)
+        return JoinedMaps((pooled.expand_as(parts[0]), *parts))
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, rate: int = 1) -> nn.Sequential:
+def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, rate: int = 1) -> Layers:
     padding = rate * (kernel // 2)
-    return nn.Sequential(
+    return Layers(
         nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=rate, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
@@ -137,16 +138,14 @@ class DeepLabV3Plus(SegmentationNetwork):
         fresh = [self.backbone, *decoder] if is_drawn_here(trunk) else decoder
         self.initialise(fresh, predictions=[self.final[-1]])
 
-    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Features]:
         """One pass: images [B, 3, H, W] -> (logits, None, features) at the finest stride of the trunk's levels."""
         _, _, divisor = stated(self.backbone)
         return run_network(self._trunk_and_decoder, images, divisor)
 
-    def _trunk_and_decoder(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _trunk_and_decoder(self, images: Tensor) -> tuple[Tensor, Features]:
         levels = levels_of(self.backbone, images)
-        fine, coarse = self.bot_fine(levels[0]), self.bot_aspp(self.aspp(levels[-1]))
-        coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=False)
-        features = torch.cat([fine, coarse], dim=1)
+        features = JoinedMaps((self.bot_fine(levels[0]), convolve(self.bot_aspp, self.aspp(levels[-1]))))
         return self.final(features), features
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from hmsa_ext import normalisation
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models.joined_maps import Features, JoinedMaps
+from hmsa_ext.models.layers import add, conv_norm, saves_memory
 from hmsa_ext.models.weight_files import WeightError, read_checkpoint
 
 BATCH_NORM_EPS = 1e-3
@@ -116,6 +118,8 @@ class EfficientNetLite(nn.Module):
     torch.Size([1, 176, 17, 16])
     """
 
+    joins = True
+
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__()
         self.level_strides = tuple(config.levels)
@@ -141,17 +145,15 @@ class EfficientNetLite(nn.Module):
             if number in config.levels.values():
                 self._level_ends.append(len(self.blocks) - 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        finest, *others = self.levels(images)
-        size = finest.shape[-2:]
-        return torch.cat(
-            [finest, *(F.interpolate(x, size, mode="bilinear", align_corners=False) for x in others)], dim=1
-        )
+    def forward(self, images: Tensor, *, joined: bool = False) -> Features:
+        """The features; with ``joined`` as :class:`JoinedMaps` of the levels, which are not concatenated."""
+        found = JoinedMaps(tuple(self.levels(images)))
+        return found if joined else found.tensor()
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Features of each of ``level_strides``, finest first, [B, ``level_channels[i]``, h, w]."""
         x = images * self.factor + self.offset
-        x = F.relu6(self.bn0(self.conv_stem(x)))
+        x = F.relu6(conv_norm(x, self.conv_stem, self.bn0, save=saves_memory(self)), inplace=True)
         levels = []
         for number, block in enumerate(self.blocks):
             x = block(x)
@@ -203,7 +205,7 @@ class EfficientNetLiteClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.backbone.levels(images)[-1]
-        x = F.relu6(self.bn1(self.conv_head(x)))
+        x = F.relu6(conv_norm(x, self.conv_head, self.bn1, save=saves_memory(self)), inplace=True)
         return self.fc(x.mean((2, 3)))
 
     def weight_name(self, name: str) -> str | None:
@@ -235,12 +237,12 @@ class InvertedResidual(nn.Module):
         self.bn2 = _batch_norm(stage.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x
+        out, save = x, saves_memory(self)
         if self.expand_conv is not None and self.bn0 is not None:
-            out = F.relu6(self.bn0(self.expand_conv(out)), inplace=True)
-        out = F.relu6(self.bn1(self.depthwise_conv(out)), inplace=True)
-        out = self.bn2(self.project_conv(out))
-        return out + x if self.is_residual else out
+            out = F.relu6(conv_norm(out, self.expand_conv, self.bn0, save=save), inplace=True)
+        out = F.relu6(conv_norm(out, self.depthwise_conv, self.bn1, save=save), inplace=True)
+        out = conv_norm(out, self.project_conv, self.bn2, save=save)
+        return add(out, x, save=save) if self.is_residual else out
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -8,12 +8,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hmsa_ext.models.fusions import Fusion
+from hmsa_ext.models.joined_maps import Features
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.presets import preset
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
 from hmsa_ext.models.segmentation_head import PUBLISHED_HEAD_CHANNELS, segmentation_head
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
-from hmsa_ext.models.trunks import Trunk, build_trunk, check_features, is_drawn_here, stated
+from hmsa_ext.models.trunks import Trunk, build_trunk, features_of, is_drawn_here, stated
 
 # Published names of the head: beside scale attention, and in the network of a single scale.
 WITH_ATTENTION, ALONE = "cls_head", "seg_head"
@@ -81,16 +82,14 @@ class FCN(SegmentationNetwork):
         self.add_attention(in_channels, width, head=attention_head, bottleneck=attention_bottleneck)
         self.initialise([self.backbone, head] if is_drawn_here(trunk) else [head], predictions=[head[-1]])
 
-    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Features]:
         """Trunk and head alone: images [B, 3, H, W] -> (logits, None, trunk features) at the stride of the trunk."""
-        out_channels, stride, divisor = stated(self.backbone)
 
-        def trunk_and_head(padded: Tensor) -> tuple[Tensor, Tensor]:
-            features = self.backbone(padded)
-            check_features(features, padded, out_channels, stride)
+        def trunk_and_head(padded: Tensor) -> tuple[Tensor, Features]:
+            features = features_of(self.backbone, padded)
             return self.get_submodule(self.head_name)(features), features
 
-        return run_network(trunk_and_head, images, divisor)
+        return run_network(trunk_and_head, images, stated(self.backbone)[2])
 
     def weight_name(self, name: str) -> str | None:
         """What an entry of a head is called here if the file's network has another fusion; None for other names.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.combinations import ATTENTION, COMBINATIONS, MEAN, Combination
+from hmsa_ext.models.joined_maps import Features, as_tensor
 from hmsa_ext.models.scales import descending_scales, resize
 from hmsa_ext.settings import SettingError
 
@@ -151,7 +152,7 @@ def head_channels(
 
 
 def explicit_attention(
-    head: nn.Module, features: Sequence[Tensor], logits: Sequence[Tensor], scales: Sequence[float]
+    head: nn.Module, features: Sequence[Features], logits: Sequence[Tensor], scales: Sequence[float]
 ) -> list[Tensor]:
     """Attention to all scales at once (Chen et al. 2016), in the form that the fused ops take.
 
@@ -174,7 +175,7 @@ def explicit_attention(
         Per scale but the largest: [B, K, h_s, w_s] in [0, 1].
     """
     grid = features[list(scales).index(1.0)].shape[-2:]
-    scores = head(torch.cat([resize(f, grid) for f in features], dim=1))
+    scores = head(torch.cat([resize(as_tensor(f), grid) for f in features], dim=1))
     if not _is_of_scales(scores, len(scales)):
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ArgumentValueError(

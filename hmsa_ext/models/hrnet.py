@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models.joined_maps import Features, JoinedMaps
+from hmsa_ext.models.layers import Layers, add, conv_norm, saves_memory
 from hmsa_ext.models.residual_blocks import BOTTLENECK_EXPANSION, BasicBlock, Bottleneck, batch_norm, conv3x3
 
 
@@ -69,7 +71,8 @@ SMALL = HRNetConfig(
 class HRNet(nn.Module):
     """HRNetV2 trunk: images [B, 3, H, W] -> features [B, sum(widths), ceil(H / 4), ceil(W / 4)].
 
-    The four branches are resized (bilinear, ``align_corners=False``) to stride 4 and concatenated, widest last.
+    The four branches are resized (bilinear, ``align_corners=False``) to stride 4 and concatenated, widest last. Heads
+    that know :class:`hmsa_ext.models.joined_maps.JoinedMaps` take them as they are.
     Images are RGB, ``(x / 255 - mean) / std`` with the constants of :mod:`hmsa_ext.normalisation`.
 
     Args:
@@ -80,6 +83,7 @@ class HRNet(nn.Module):
     """
 
     stride = 4
+    joins = True
 
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__()
@@ -93,7 +97,7 @@ class HRNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
         inner, channels = config.bottleneck_channels, stem
-        self.layer1 = nn.Sequential()
+        self.layer1 = Layers()
         for _ in range(config.bottleneck_blocks):
             self.layer1.append(Bottleneck(channels, inner))
             channels = inner * BOTTLENECK_EXPANSION
@@ -105,15 +109,19 @@ class HRNet(nn.Module):
         self.transition3 = _transition(widths[:3], widths[:4])
         self.stage4 = _stage(config.modules[2], config.blocks, widths[:4])
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(images)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        branches = [self.layer1(x)]
+    def forward(self, images: Tensor, *, joined: bool = False) -> Features:
+        """The features; with ``joined`` as :class:`JoinedMaps` of the four branches, which are not concatenated."""
+        branches = [self.layer1(self._stem(images))]
         branches = self.stage2(_branch_out(self.transition1, branches))
         branches = self.stage3(_branch_out(self.transition2, branches))
         branches = self.stage4(_branch_out(self.transition3, branches))
-        size = branches[0].shape[-2:]
-        return torch.cat([branches[0]] + [_resize(b, size) for b in branches[1:]], dim=1)
+        found = JoinedMaps(tuple(branches))
+        return found if joined else found.tensor()
+
+    def _stem(self, images: Tensor) -> Tensor:
+        save = saves_memory(self)
+        x = self.relu(conv_norm(images, self.conv1, self.bn1, save=save))
+        return self.relu(conv_norm(x, self.conv2, self.bn2, save=save))
 
 
 class ResolutionModule(nn.Module):
@@ -124,7 +132,7 @@ class ResolutionModule(nn.Module):
 
     def __init__(self, widths: Sequence[int], blocks: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(w, w) for _ in range(blocks))) for w in widths)
+        self.branches = nn.ModuleList(Layers(*(BasicBlock(w, w) for _ in range(blocks))) for w in widths)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(_exchange(widths, source, target) for source in range(len(widths)))
             for target in range(len(widths))
@@ -133,7 +141,7 @@ class ResolutionModule(nn.Module):
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         sources = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-        outputs = []
+        save, outputs = saves_memory(self), []
         for target, layers in enumerate(self.fuse_layers):
             size = sources[target].shape[-2:]
             total = None
@@ -141,7 +149,8 @@ class ResolutionModule(nn.Module):
                 term = layer(sources[source])
                 if source > target:
                     term = _resize(term, size)
-                total = term if total is None else total + term
+                # A source itself is not written to: the other targets need it.
+                total = term if total is None else add(total, term, save=save and not any(total is s for s in sources))
             outputs.append(self.relu(total))
         return outputs
 
@@ -175,16 +184,16 @@ def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:
     if source == target:
         return nn.Identity()
     if source > target:
-        return nn.Sequential(nn.Conv2d(widths[source], widths[target], 1, bias=False), batch_norm(widths[target]))
+        return Layers(nn.Conv2d(widths[source], widths[target], 1, bias=False), batch_norm(widths[target]))
     steps = nn.Sequential()
     for _ in range(source, target - 1):
         steps.append(_conv_bn_relu(widths[source], widths[source], stride=2))
-    steps.append(nn.Sequential(conv3x3(widths[source], widths[target], stride=2), batch_norm(widths[target])))
+    steps.append(Layers(conv3x3(widths[source], widths[target], stride=2), batch_norm(widths[target])))
     return steps
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(conv3x3(in_channels, out_channels, stride), batch_norm(out_channels), nn.ReLU(inplace=True))
+def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> Layers:
+    return Layers(conv3x3(in_channels, out_channels, stride), batch_norm(out_channels), nn.ReLU(inplace=True))
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.fusions import Fusion
+from hmsa_ext.models.layers import Layers, add, saves_memory
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.presets import preset
 from hmsa_ext.models.scale_attention import attention_width
@@ -126,8 +127,8 @@ class LRASPPDecoder(nn.Module):
         total, *others = (project(x) for project, x in zip(self.project, inputs, strict=True))
         size = total.shape[-2:]
         for x in others:
-            total = total + F.interpolate(x, size, mode="bilinear", align_corners=False)
-        return F.relu(self.norm(total))
+            total = add(total, F.interpolate(x, size, mode="bilinear", align_corners=False), save=saves_memory(self))
+        return F.relu(self.norm(total), inplace=True)
 
 
 class ContextGate(nn.Module):
@@ -138,7 +139,7 @@ class ContextGate(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.project = nn.Sequential(
+        self.project = Layers(
             nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
         self.gate = nn.Conv2d(in_channels, channels, 1)

@@ -4,8 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hmsa_ext.models.joined_maps import Features, JoinedMaps
+from hmsa_ext.models.layers import Layers, StripLayers, Strips, can_fold, empty_map, has_hooks, saves_memory
+
 PUBLISHED_MID_CHANNELS = 512
 PUBLISHED_KEY_CHANNELS = 256
+KEPT_BYTES = 384 * 2**20
+"""Of the pixel representation in evaluation; a larger one is computed twice rather than kept."""
 
 
 class OCRHead(nn.Module):
@@ -33,18 +38,72 @@ class OCRHead(nn.Module):
         dropout: float = 0.05,
     ) -> None:
         super().__init__()
-        self.conv3x3_ocr = nn.Sequential(nn.Conv2d(in_channels, mid_channels, 3, padding=1), _bn_relu(mid_channels))
+        self.conv3x3_ocr = Layers(nn.Conv2d(in_channels, mid_channels, 3, padding=1), _bn_relu(mid_channels))
         self.ocr_distri_head = ContextDistribution(mid_channels, key_channels, dropout)
         self.cls_head = nn.Conv2d(mid_channels, num_classes, 1)
-        self.aux_head = nn.Sequential(
+        self.aux_head = StripLayers(
             nn.Conv2d(in_channels, in_channels, 1), _bn_relu(in_channels), nn.Conv2d(in_channels, num_classes, 1)
         )
 
-    def forward(self, trunk_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, trunk_features: Features) -> tuple[Tensor, Tensor, Tensor]:
+        if self._saves_memory():
+            logits, aux, features = self.in_strips(trunk_features, features=True)
+            assert features is not None, "they were asked for"
+            return logits, aux, features
         aux = self.aux_head(trunk_features)
         pixels = self.conv3x3_ocr(trunk_features)
         features = self.ocr_distri_head(pixels, gather_descriptors(pixels, aux))
         return self.cls_head(features), aux, features
+
+    def without_features(self, trunk_features: Features) -> tuple[Tensor, Tensor]:
+        """(logits, aux) alone, for evaluation: the features of ``mid_channels`` never exist as a whole."""
+        if self._saves_memory():
+            return self.in_strips(trunk_features, features=False)[:2]
+        return self(trunk_features)[:2]
+
+    def _saves_memory(self) -> bool:
+        return saves_memory(self) and not any(map(has_hooks, self.modules()))
+
+    def in_strips(self, trunk_features: Features, *, features: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`forward`, for evaluation, in two passes over strips of rows.
+
+        The descriptor of a class is a sum over all pixels. The first pass adds it up, the second one uses it. In
+        between the pixel representation is kept if it is small, and else computed again.
+        """
+        aux = self.aux_head(trunk_features)
+        conv, norm = self.conv3x3_ocr[0], self.conv3x3_ocr[1][0]
+        assert isinstance(conv, nn.Conv2d)
+        strips = Strips(trunk_features, conv, norm if can_fold(conv, norm) else None)
+        rest = self.conv3x3_ocr[1][1:] if can_fold(conv, norm) else self.conv3x3_ocr[1]
+
+        weights = F.softmax(aux.flatten(2), dim=2)  # [B, C, h * w]
+        width = aux.shape[3]
+        kept: dict[int, Tensor] = {}
+        is_kept = aux[:, :1].numel() * strips.channels * aux.element_size() < KEPT_BYTES
+        total: Tensor | None = None
+        for first, last in strips.ranges():
+            pixels = rest(strips.rows(first, last))
+            part = _weighted_sum(pixels, weights[:, :, first * width : last * width])
+            total = part if total is None else total + part
+            if is_kept:
+                kept[first] = pixels
+        assert total is not None, "a map has rows"
+        del weights
+        key, value = self.ocr_distri_head.object_context_block.keys_and_values(total.unsqueeze(3))
+
+        logits: Tensor | None = None
+        all_features: Tensor | None = None
+        for first, last in strips.ranges():
+            pixels = kept.pop(first) if is_kept else rest(strips.rows(first, last))
+            of_rows = self.ocr_distri_head.distribute(pixels, key, value)
+            part = self.cls_head(of_rows)
+            logits = empty_map(part, trunk_features) if logits is None else logits
+            logits[:, :, first:last] = part
+            if features:
+                all_features = empty_map(of_rows, trunk_features) if all_features is None else all_features
+                all_features[:, :, first:last] = of_rows
+        assert logits is not None, "a map has rows"
+        return logits, aux, all_features
 
 
 def gather_descriptors(pixels: Tensor, class_scores: Tensor) -> Tensor:
@@ -53,9 +112,12 @@ def gather_descriptors(pixels: Tensor, class_scores: Tensor) -> Tensor:
     ``pixels`` [B, M, h, w] and ``class_scores`` [B, C, h, w] -> [B, M, C, 1] (classes take the place of positions, so
     that the same 1x1 convolutions and batch norms serve both).
     """
-    weights = F.softmax(class_scores.flatten(2), dim=2)  # [B, C, h*w]
-    descriptors = torch.matmul(pixels.flatten(2), weights.transpose(1, 2))  # [B, M, C]
-    return descriptors.unsqueeze(3)
+    return _weighted_sum(pixels, F.softmax(class_scores.flatten(2), dim=2)).unsqueeze(3)
+
+
+def _weighted_sum(pixels: Tensor, weights: Tensor) -> Tensor:
+    """Pixels [B, M, h, w], weights [B, C, h * w] -> [B, M, C]."""
+    return torch.matmul(pixels.flatten(2), weights.transpose(1, 2))
 
 
 class ContextDistribution(nn.Module):
@@ -64,13 +126,16 @@ class ContextDistribution(nn.Module):
     def __init__(self, mid_channels: int, key_channels: int, dropout: float) -> None:
         super().__init__()
         self.object_context_block = ObjectAttention(mid_channels, key_channels)
-        self.conv_bn_dropout = nn.Sequential(
+        self.conv_bn_dropout = Layers(
             nn.Conv2d(2 * mid_channels, mid_channels, 1, bias=False), _bn_relu(mid_channels), nn.Dropout2d(dropout)
         )
 
     def forward(self, pixels: Tensor, descriptors: Tensor) -> Tensor:
-        context = self.object_context_block(pixels, descriptors)
-        return self.conv_bn_dropout(torch.cat([context, pixels], dim=1))
+        return self.conv_bn_dropout(JoinedMaps((self.object_context_block(pixels, descriptors), pixels)))
+
+    def distribute(self, pixels: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As :meth:`forward`, of some rows of pixels, with what the descriptors give: see :class:`ObjectAttention`."""
+        return self.conv_bn_dropout(JoinedMaps((self.object_context_block.attend(pixels, key, value), pixels)))
 
 
 class ObjectAttention(nn.Module):
@@ -80,20 +145,26 @@ class ObjectAttention(nn.Module):
         super().__init__()
         self.f_pixel = _two_layers(mid_channels, key_channels)
         self.f_object = _two_layers(mid_channels, key_channels)
-        self.f_down = nn.Sequential(nn.Conv2d(mid_channels, key_channels, 1, bias=False), _bn_relu(key_channels))
-        self.f_up = nn.Sequential(nn.Conv2d(key_channels, mid_channels, 1, bias=False), _bn_relu(mid_channels))
+        self.f_down = Layers(nn.Conv2d(mid_channels, key_channels, 1, bias=False), _bn_relu(key_channels))
+        self.f_up = Layers(nn.Conv2d(key_channels, mid_channels, 1, bias=False), _bn_relu(mid_channels))
 
     def forward(self, pixels: Tensor, descriptors: Tensor) -> Tensor:
+        return self.attend(pixels, *self.keys_and_values(descriptors))
+
+    def keys_and_values(self, descriptors: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors [B, M, C, 1] -> keys [B, K, C] and values [B, C, K]."""
+        return self.f_object(descriptors).flatten(2), self.f_down(descriptors).flatten(2).transpose(1, 2)
+
+    def attend(self, pixels: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The context of some rows of pixels [B, M, rows, w]: of each pixel for itself."""
         query = self.f_pixel(pixels).flatten(2).transpose(1, 2)  # [B, h*w, K]
-        key = self.f_object(descriptors).flatten(2)  # [B, K, C]
-        value = self.f_down(descriptors).flatten(2).transpose(1, 2)  # [B, C, K]
         similarity = F.softmax(torch.matmul(query, key) * key.shape[1] ** -0.5, dim=2)  # [B, h*w, C]
         context = torch.matmul(similarity, value).transpose(1, 2)  # [B, K, h*w]
         return self.f_up(context.unflatten(2, pixels.shape[-2:]))
 
 
-def _two_layers(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
+def _two_layers(in_channels: int, out_channels: int) -> Layers:
+    return Layers(
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
         _bn_relu(out_channels),
         nn.Conv2d(out_channels, out_channels, 1, bias=False),

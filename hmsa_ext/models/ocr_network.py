@@ -8,11 +8,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hmsa_ext.models.fusions import Fusion
+from hmsa_ext.models.joined_maps import as_tensor
 from hmsa_ext.models.ocr import PUBLISHED_KEY_CHANNELS, PUBLISHED_MID_CHANNELS, OCRHead
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, attention_width
 from hmsa_ext.models.segmentation_network import SegmentationNetwork, check_dropout, check_num_classes
-from hmsa_ext.models.trunks import Trunk, build_trunk, check_features, is_drawn_here, stated
+from hmsa_ext.models.trunks import Trunk, build_trunk, features_of, is_drawn_here, stated
 
 
 class OCRNetwork(SegmentationNetwork):
@@ -78,11 +79,14 @@ class OCRNetwork(SegmentationNetwork):
 
     def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Trunk and OCR head alone: images [B, 3, H, W] -> (logits, aux, features) at the stride of the trunk."""
-        out_channels, stride, divisor = stated(self.backbone)
+        logits, aux, features = run_network(
+            lambda padded: self.ocr(features_of(self.backbone, padded)), images, stated(self.backbone)[2]
+        )
+        return logits, aux, as_tensor(features)
 
+    def logits_of_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         def trunk_and_head(padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            features = self.backbone(padded)
-            check_features(features, padded, out_channels, stride)
-            return self.ocr(features)
+            logits, aux = self.ocr.without_features(features_of(self.backbone, padded))
+            return logits, aux, logits
 
-        return run_network(trunk_and_head, images, divisor)
+        return run_network(trunk_and_head, images, stated(self.backbone)[2])[:2]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError
 from hmsa_ext.models.inputs import InputError
+from hmsa_ext.models.joined_maps import Features, JoinedMaps, as_tensor
 
 # Error messages of networks that cannot run at a size: skip connections of different sizes, and explicit checks.
 _ABOUT_SIZES = re.compile(r"must match|divisible|multiple|n't match|greater than actual input size|size is too small")
@@ -20,7 +21,7 @@ _ABOUT_BATCH_NORM = "more than 1 value per channel"
 
 def run_network(
     network: Callable[[Tensor], Any], images: Tensor, divisor: int = 1
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Features]:
     """Logits, auxiliary logits (or None) and features of ``images`` [B, 3, H, W], all of one height and width.
 
     With a ``divisor`` the network sees images whose sides are multiples of it: they are padded with 0 (in normalised
@@ -50,7 +51,7 @@ def run_network(
         _shown(side, of_padded, of_logits, divisor, padded, logits)
         for side, of_padded, of_logits in zip((height, width), padded, logits.shape[-2:], strict=True)
     )
-    logits, features = logits[..., :rows, :columns], features[..., :rows, :columns]
+    logits, features = logits[..., :rows, :columns], as_tensor(features)[..., :rows, :columns]
     return logits, None if aux is None else aux[..., :rows, :columns], features
 
 
@@ -96,14 +97,14 @@ def _call(network: Callable[[Tensor], Any], images: Tensor) -> Any:
         raise
 
 
-def _checked(outputs: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+def _checked(outputs: Any) -> tuple[Tensor, Tensor | None, Features]:
     if not isinstance(outputs, tuple | list) or len(outputs) not in (2, 3):
         got = f"{len(outputs)} values" if isinstance(outputs, tuple | list) else type(outputs).__name__
         raise ArgumentTypeError(
             f"network: expected it to return (logits, features) or (logits, aux, features), got {got}"
         )
     for value in outputs:
-        if not isinstance(value, Tensor) or value.dim() != 4:
+        if not isinstance(value, Tensor | JoinedMaps) or value.dim() != 4:
             got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ArgumentTypeError(f"network: expected it to return tensors [B, *, h, w], got {got}")
     logits, features = outputs[0], outputs[-1]

@@ -2,11 +2,13 @@
 
 from torch import Tensor, nn
 
+from hmsa_ext.models.layers import Layers, Residual, add_conv_norm, add_relu, conv_norm, saves_memory
+
 BATCH_NORM_MOMENTUM = 0.1
 BOTTLENECK_EXPANSION = 4
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Residual):
     """Two 3x3 convolutions to ``out_channels``; the shortcut is projected where channels or size differ.
 
     The first convolution has the stride, both have the dilation.
@@ -21,13 +23,15 @@ class BasicBlock(nn.Module):
         self.bn2 = batch_norm(out_channels)
         self.downsample = _projection(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+    def inner(self, x: Tensor, *, save: bool) -> Tensor:
+        return self.relu(conv_norm(x, self.conv1, self.bn1, save=save))
+
+    @property
+    def last(self) -> tuple[nn.Conv2d, nn.Module]:
+        return self.conv2, self.bn2
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
     """1x1, 3x3, 1x1 convolutions to ``4 * inner`` channels; the shortcut is projected where channels or size differ.
 
     The 3x3 convolution has the stride and the dilation.
@@ -45,11 +49,13 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+    def inner(self, x: Tensor, *, save: bool) -> Tensor:
+        out = self.relu(conv_norm(x, self.conv1, self.bn1, save=save))
+        return self.relu(conv_norm(out, self.conv2, self.bn2, save=save))
+
+    @property
+    def last(self) -> tuple[nn.Conv2d, nn.Module]:
+        return self.conv3, self.bn3
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -61,7 +67,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
 
 
-def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _projection(in_channels: int, out_channels: int, stride: int) -> Layers | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), batch_norm(out_channels))
+    return Layers(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), batch_norm(out_channels))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models.layers import Layers
 from hmsa_ext.models.residual_blocks import BOTTLENECK_EXPANSION, BasicBlock, Bottleneck, batch_norm
 
 # Of the four residual stages. With the stem's stride of 4 that makes 8. Every block of the dilated stages has the
@@ -75,7 +76,7 @@ class ResNet(nn.Module):
         self.out_channels = channels[-1]
         self.level_channels = (channels[0], channels[-1])
         stem = config.stem_channels
-        self.layer0 = nn.Sequential(
+        self.layer0 = Layers(
             nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False),
             batch_norm(stem),
             nn.ReLU(inplace=True),
@@ -105,10 +106,10 @@ class ResNet(nn.Module):
         return None if index is None else f"layer0.{index}.{rest}"
 
 
-def _stage(config: ResNetConfig, index: int) -> nn.Sequential:
+def _stage(config: ResNetConfig, index: int) -> Layers:
     block = Bottleneck if config.bottleneck else BasicBlock
     channels = config.stage_channels[index - 1] if index else config.stem_channels
-    stage = nn.Sequential()
+    stage = Layers()
     for number in range(config.blocks[index]):
         stride = STRIDES[index] if number == 0 else 1
         stage.append(block(channels, config.widths[index], stride=stride, dilation=DILATIONS[index]))

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from hmsa_ext import parts
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.models.joined_maps import Features
+from hmsa_ext.models.layers import run_in_strips, run_layers, saves_memory
 from hmsa_ext.settings import SettingError
 
 PUBLISHED_BOTTLENECK = 256
 
 
 class ScaleAttentionHead(nn.Module):
-    """Features [B, in, h, w] -> attention [B, out, h, w] in (0, 1): 3x3, 3x3, 1x1 convolutions and a sigmoid.
+    """Features [B, in, h, w], or joined maps -> attention [B, out, h, w] in (0, 1): 3x3, 3x3, 1x1 convolutions and a sigmoid.
 
     The weight belongs to the features' own scale: 1 takes its logits, 0 those of the larger scales. Under autocast the
     sigmoid is computed in float32, because half precision cannot tell weights near 1 apart.
@@ -50,10 +52,11 @@ class ScaleAttentionHead(nn.Module):
         self.conv2 = nn.Conv2d(bottleneck, out_channels, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.relu(self.bn0(self.conv0(features)))
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.conv2(x)
+    takes_joined = True
+
+    def forward(self, features: Features) -> Tensor:
+        layers = [self.conv0, self.bn0, self.relu, self.conv1, self.bn1, self.relu, self.conv2]
+        x = run_in_strips(layers, features) if saves_memory(self) else run_layers(layers, features, save=False)
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()
         return torch.sigmoid(x) if self.sigmoid else x

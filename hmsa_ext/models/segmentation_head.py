@@ -4,13 +4,15 @@ from collections import OrderedDict
 
 from torch import nn
 
+from hmsa_ext.models.layers import StripLayers
+
 PUBLISHED_HEAD_CHANNELS = 256
 
 
 def segmentation_head(
     in_channels: int, num_classes: int, *, channels: int = PUBLISHED_HEAD_CHANNELS, dropout: float = 0.0
-) -> nn.Sequential:
-    """Features [B, in, h, w] -> logits [B, num_classes, h, w]: 3x3, 3x3 (each batch norm, ReLU), 1x1; no biases.
+) -> StripLayers:
+    """Features [B, in, h, w], or joined maps -> logits [B, num_classes, h, w]: 3x3, 3x3 (each batch norm, ReLU), 1x1; no biases.
 
     Args:
         in_channels: channels of the features.
@@ -28,4 +30,4 @@ def segmentation_head(
     # The published names count the layers, of which dropout is none.
     named["dropout"] = nn.Dropout2d(dropout)
     named["6"] = nn.Conv2d(channels, num_classes, 1, bias=False)
-    return nn.Sequential(named)
+    return StripLayers(named)

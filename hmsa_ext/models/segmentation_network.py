@@ -19,6 +19,7 @@ from hmsa_ext.models.fusions import (
     training_scales,
 )
 from hmsa_ext.models.initialisation import initialise
+from hmsa_ext.models.joined_maps import Features, as_tensor
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
 from hmsa_ext.models.scales import check_images, descending_scales, resize_images
@@ -100,8 +101,15 @@ class SegmentationNetwork(nn.Module):
         initialise(modules, predictions)
 
     @abstractmethod
-    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """One pass at one scale: images [B, 3, H, W] -> (logits, aux or None, features), all of one size."""
+    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Features]:
+        """One pass at one scale: images [B, 3, H, W] -> (logits, aux or None, features), all of one size.
+
+        The features may be :class:`hmsa_ext.models.joined_maps.JoinedMaps`.
+        """
+
+    def logits_of_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`forward_one_scale`, where nobody asks for the features; a network may then do with less memory."""
+        return self.forward_one_scale(images)[:2]
 
     def forward(self, images: Tensor, scales: Sequence[float] | None = None) -> ScaleOutputs:
         """Outputs for ``images`` [B, 3, H, W] at each scale.
@@ -134,21 +142,24 @@ class SegmentationNetwork(nn.Module):
         logits: list[Tensor] = []
         attention: list[Tensor] = []
         aux: list[Tensor] = []
-        all_features: list[Tensor] = []
+        all_features: list[Features] = []
         for scale in reversed(ordered):
-            scale_logits, scale_aux, features = self.forward_one_scale(resize_images(images, scale))
+            use = self._use_of_features(scale, ordered)
+            if use is None:
+                scale_logits, scale_aux = self.logits_of_one_scale(resize_images(images, scale))
+            else:
+                scale_logits, scale_aux, features = self.forward_one_scale(resize_images(images, scale))
+                if use == "joint":
+                    all_features.append(features)
+                elif use == "attention":
+                    attention.append(self._attend(features))
+                else:
+                    with torch.no_grad():
+                        self._attend(features)
+                del features  # the next scale needs the memory
             logits.append(_widen_under_autocast(scale_logits))
             if scale_aux is not None:
                 aux.append(_widen_under_autocast(scale_aux))
-            if len(ordered) == 1 or self.scale_attn is None:
-                continue
-            if self.fusion.attention == "joint":
-                all_features.append(features)
-            elif scale != ordered[0]:
-                attention.append(self.scale_attn(features))
-            elif self.scale_attn.training and self.attention_statistics == "all":
-                with torch.no_grad():
-                    self.scale_attn(features)
         logits, attention = logits[::-1], attention[::-1]
         if all_features and self.scale_attn is not None:
             attention = explicit_attention(self.scale_attn, all_features[::-1], logits, ordered)
@@ -156,6 +167,23 @@ class SegmentationNetwork(nn.Module):
             _check_attention(weights, of_scale)
         size = (images.shape[-2], images.shape[-1])
         return ScaleOutputs(logits, attention, aux[::-1] or None, ordered, size, self.fusion.combination)
+
+
+    def _use_of_features(self, scale: float, scales: Sequence[float]) -> str | None:
+        """What the features of a scale are for: ``"joint"`` or own ``"attention"``, ``"statistics"`` alone, or
+        nothing. ``scales`` descend."""
+        if len(scales) == 1 or self.scale_attn is None:
+            return None
+        if self.fusion.attention == "joint":
+            return "joint"
+        if scale != scales[0]:
+            return "attention"
+        return "statistics" if self.scale_attn.training and self.attention_statistics == "all" else None
+
+    def _attend(self, features: Features) -> Tensor:
+        assert self.scale_attn is not None, "asked for before"
+        takes_joined = getattr(self.scale_attn, "takes_joined", False)
+        return self.scale_attn(features if takes_joined else as_tensor(features))
 
 
 def check_num_classes(num_classes: int) -> None:

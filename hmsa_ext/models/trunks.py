@@ -11,6 +11,10 @@ A trunk that has features of several strides may offer them to decoders that tak
 - ``level_channels`` and ``level_strides``: tuples of their channels and strides, finest first;
 - ``levels(images)``: a list of these features, each of H / stride x W / stride, rounded up or down.
 
+A trunk whose features are several maps, resized to the finest and concatenated, may offer them as they are: with the
+attribute ``joins = True``, ``forward(images, joined=True)`` gives :class:`hmsa_ext.models.joined_maps.JoinedMaps`. Heads
+that take them compute most of a convolution at the size of each map.
+
 Optional too is ``weight_name(name)``: what an entry of a file of this trunk alone is called in the ``state_dict()`` of
 the trunk, where the file has names of its own, or None. :func:`hmsa_ext.models.load_weights` asks it.
 
@@ -32,6 +36,7 @@ from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models import timm_trunk
 from hmsa_ext.models.efficientnet import LITE0, EfficientNetLite, EfficientNetLiteConfig
 from hmsa_ext.models.hrnet import SMALL, W18, W32, W48, HRNet, HRNetConfig
+from hmsa_ext.models.joined_maps import Features, JoinedMaps
 from hmsa_ext.models.resnet import R18, R34, R50, R101, ResNet, ResNetConfig
 from hmsa_ext.settings import SettingError
 
@@ -144,9 +149,21 @@ def _positive_integers(trunk: nn.Module, attribute: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+def features_of(trunk: nn.Module, images: Tensor) -> Features:
+    """The features of ``images``, checked: joined maps of a trunk that offers them, else a tensor.
+
+    Raises:
+        ValueError: the features are other than the trunk states.
+    """
+    out_channels, stride, _ = stated(trunk)
+    features = trunk(images, joined=True) if getattr(trunk, "joins", False) else trunk(images)
+    check_features(features, images, out_channels, stride)
+    return features
+
+
 def check_features(features: object, images: Tensor, out_channels: int, stride: int) -> None:
     """Raises ValueError unless the features of ``images`` have the channels and the stride that their trunk states."""
-    if not isinstance(features, Tensor) or features.dim() != 4:
+    if not isinstance(features, Tensor | JoinedMaps) or features.dim() != 4:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ArgumentValueError(f"trunk: expected features [B, {out_channels}, h, w], got {got}")
     if not _fits(features, images, out_channels, stride):
@@ -180,7 +197,7 @@ def levels_of(trunk: nn.Module, images: Tensor, wanted: int = 2) -> list[Tensor]
     return list(made)
 
 
-def _fits(features: Tensor, images: Tensor, channels: int, stride: int) -> bool:
+def _fits(features: Features, images: Tensor, channels: int, stride: int) -> bool:
     return features.shape[1] == channels and all(
         abs(of_features * stride - of_image) < stride
         for of_features, of_image in zip(features.shape[-2:], images.shape[-2:], strict=True)

@@ -1,0 +1,272 @@
+"""Convolutions and their batch norms, run as training needs them, or as evaluation does in little memory.
+
+In evaluation without gradients nobody asks for what lies between two layers. Batch norm is then folded into the
+convolution before it, sums are in place, a residual block overwrites its input where that is the output of the block
+before, and layers that keep the size run in strips of rows. The outputs differ from the plain ones by rounding.
+
+A module with forward hooks, or of a class derived from PyTorch's, is called as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hmsa_ext.models.joined_maps import Features, JoinedMaps, StripConvolution, as_tensor, convolve, is_channels_last, takes_joined
+
+STRIP_BYTES = 32 * 2**20
+"""Of the widest map in a strip."""
+_LOCAL = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.Dropout2d)
+
+
+def saves_memory(module: nn.Module) -> bool:
+    """Whether a module runs as evaluation does: in evaluation mode, without gradients, and in no graph."""
+    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+class Layers(nn.Sequential):
+    """``nn.Sequential`` whose input may be :class:`JoinedMaps` where the first layer is a convolution.
+
+    In evaluation it saves memory: see the top of this module.
+    """
+
+    def forward(self, x: Features) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return run_layers(self, x, save=saves_memory(self))
+
+
+class StripLayers(Layers):
+    """:class:`Layers` of stride 1, which run in strips of rows in evaluation. They should end in few channels."""
+
+    def forward(self, x: Features) -> Tensor:
+        return run_in_strips(self, x) if saves_memory(self) else super().forward(x)
+
+
+class Residual(nn.Module):
+    """A residual block: ``relu(shortcut(x) + norm(conv(inner(x))))``.
+
+    A subclass has the child ``downsample``, which projects the shortcut, or None; :meth:`inner` and :attr:`last`.
+    """
+
+    downsample: nn.Module | None
+
+    def inner(self, x: Tensor, *, save: bool) -> Tensor:
+        """All but the last convolution and its batch norm; ``save``: as evaluation does."""
+        raise NotImplementedError
+
+    @property
+    def last(self) -> tuple[nn.Conv2d, nn.Module]:
+        """The last convolution and its batch norm."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        save = saves_memory(self)
+        inner, (conv, norm) = self.inner(x, save=save), self.last
+        if save and self.downsample is not None:
+            return add_conv_norm(self.downsample(x), inner, conv, norm)
+        out = conv_norm(inner, conv, norm, save=save)
+        return add_relu(out, x if self.downsample is None else self.downsample(x), save=save)
+
+    def overwrite(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`, in evaluation, where the caller has no more use for ``x``: the output may lie there."""
+        inner, (conv, norm) = self.inner(x, save=True), self.last
+        return add_conv_norm(x if self.downsample is None else self.downsample(x), inner, conv, norm)
+
+
+def run_layers(layers: Iterable[nn.Module], x: Features, *, save: bool) -> Tensor:
+    """Runs layers one after the other; ``save``: in little memory, for evaluation."""
+    left = list(_flat(layers))
+    is_own = False  # whether x is the output of a block in here, which nobody else holds
+    while left:
+        layer, *left = left
+        if isinstance(layer, nn.Conv2d):
+            if save and left and can_fold(layer, left[0]):
+                x = conv_norm(x, layer, left.pop(0), save=True)
+            else:
+                x = convolve(layer, x)
+        elif save and is_own and isinstance(layer, Residual) and not has_hooks(layer):
+            x = layer.overwrite(as_tensor(x))
+        else:
+            x = layer(as_tensor(x))
+        is_own = isinstance(layer, Residual) and not has_hooks(layer)
+    return as_tensor(x)
+
+
+def conv_norm(x: Features, conv: nn.Conv2d, norm: nn.Module, *, save: bool) -> Tensor:
+    """``norm(conv(x))``; with ``save`` one convolution where that takes less memory."""
+    if not save or not can_fold(conv, norm):
+        return norm(convolve(conv, x))
+    if isinstance(x, JoinedMaps):
+        if not takes_joined(conv):
+            return conv_norm(x.tensor(), conv, norm, save=True)
+        return Strips(x, conv, norm).everything()
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    if pixels * conv.out_channels < conv.weight.numel():  # to fold costs more than the map
+        return norm(conv(x))
+    weight, bias = folded(conv, norm)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def add_relu(x: Tensor, shortcut: Tensor, *, save: bool) -> Tensor:
+    """ReLU of the sum; with ``save`` at the place of ``x``."""
+    return F.relu_(add(x, shortcut, save=save))
+
+
+def add(x: Tensor, y: Tensor, *, save: bool) -> Tensor:
+    """The sum; with ``save`` at the place of ``x``."""
+    return x.add_(y) if save else x + y
+
+
+def add_conv_norm(total: Tensor, x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """ReLU of ``total + norm(conv(x))``, at the place of ``total``, strip by strip. For evaluation."""
+    if not can_fold(conv, norm) or not _keeps_size(conv):
+        return F.relu_(total.add_(conv_norm(x, conv, norm, save=True)))
+    weight, bias = folded(conv, norm)
+    halo = _halo(conv)
+    for first, last in _strips(total.shape, total.shape[1], total.element_size(), least=4 * halo):
+        a, b = max(first - halo, 0), min(last + halo, x.shape[2])
+        made = F.conv2d(x[:, :, a:b], weight, bias, 1, conv.padding, conv.dilation, conv.groups)
+        F.relu_(total[:, :, first:last].add_(made[:, :, first - a : last - a]))
+    return total
+
+
+def run_in_strips(layers: Iterable[nn.Module], x: Features) -> Tensor:
+    """Runs layers of stride 1 in strips, so that of what lies between them only some rows exist at a time.
+
+    Rows beyond a strip that its result depends on are computed again. For evaluation.
+    """
+    flat = list(_flat(layers))
+    convolutions = [layer for layer in flat if isinstance(layer, nn.Conv2d)]
+    if not all(type(layer) in _LOCAL and not has_hooks(layer) for layer in flat):
+        return run_layers(flat, x, save=True)
+    if not convolutions or flat[0] is not convolutions[0] or not all(map(_keeps_size, convolutions)):
+        return run_layers(flat, x, save=True)
+    if isinstance(x, JoinedMaps) and not takes_joined(convolutions[0]):
+        x = x.tensor()
+    source: Strips | None = None
+    if isinstance(x, JoinedMaps):
+        norm = flat[1] if len(flat) > 1 and can_fold(flat[0], flat[1]) else None
+        source = Strips(x, convolutions.pop(0), norm)
+        flat = flat[1 if norm is None else 2 :]
+    halo = sum(map(_halo, convolutions))
+    widest = max([conv.out_channels for conv in convolutions] + [x.shape[1] if source is None else source.channels])
+    made: Tensor | None = None
+    for first, last in _strips(x.shape, widest, _first(x).element_size(), least=4 * halo):
+        a, b = max(first - halo, 0), min(last + halo, x.shape[2])
+        rows = source.rows(a, b) if source is not None else as_tensor(x)[:, :, a:b]
+        part = run_layers(flat, rows, save=True)[:, :, first - a : last - a]
+        made = empty_map(part, x) if made is None else made
+        made[:, :, first:last] = part
+    assert made is not None, "a map has rows"
+    return made
+
+
+def empty_map(part: Tensor, like: Features) -> Tensor:
+    """A map of the channels and dtype of some rows, and of the batch, size and order in memory of ``like``."""
+    order = torch.channels_last if is_channels_last(_first(like)) else torch.contiguous_format
+    shape = (*part.shape[:2], *like.shape[2:])
+    return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=order)
+
+
+class Strips:
+    """A convolution of features, with the batch norm after it, in strips of rows. For evaluation.
+
+    Args:
+        features: [B, C, H, W].
+        conv: one of stride 1 that keeps the size.
+        norm: a batch norm to fold, or None.
+    """
+
+    def __init__(self, features: Features, conv: nn.Conv2d, norm: nn.Module | None) -> None:
+        weight, bias = (conv.weight, conv.bias) if norm is None else folded(conv, norm)
+        maps = features.maps if isinstance(features, JoinedMaps) else (features,)
+        self._device = weight.device.type
+        if torch.is_autocast_enabled(self._device):
+            dtype = torch.get_autocast_dtype(self._device)
+            maps, weight = tuple(x.to(dtype) for x in maps), weight.to(dtype)
+        self._convolution = StripConvolution(maps, weight)
+        self._bias = None if bias is None else bias.to(weight.dtype)
+        self.channels = weight.shape[0]
+        self._features = features
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """First and last row, the last one exclusive, of strips that fit the caches."""
+        return self._convolution.strips()
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows of the result: [B, channels, last - first, W]."""
+        with torch.autocast(self._device, enabled=False):
+            made = self._convolution.rows(first, last)
+            return (made if self._bias is None else made.add_(self._bias)).permute(0, 3, 1, 2)
+
+    def everything(self) -> Tensor:
+        """All rows."""
+        made: Tensor | None = None
+        for first, last in self.ranges():
+            part = self.rows(first, last)
+            made = empty_map(part, self._features) if made is None else made
+            made[:, :, first:last] = part
+        assert made is not None, "a map has rows"
+        return made
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that ``norm(conv(x))`` is in evaluation."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight
+    bias = -norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    if norm.affine:
+        bias = bias + norm.bias
+    return conv.weight * scale[:, None, None, None], bias
+
+
+def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a convolution and a batch norm are plain layers in evaluation mode that nobody watches."""
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or has_hooks(conv):
+        return False
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or norm.training or has_hooks(norm):
+        return False
+    return norm.running_mean is not None and norm.running_var is not None
+
+
+def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The layers, with sequences that nobody watches taken apart."""
+    for layer in layers:
+        if type(layer) in (nn.Sequential, Layers) and not has_hooks(layer):
+            yield from _flat(layer.children())
+        else:
+            yield layer
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    same = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    odd = all(k % 2 for k in conv.kernel_size)
+    return odd and conv.stride == (1, 1) and conv.padding == same and conv.padding_mode == "zeros"
+
+
+def _halo(conv: nn.Conv2d) -> int:
+    """Rows beyond a row of the result that it depends on."""
+    return conv.dilation[0] * (conv.kernel_size[0] - 1) // 2
+
+
+def _strips(shape: Sequence[int], channels: int, element: int, *, least: int) -> Iterator[tuple[int, int]]:
+    """(first, last) rows of strips of maps with so many channels; at least ``least`` rows, lest much is done twice."""
+    count, _, height, width = shape
+    rows = max(STRIP_BYTES // max(count * channels * width * element, 1), least, 1)
+    for first in range(0, height, rows):
+        yield first, min(first + rows, height)
+
+
+def _first(x: Features) -> Tensor:
+    return x.maps[0] if isinstance(x, JoinedMaps) else x
