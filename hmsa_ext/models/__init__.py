@@ -20,6 +20,7 @@ from hmsa_ext.models.multi_scale import MultiScale
 from hmsa_ext.models.networks import NAMES, NETWORKS
 from hmsa_ext.models.ocr import OCRHead
 from hmsa_ext.models.ocr_network import OCRNetwork
+from hmsa_ext.models.recomputation import RecomputeError, recompute
 from hmsa_ext.models.resnet import ResNet, ResNetConfig
 from hmsa_ext.models.scale_attention import ATTENTION_HEADS, ScaleAttentionHead, build_attention_head
 from hmsa_ext.models.scale_outputs import ScaleOutputs
@@ -49,6 +50,7 @@ __all__ = [
     "MultiScale",
     "OCRHead",
     "OCRNetwork",
+    "RecomputeError",
     "ResNet",
     "ResNetConfig",
     "ScaleAttentionHead",
@@ -69,6 +71,7 @@ __all__ = [
     "hrnet_w48_ocr",
     "load_weights",
     "read_checkpoint",
+    "recompute",
     "resnet50_deeplabv3plus",
     "resnet101_deeplabv3plus",
 ]

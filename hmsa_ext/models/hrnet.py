@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.joined_maps import Features, JoinedMaps
 from hmsa_ext.models.layers import Layers, add, conv_norm, saves_memory
+from hmsa_ext.models.recomputation import run_part
 from hmsa_ext.models.residual_blocks import BOTTLENECK_EXPANSION, BasicBlock, Bottleneck, batch_norm, conv3x3
 
 
@@ -84,6 +85,7 @@ class HRNet(nn.Module):
 
     stride = 4
     joins = True
+    recomputes = False
 
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__()
@@ -111,12 +113,18 @@ class HRNet(nn.Module):
 
     def forward(self, images: Tensor, *, joined: bool = False) -> Features:
         """The features; with ``joined`` as :class:`JoinedMaps` of the four branches, which are not concatenated."""
-        branches = [self.layer1(self._stem(images))]
+        branches = [self.layer1(run_part(self, self._stem, images))]
         branches = self.stage2(_branch_out(self.transition1, branches))
         branches = self.stage3(_branch_out(self.transition2, branches))
         branches = self.stage4(_branch_out(self.transition3, branches))
         found = JoinedMaps(tuple(branches))
         return found if joined else found.tensor()
+
+    def recompute_parts(self, mode: str) -> list[nn.Module]:
+        """See :func:`hmsa_ext.models.recomputation.run_part`."""
+        stages = [module for stage in (self.stage2, self.stage3, self.stage4) for module in stage]
+        transitions = [layer for lists in (self.transition1, self.transition2, self.transition3) for layer in lists]
+        return [*self.layer1, *(layer for layer in transitions if not isinstance(layer, nn.Identity)), *stages]
 
     def _stem(self, images: Tensor) -> Tensor:
         save = saves_memory(self)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.models.joined_maps import Features, JoinedMaps, StripConvolution, as_tensor, convolve, is_channels_last, takes_joined
+from hmsa_ext.models.recomputation import plain_type
 
 STRIP_BYTES = 32 * 2**20
 """Of the widest map in a strip."""
@@ -77,12 +78,14 @@ class Residual(nn.Module):
 
 def run_layers(layers: Iterable[nn.Module], x: Features, *, save: bool) -> Tensor:
     """Runs layers one after the other; ``save``: in little memory, for evaluation."""
-    left = list(_flat(layers))
+    left = list(_flat(layers) if save else layers)
     is_own = False  # whether x is the output of a block in here, which nobody else holds
     while left:
         layer, *left = left
-        if isinstance(layer, nn.Conv2d):
-            if save and left and can_fold(layer, left[0]):
+        if isinstance(layer, nn.Conv2d | Layers):
+            if isinstance(layer, Layers):
+                x = layer(x)
+            elif save and left and can_fold(layer, left[0]):
                 x = conv_norm(x, layer, left.pop(0), save=True)
             else:
                 x = convolve(layer, x)
@@ -239,7 +242,7 @@ def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """The layers, with sequences that nobody watches taken apart."""
     for layer in layers:
-        if type(layer) in (nn.Sequential, Layers) and not has_hooks(layer):
+        if plain_type(layer) in (nn.Sequential, Layers) and not has_hooks(layer):
             yield from _flat(layer.children())
         else:
             yield layer

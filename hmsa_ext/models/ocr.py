@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hmsa_ext.models.joined_maps import Features, JoinedMaps
 from hmsa_ext.models.layers import Layers, StripLayers, Strips, can_fold, empty_map, has_hooks, saves_memory
+from hmsa_ext.models.recomputation import run_part
 
 PUBLISHED_MID_CHANNELS = 512
 PUBLISHED_KEY_CHANNELS = 256
@@ -27,6 +28,8 @@ class OCRHead(nn.Module):
         key_channels: channels in which pixels and class descriptors are compared (published: 256).
         dropout: probability with which channels of ``features`` are dropped in training (published: 0.05).
     """
+
+    recomputes = False
 
     def __init__(
         self,
@@ -52,8 +55,17 @@ class OCRHead(nn.Module):
             return logits, aux, features
         aux = self.aux_head(trunk_features)
         pixels = self.conv3x3_ocr(trunk_features)
+        logits, features = run_part(self, self._distribute, pixels, aux)
+        return logits, aux, features
+
+    def recompute_parts(self, mode: str) -> list[nn.Module]:
+        """See :func:`hmsa_ext.models.recomputation.run_part`."""
+        inner = [self.ocr_distri_head.object_context_block, self.ocr_distri_head.conv_bn_dropout]
+        return [self.aux_head, self.conv3x3_ocr, *(inner if mode == "all" else [])]
+
+    def _distribute(self, pixels: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         features = self.ocr_distri_head(pixels, gather_descriptors(pixels, aux))
-        return self.cls_head(features), aux, features
+        return self.cls_head(features), features
 
     def without_features(self, trunk_features: Features) -> tuple[Tensor, Tensor]:
         """(logits, aux) alone, for evaluation: the features of ``mid_channels`` never exist as a whole."""

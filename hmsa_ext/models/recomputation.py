@@ -1,0 +1,184 @@
+"""Computing parts of a network again in backward instead of keeping what lies between their layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from hmsa_ext.errors import HmsaError
+from hmsa_ext.settings import SettingError
+
+MODES = {
+    "none": "keep everything",
+    "modules": "recompute each module of the trunk and each part of the heads",
+    "all": "the same, and inside of them each block",
+}
+"""What :func:`recompute` takes, with a line for help texts."""
+
+Network = TypeVar("Network", bound=nn.Module)
+Result = TypeVar("Result")
+
+
+class RecomputeError(HmsaError, RuntimeError):
+    """A module that would not give the same a second time."""
+
+
+def recompute(model: Network, mode: str) -> Network:
+    """Sets what is computed again in backward, and returns the model.
+
+    A part that is recomputed keeps its inputs for backward and nothing else. Its gradients are those of the plain
+    network up to rounding: dropout drops the same, and running statistics of batch norm are updated once. Without
+    gradients, as in evaluation, nothing changes. Parameters, their names and ``state_dict()`` stay as they are.
+
+    The parts are modules: those that a module names itself (``recompute_parts(mode)``, see :func:`run_part`), and else
+    the innermost ones of several layers, such as the blocks of a ResNet.
+
+    Args:
+        model: any network; changed in place.
+        mode: ``"none"``, ``"modules"``, or ``"all"``: also the blocks inside of each part, so that a part that is
+            recomputed does not keep all of its own maps at once.
+
+    Raises:
+        hmsa_ext.settings.SettingError: another mode. It is a ValueError.
+
+    >>> from hmsa_ext import models
+    >>> model = recompute(models.build("hrnet_small_ocr", 11), "modules")
+    """
+    if mode not in MODES:
+        raise SettingError("recompute", mode, ", ".join(MODES))
+    for module in model.modules():
+        if isinstance(module, _Recomputed):
+            module.__class__ = module.plain_class
+        if isinstance(getattr(module, "recomputes", None), bool):
+            module.recomputes = mode != "none"
+    if mode != "none":
+        for child in model.children():
+            for part in _parts(child, mode):
+                _change(part)
+    return model
+
+
+def run_part(owner: nn.Module, function: Callable[..., Result], *inputs: Any) -> Result:
+    """``function(*inputs)``, a method of ``owner`` that runs some of its layers, as one part of the network.
+
+    A module whose parts are no modules has the attribute ``recomputes = False``, which :func:`recompute` sets, and
+    calls this. Its method ``recompute_parts(mode)`` gives a list of those of its submodules that are parts as well.
+    """
+    if not owner.recomputes or not torch.is_grad_enabled():
+        return function(*inputs)
+    return _checkpoint(owner, function, *inputs)
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, without what :func:`recompute` made of it."""
+    return module.plain_class if isinstance(module, _Recomputed) else type(module)
+
+
+def _parts(module: nn.Module, mode: str) -> Iterator[nn.Module]:
+    own: Callable[[str], list[nn.Module]] | None = getattr(module, "recompute_parts", None)
+    if own is not None:
+        for part in own(mode):
+            yield part
+            if mode == "all":
+                for child in part.children():
+                    yield from _parts(child, mode)
+    elif _holds_blocks(module):
+        for child in module.children():
+            yield from _parts(child, mode)
+    elif any(True for _ in module.children()) and any(p.dim() > 1 for p in module.parameters()):
+        # Without a convolution there is nothing to gain: the input that is kept is as large as what is not.
+        yield module
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether there is a list or sequence of modules that have layers themselves, at any depth, or a bare list."""
+    containers = [m for m in module.modules() if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)]
+    nested = any(True for m in containers for child in m.children() for _ in child.children())
+    return nested or isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _change(module: nn.Module) -> None:
+    if not isinstance(module, _Recomputed):
+        module.__class__ = _recomputed_class(type(module))
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _recomputed_class(plain: type[nn.Module]) -> type[nn.Module]:
+    if plain not in _CLASSES:
+        names = {"plain_class": plain, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
+        _CLASSES[plain] = type(plain.__name__, (_Recomputed, plain), names)
+    return _CLASSES[plain]
+
+
+def _restored(plain: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+    """A recomputed module from a file or a copy."""
+    module = plain.__new__(plain)
+    module.__setstate__(state) if hasattr(module, "__setstate__") else module.__dict__.update(state)
+    _change(module)
+    return module
+
+
+class _Recomputed(nn.Module):
+    """What :func:`recompute` puts before the class of a module. The names of the class are those of before."""
+
+    plain_class: type[nn.Module]
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        plain = super().forward
+        if not torch.is_grad_enabled():
+            return plain(*args, **options)
+        return _checkpoint(self, plain, *args, **options)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _restored, (self.plain_class, self.__dict__)
+
+
+def _checkpoint(part: nn.Module, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if torch.compiler.is_compiling():  # the compiler itself keeps what a pass writes from being written twice
+        return checkpoint(function, *inputs, use_reentrant=False, **options)
+    with _unchanged_state(part):
+        return checkpoint(
+            function, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _again(part)),
+            **options,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _again(part: nn.Module) -> Iterator[None]:
+    """Inside, norms write their running statistics to copies: the first pass has updated those that count."""
+    norms = [module for module in part.modules() if isinstance(module, _NormBase)]
+    kept = [dict(module._buffers) for module in norms]
+    for module, buffers in zip(norms, kept, strict=True):
+        module._buffers.update({name: None if x is None else x.clone() for name, x in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in zip(norms, kept, strict=True):
+            module._buffers.update(buffers)
+
+
+@contextlib.contextmanager
+def _unchanged_state(part: nn.Module) -> Iterator[None]:
+    """Raises :class:`RecomputeError` where a layer other than a norm writes to its buffers: it would do so twice."""
+    buffers = {
+        f"{name}.{buffer}" if name else buffer: tensor
+        for name, module in part.named_modules()
+        if not isinstance(module, _NormBase)
+        for buffer, tensor in module.named_buffers(recurse=False)
+    }
+    before = {name: tensor._version for name, tensor in buffers.items()}
+    yield
+    for name, tensor in buffers.items():
+        if tensor._version != before[name]:
+            raise RecomputeError(
+                f"recompute: {type(part).__name__} writes to its buffer {name} in forward, and would do so again in "
+                'backward; expected modules whose only changing buffers are those of norms (use recompute "none")'
+            )
