@@ -49,8 +49,8 @@ def live_of_real_tensors(row: Row) -> int:
     ("job", "method", "dtype"),
     [
         ("training", "published", "bfloat16"),
-        ("training", "checkpoint", "float32"),
-        ("training", "all", "float32"),
+        pytest.param("training", "checkpoint", "float32", marks=pytest.mark.slow),
+        pytest.param("training", "all", "float32", marks=pytest.mark.slow),
         ("evaluation", "published", "float32"),
         ("evaluation", "tiles", "bfloat16"),
     ],
