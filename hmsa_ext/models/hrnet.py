@@ -124,7 +124,9 @@ class HRNet(nn.Module):
         """See :func:`hmsa_ext.models.recomputation.run_part`."""
         stages = [module for stage in (self.stage2, self.stage3, self.stage4) for module in stage]
         transitions = [layer for lists in (self.transition1, self.transition2, self.transition3) for layer in lists]
-        return [*self.layer1, *(layer for layer in transitions if not isinstance(layer, nn.Identity)), *stages]
+        # The blocks of the first stage have the widest maps between them.
+        first = [self.layer1] if mode == "all" else list(self.layer1)
+        return [*first, *(layer for layer in transitions if not isinstance(layer, nn.Identity)), *stages]
 
     def _stem(self, images: Tensor) -> Tensor:
         save = saves_memory(self)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
 
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.scales import resize
@@ -69,6 +70,8 @@ class JoinedMaps:
         first = self.maps[0]
         return first if len(self.maps) == 1 else torch.cat([resize(x, first.shape[-2:]) for x in self.maps], dim=1)
 
+
+pytree.register_pytree_node(JoinedMaps, lambda joined: (list(joined.maps), None), lambda maps, _: JoinedMaps(tuple(maps)))
 
 Features = Tensor | JoinedMaps
 """What heads take."""

@@ -10,16 +10,20 @@ A module with forward hooks, or of a class derived from PyTorch's, is called as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hmsa_ext.models.joined_maps import Features, JoinedMaps, StripConvolution, as_tensor, convolve, is_channels_last, takes_joined
 from hmsa_ext.models.recomputation import plain_type
 
 STRIP_BYTES = 32 * 2**20
 """Of the widest map in a strip."""
+_CHANNELS = 64
+"""Of a map in one go, where a map of all channels would be one too many."""
 _LOCAL = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.Dropout2d)
 
 
@@ -43,6 +47,58 @@ class StripLayers(Layers):
 
     def forward(self, x: Features) -> Tensor:
         return run_in_strips(self, x) if saves_memory(self) else super().forward(x)
+
+
+class NormReLU(nn.Sequential):
+    """Batch norm and ReLU of maps [B, channels, H, W].
+
+    In parts of a network that are recomputed (see :func:`hmsa_ext.models.recompute`), backward needs no map but the
+    input and the two gradients: what the ReLU let through is found again, some channels at a time.
+    """
+
+    recomputes = False
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        norm = self[0]
+        plain = type(norm) is nn.BatchNorm2d and norm.training and norm.affine and norm.track_running_stats
+        watched = has_hooks(norm) or has_hooks(self[1])
+        if not self.recomputes or not plain or watched or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        assert norm.num_batches_tracked is not None, "it tracks statistics"
+        norm.num_batches_tracked += 1
+        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        return _NormReLU.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
+
+
+class _NormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *options: float) -> Tensor:
+        momentum, ctx.eps = options
+        made, batch_mean, inverse = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, ctx.eps)
+        ctx.save_for_backward(x, weight, bias, batch_mean, inverse)
+        return made.relu_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        grad_x, sums = torch.empty_like(x), ([], [])
+        for of_x, of_grad, of_made, w, b, m, i in zip(
+            *(t.split(_CHANNELS, dim=1) for t in (x, grad, grad_x)),
+            *(t.split(_CHANNELS) for t in (weight, bias, mean, inverse)), strict=True,
+        ):  # fmt: skip
+            # As in forward, channel by channel: the same values, to the last bit, are above zero.
+            made = torch.native_batch_norm(of_x, w, b, None, None, True, 0.0, ctx.eps)[0]
+            passed = torch.ops.aten.threshold_backward(of_grad, made, 0)
+            of_made[:], *of_weights = torch.ops.aten.native_batch_norm_backward(
+                passed, of_x, w, None, None, m, i, True, ctx.eps, (True, True, True)
+            )
+            for one, sum_of_all in zip(of_weights, sums, strict=True):
+                sum_of_all.append(one)
+        return grad_x, *map(torch.cat, sums), None, None, None, None
 
 
 class Residual(nn.Module):
@@ -242,7 +298,7 @@ def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """The layers, with sequences that nobody watches taken apart."""
     for layer in layers:
-        if plain_type(layer) in (nn.Sequential, Layers) and not has_hooks(layer):
+        if plain_type(layer) in (nn.Sequential, Layers, NormReLU) and not has_hooks(layer):
             yield from _flat(layer.children())
         else:
             yield layer

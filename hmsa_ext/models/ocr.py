@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.models.joined_maps import Features, JoinedMaps
-from hmsa_ext.models.layers import Layers, StripLayers, Strips, can_fold, empty_map, has_hooks, saves_memory
+from hmsa_ext.models.layers import Layers, NormReLU, StripLayers, Strips, can_fold, empty_map, has_hooks, saves_memory
 from hmsa_ext.models.recomputation import run_part
 
 PUBLISHED_MID_CHANNELS = 512
@@ -41,11 +41,11 @@ class OCRHead(nn.Module):
         dropout: float = 0.05,
     ) -> None:
         super().__init__()
-        self.conv3x3_ocr = Layers(nn.Conv2d(in_channels, mid_channels, 3, padding=1), _bn_relu(mid_channels))
+        self.conv3x3_ocr = Layers(nn.Conv2d(in_channels, mid_channels, 3, padding=1), NormReLU(mid_channels))
         self.ocr_distri_head = ContextDistribution(mid_channels, key_channels, dropout)
         self.cls_head = nn.Conv2d(mid_channels, num_classes, 1)
         self.aux_head = StripLayers(
-            nn.Conv2d(in_channels, in_channels, 1), _bn_relu(in_channels), nn.Conv2d(in_channels, num_classes, 1)
+            nn.Conv2d(in_channels, in_channels, 1), NormReLU(in_channels), nn.Conv2d(in_channels, num_classes, 1)
         )
 
     def forward(self, trunk_features: Features) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,8 +60,9 @@ class OCRHead(nn.Module):
 
     def recompute_parts(self, mode: str) -> list[nn.Module]:
         """See :func:`hmsa_ext.models.recomputation.run_part`."""
-        inner = [self.ocr_distri_head.object_context_block, self.ocr_distri_head.conv_bn_dropout]
-        return [self.aux_head, self.conv3x3_ocr, *(inner if mode == "all" else [])]
+        context, join = self.ocr_distri_head.object_context_block, self.ocr_distri_head.conv_bn_dropout
+        inner = [context, context.f_pixel, context.f_up, join] if mode == "all" else []
+        return [self.aux_head, self.conv3x3_ocr, *inner]
 
     def _distribute(self, pixels: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         features = self.ocr_distri_head(pixels, gather_descriptors(pixels, aux))
@@ -139,7 +140,7 @@ class ContextDistribution(nn.Module):
         super().__init__()
         self.object_context_block = ObjectAttention(mid_channels, key_channels)
         self.conv_bn_dropout = Layers(
-            nn.Conv2d(2 * mid_channels, mid_channels, 1, bias=False), _bn_relu(mid_channels), nn.Dropout2d(dropout)
+            nn.Conv2d(2 * mid_channels, mid_channels, 1, bias=False), NormReLU(mid_channels), nn.Dropout2d(dropout)
         )
 
     def forward(self, pixels: Tensor, descriptors: Tensor) -> Tensor:
@@ -157,8 +158,8 @@ class ObjectAttention(nn.Module):
         super().__init__()
         self.f_pixel = _two_layers(mid_channels, key_channels)
         self.f_object = _two_layers(mid_channels, key_channels)
-        self.f_down = Layers(nn.Conv2d(mid_channels, key_channels, 1, bias=False), _bn_relu(key_channels))
-        self.f_up = Layers(nn.Conv2d(key_channels, mid_channels, 1, bias=False), _bn_relu(mid_channels))
+        self.f_down = Layers(nn.Conv2d(mid_channels, key_channels, 1, bias=False), NormReLU(key_channels))
+        self.f_up = Layers(nn.Conv2d(key_channels, mid_channels, 1, bias=False), NormReLU(mid_channels))
 
     def forward(self, pixels: Tensor, descriptors: Tensor) -> Tensor:
         return self.attend(pixels, *self.keys_and_values(descriptors))
@@ -175,15 +176,12 @@ class ObjectAttention(nn.Module):
         return self.f_up(context.unflatten(2, pixels.shape[-2:]))
 
 
+# NormReLU is a sequence inside of another one, because the published names nest the batch norm
+# (``conv3x3_ocr.1.0.weight``).
 def _two_layers(in_channels: int, out_channels: int) -> Layers:
     return Layers(
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        _bn_relu(out_channels),
+        NormReLU(out_channels),
         nn.Conv2d(out_channels, out_channels, 1, bias=False),
-        _bn_relu(out_channels),
+        NormReLU(out_channels),
     )
-
-
-def _bn_relu(channels: int) -> nn.Sequential:
-    """A nested Sequential, because the published names nest the batch norm (``conv3x3_ocr.1.0.weight``)."""
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))

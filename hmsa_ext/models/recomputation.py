@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from hmsa_ext.errors import HmsaError
@@ -142,13 +143,18 @@ class _Recomputed(nn.Module):
 
 
 def _checkpoint(part: nn.Module, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    # What a list holds has to be seen: else a part inside of another one would keep it beyond the first pass.
+    leaves, structure = pytree.tree_flatten((inputs, options))
+
+    def run(*values: Any) -> Any:
+        inputs, options = pytree.tree_unflatten(values, structure)
+        return function(*inputs, **options)
+
     if torch.compiler.is_compiling():  # the compiler itself keeps what a pass writes from being written twice
-        return checkpoint(function, *inputs, use_reentrant=False, **options)
+        return checkpoint(run, *leaves, use_reentrant=False)
     with _unchanged_state(part):
-        return checkpoint(
-            function, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _again(part)),
-            **options,
-        )  # fmt: skip
+        contexts = lambda: (contextlib.nullcontext(), _again(part))
+        return checkpoint(run, *leaves, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager
