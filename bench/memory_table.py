@@ -16,12 +16,59 @@ BASES = {"training": "none", "evaluation": "whole"}
 """Methods whose time the others are held against."""
 
 
+SUMMARY_NETWORK, SUMMARY_SIZE = "hrnet_w48_ocr", (1024, 2048)
+SUMMARY = (
+    ("training step, float32", "training", "none", "float32"),
+    ("training step, float32, recompute modules", "training", "modules", "float32"),
+    ("training step, float32, recompute all", "training", "all", "float32"),
+    ("training step, bfloat16, recompute all", "training", "all", "bfloat16"),
+    ("evaluation at 0.5, 1, 2, float32", "evaluation", "whole", "float32"),
+    ("evaluation at 0.5, 1, 2, bfloat16", "evaluation", "whole", "bfloat16"),
+)
+
+
 def tables(entries: Entries) -> list[Table]:
     """All tables, without those that have no row."""
-    found = [growth(entries, job, network, dtype) for job in METHODS for network in NETWORKS for dtype in DTYPES]
+    found = [summary(entries)]
+    found += [growth(entries, job, network, dtype) for job in METHODS for network in NETWORKS for dtype in DTYPES]
     found += [operations(entries), *(measured(entries, job) for job in METHODS)]
     found += [fits(entries, network) for network in NETWORKS]
     return [table for table in found if len(table) > 1]
+
+
+def summary(entries: Entries) -> Table:
+    """Six rows for those who read no further: ours, the published formulation, and the published one checkpointed.
+
+    *Times as long*: a step beside one without recomputation, where both were run.
+    """
+    known = {Row.from_json(entry): entry for entry in entries}
+    size = "x".join(map(str, SUMMARY_SIZE))
+    head = [f"`{SUMMARY_NETWORK}`, {size}", "hmsa_ext, GB", "published, GB", "times less", "checkpointed, GB"]
+    rows = [[*head, "times as long"]]
+    for label, job, method, dtype in SUMMARY:
+        ours, published, checkpoint, base = (
+            known.get(Row(job, name, SUMMARY_NETWORK, SUMMARY_SIZE, dtype), {})
+            for name in (method, "published", "checkpoint", BASES[job])
+        )
+        if "counted" not in ours or "counted" not in published:
+            continue
+        times = published["counted"]["live_peak_bytes"] / ours["counted"]["live_peak_bytes"]
+        long = (
+            f"{ours['measured']['ms'] / base['measured']['ms']:.2f}"
+            if "measured" in ours and "measured" in base
+            else ""
+        )
+        rows.append(
+            [
+                label,
+                f"**{gigabytes(ours['counted'])}**",
+                gigabytes(published["counted"]),
+                f"{times:.1f}",
+                gigabytes(checkpoint["counted"]) if "counted" in checkpoint else "",
+                long,
+            ]
+        )
+    return rows
 
 
 def growth(entries: Entries, job: str, network: str, dtype: str) -> Table:

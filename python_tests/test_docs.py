@@ -363,6 +363,7 @@ def test_tables_of_the_memory_page_are_those_of_their_file() -> None:
     known = {table[0][0] for table in memory_table.tables(entries)}
     assert set(heads) <= known, "a table that the command does not print"
     assert len(heads) == len(set(heads)) >= 8
+    assert memory_table.updated(text_of(ROOT / "README.md"), entries) == text_of(ROOT / "README.md")
 
 
 @pytest.mark.usefixtures("wide_help")

@@ -326,6 +326,20 @@ def test_tables_have_every_row_and_size(whole_file, capsys):
     assert operations[-4] == ["training, hmsa_ext, recompute all", "", "", "2.00", "2.00"]
 
 
+def test_the_summary_holds_ours_against_the_published(whole_file):
+    entries = json.loads(whole_file.read_text())["rows"]
+    _, none, _, everything, evaluation = memory_table.summary(entries)
+    pixels = 1024 * 2048
+    ours, published = 1e9 + 2000 * pixels, 1e9 + 4000 * pixels
+    assert everything[1:4] == [f"**{ours / 1e9:.2f}**", f"{published / 1e9:.2f}", f"{published / ours:.1f}"]
+    assert none[3] == "1.0"
+    assert everything[5] == ""  # nothing was run
+    assert evaluation[4] == ""  # nothing is checkpointed in evaluation
+    for entry in entries:
+        entry["measured"] = {"ms": 300.0 if entry["method"] == "all" else 200.0}
+    assert [row[5] for row in memory_table.summary(entries)[1:4]] == ["1.00", "1.00", "1.50"]
+
+
 def test_tables_of_a_page_are_replaced_and_nothing_else(whole_file, tmp_path, capsys):
     command(whole_file, "--table")
     tables = [block.strip() for block in capsys.readouterr().out.strip().split("\n\n")]
