@@ -6,54 +6,13 @@ import ctypes
 import gc
 import mmap
 import resource
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that ops make while it is active: ``live`` now, ``peak`` at most.
-
-    Storages that existed before are not counted, workspace that a kernel takes and returns inside one op is not seen,
-    nor is anything that Inductor allocates: :func:`peak_memory` sees all of that.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self.peak = 0
-        self._known: set[int] = set()
-
-    def ignore(self, *tensors: Tensor) -> LiveBytes:
-        """Do not count these, which exist already."""
-        for tensor in tensors:
-            self._known.add(tensor.untyped_storage()._cdata)
-        return self
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                self._watch(tensor.untyped_storage())
-        return result
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known or storage.nbytes() == 0:
-            return
-        self._known.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, key, storage.nbytes())
-
-    def _gone(self, key: int, nbytes: int) -> None:
-        self._known.discard(key)
-        self.live -= nbytes
+from hmsa_ext.live_bytes import LiveBytes as LiveBytes
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int | None:

@@ -141,6 +141,13 @@ def parse(
     return declared.replace(settings, changes)
 
 
+def progress_line() -> Callable[[str], object]:
+    """A function that shows a text on one line of the terminal, in place of the one before; silent elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def peek(arguments: Sequence[str], flag: str) -> str | None:
     """The value of a flag, before the command line is parsed; the last one where it is given again."""
     found = None

@@ -3,6 +3,7 @@
     python -m hmsa_ext.info
     python -m hmsa_ext.info --json facts.json
     python -m hmsa_ext.info --models                   # the networks, their parameters and what a pass costs
+    python -m hmsa_ext.info --memory                   # the memory that training and evaluation of each take
 
 `hmsa info` is the same command.
 """
@@ -14,7 +15,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +25,11 @@ import torch
 import hmsa_ext
 from hmsa_ext import command_line
 from hmsa_ext.files import Output
+from hmsa_ext.models import NAMES
 from hmsa_ext.models.catalogue import describe_all, trunk_weights
 from hmsa_ext.ops import library
-from hmsa_ext.settings import Metavar, Size, validate
+from hmsa_ext.parts import one_of
+from hmsa_ext.settings import Metavar, Size, require, validate
 from hmsa_ext.tables import text_table
 
 # Flags of /proc/cpuinfo that make up each level of x86-64, as CPUs name them there.
@@ -45,6 +48,9 @@ _KERNELS = {
     "vmap": ("FuncTorchBatched",),
 }
 
+CLASSES = 19
+"""Of the networks that are listed."""
+
 
 @dataclass(frozen=True)
 class Info:
@@ -54,11 +60,18 @@ class Info:
     """Write the same facts as JSON; - is standard output."""
     models: bool = False
     """List the networks that have names instead: parameters, FLOPs of a pass, where weights come from."""
+    memory: bool = False
+    """List the memory of these networks instead: of a training step by what is computed again in backward
+    (--recompute of hmsa train), and of an evaluation. Nothing is computed for it."""
+    model: Annotated[str | None, one_of(NAMES), Metavar("NAME|MODULE:FACTORY")] = None
+    """The one network that --memory tells of, in both kinds of arithmetic."""
     image_size: Size = (1024, 2048)
-    """Of the image that --models counts a pass over, in pixels."""
+    """Of the image that --models counts a pass over, and of images and crops of --memory, in pixels."""
 
     def __post_init__(self) -> None:
         validate(self)
+        require("memory", self.memory, not (self.memory and self.models), "one of --models and --memory")
+        require("model", self.model, self.model is None or self.memory, "no value without --memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,9 +83,14 @@ def _main(arguments: list[str]) -> int:
     older = {"json": lambda value: None if value else ["--json", "-"]}  # it was a switch
     wanted = command_line.parse(Info(), arguments, prog="hmsa info", description=__doc__ or "", older=older)
     output = Output(wanted.json, "json") if wanted.json else None
-    facts = collect_models(wanted.image_size) if wanted.models else collect()
+    if wanted.memory:
+        facts = collect_memory(wanted.image_size, NAMES if wanted.model is None else [wanted.model])
+    else:
+        facts = collect_models(wanted.image_size) if wanted.models else collect()
     if output is not None:
         output.write(json.dumps(facts, indent=2) + "\n")
+    elif wanted.memory:
+        print(memory_as_text(facts))
     else:
         print(models_as_text(facts) if wanted.models else as_text(facts))
     return 0
@@ -80,12 +98,12 @@ def _main(arguments: list[str]) -> int:
 
 def collect_models(size: tuple[int, int]) -> dict[str, Any]:
     """The networks that have names, as plain data: see :class:`hmsa_ext.models.catalogue.Entry`."""
-    say = progress_line() if sys.stderr.isatty() else lambda name: None
+    say = command_line.progress_line()
     entries = describe_all(size=size, watch=say)
     say("")
     return {
         "size": list(size),
-        "classes": 19,
+        "classes": CLASSES,
         "networks": [asdict(entry) for entry in entries],
         "trunks": trunk_weights(),
     }
@@ -114,9 +132,53 @@ def models_as_text(facts: dict[str, Any]) -> str:
     )
 
 
-def progress_line() -> Callable[[str], object]:
-    """Shows which network is counted, on one line of the terminal."""
-    return lambda name: print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)
+def collect_memory(size: tuple[int, int], names: Sequence[str]) -> dict[str, Any]:
+    """The memory of networks, as plain data, in bytes; one network in both kinds of arithmetic, several in float32.
+
+    Peaks of training steps are without optimizer state and moving average, which depend on the parameters alone.
+    """
+    from hmsa_ext.engine.peak_table import MOST_CROPS, peaks_of_network  # not for the facts: it needs OpenCV
+
+    say = command_line.progress_line()
+    dtypes = ("float32", "bfloat16") if len(names) == 1 else ("float32",)
+    found = [row for name in names for row in peaks_of_network(name, CLASSES, size, dtypes, watch=say)]
+    say("")
+    return {
+        "size": list(size),
+        "classes": CLASSES,
+        "networks": [asdict(row) for row in found],
+        "most_crops": MOST_CROPS,
+    }
+
+
+def memory_as_text(facts: dict[str, Any]) -> str:
+    """The memory of networks as a table."""
+    height, width = facts["size"]
+    networks = facts["networks"]
+
+    def gigabytes(size: int | None) -> str:
+        return "-" if size is None else f"{size / 1e9:.2f}"
+
+    rows = [
+        (
+            e["name"] + "*" * (e["crops"] > 1), e["dtype"], gigabytes(e["parameters"]),
+            *(gigabytes(size) for size in e["training"].values()), gigabytes(e["evaluation"]),
+        )
+        for e in networks
+    ]  # fmt: skip
+    modes = list(networks[0]["training"])
+    heads = ["GB", "arithmetic", "parameters", *(f"training, {mode}" for mode in modes), "evaluation"]
+    first = networks[0]
+    train_scales, eval_scales = (", ".join(f"{s:g}" for s in first[name]) for name in ("train_scales", "eval_scales"))
+    notes = [
+        f"Live tensors at the peak ({first['device']}), {facts['classes']} classes. Training: a step on one crop of "
+        f"{height}x{width} at {train_scales}, by --recompute, with parameters and gradients, without optimizer state.",
+        f"Evaluation: an image of {height}x{width} at {eval_scales}, with parameters.",
+    ]
+    if any(e["crops"] > 1 for e in networks):
+        notes.append(f"* of {facts['most_crops']} crops: the network does not train on one.")
+    notes.append("hmsa train --dry-run tells of a training with its own settings, by part.")
+    return "\n\n".join([text_table(heads, rows, left=(0, 1)), "\n".join(notes)])
 
 
 def collect() -> dict[str, Any]:

@@ -5,6 +5,7 @@
     torchrun --nproc-per-node 8 -m hmsa_ext.train --data camvid --root PATH --batch-size 2
     python -m hmsa_ext.train --resume runs/NAME                           # continue exactly where it stopped
     python -m hmsa_ext.train --config runs/NAME/config.yaml --lr 0.005    # like that run, but for one setting
+    python -m hmsa_ext.train --data cityscapes --dry-run                  # the memory that it takes; trains nothing
 
 `hmsa train` is the same command. The flags below are for the data set of --data; each data set has its own:
 `hmsa train --data cityscapes --help` shows them.
@@ -12,24 +13,30 @@
 A run writes one folder: config.yaml, metrics.jsonl, TensorBoard files, last.pt, best.pt, results.json, curve.png and
 pictures/. Steps and learning rates are for the batch over all processes; the trainer scales neither.
 
-Exit status: 0 trained, or stopped by --max-minutes; 2 wrong use; 130 and 143 stopped by Ctrl-C and SIGTERM, after the
-step and its checkpoint.
+Exit status: 0 trained, stopped by --max-minutes, or --dry-run has printed; 2 wrong use; 130 and 143 stopped by Ctrl-C
+and SIGTERM, after the step and its checkpoint.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from hmsa_ext import command_line, settings
+from hmsa_ext import command_line, parts, settings
 from hmsa_ext.data.commands import flags_of_others, older_version
 from hmsa_ext.engine import checkpoint, distributed, loop, results
+from hmsa_ext.engine.device import choose_device
+from hmsa_ext.engine.dry_run import dry_run
 from hmsa_ext.engine.evaluation import EvaluationResult
 from hmsa_ext.engine.run import CONFIG, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file, read_recipe, recipe_names
+from hmsa_ext.files import Output
+from hmsa_ext.prediction.memory import allowed
 from hmsa_ext.settings import FREE, Metavar, SettingError
 
 
@@ -46,6 +53,11 @@ class Train:
     )
     resume: Annotated[str | None, FREE, Metavar("RUN")] = None
     """Run folder to continue exactly where its last checkpoint stands, with its own settings."""
+    dry_run: Annotated[bool, FREE] = False
+    """Print the memory that the training takes, by part, and what to change where it is too much; read no data, train
+    nothing."""
+    json: Annotated[str | None, FREE, Metavar("FILE")] = None
+    """Write what --dry-run finds as JSON; - is standard output."""
     training: TrainSettings = field(default_factory=TrainSettings)
 
 
@@ -56,12 +68,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command = parse(arguments)
+    if command.dry_run:
+        return _dry_run(command)
     with distributed.start(command.training.machine.device) as process:
         started = open_run(command.training, process, resume=command.resume)
         outcome = loop.train(started)
         if outcome.finished:
             results.finish(started)
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def _dry_run(command: Train) -> int:
+    """Prints the memory of the training, or writes it as JSON; touches neither data nor run folder."""
+    output = Output(command.json, "json") if command.json else None
+    train = command.training
+    device, reason = choose_device(train.machine.device, int(os.environ.get("LOCAL_RANK", 0)))
+    parts.require_objects(train)
+    processes, is_main = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
+    if not is_main:
+        return 0
+    found = dry_run(
+        train, device=device, limit=allowed(device, None), processes=processes, watch=command_line.progress_line()
+    )
+    if output is not None:
+        output.write(json.dumps(found.to_dict(), indent=2) + "\n")
+    else:
+        print(f"device {reason}\n{found.as_text()}")
+    return 0
 
 
 def run(train: TrainSettings, *, resume: str | Path | None = None) -> EvaluationResult | None:
@@ -108,6 +141,8 @@ def parse(arguments: Sequence[str], *, prog: str = "hmsa train") -> Train:
     )  # fmt: skip
     if resume is not None:
         _require_same_computation(TrainSettings.read(before), command.training)
+    if command.json is not None and not command.dry_run:
+        raise SettingError("json", command.json, "no value without --dry-run")
     return command
 
 

@@ -22,7 +22,7 @@ from hmsa_ext.engine.settings import TrainSettings
 ROOT = Path(hmsa_ext.__file__).parent
 COMMANDS = {"__main__", "command_line", "train", "evaluate", "predict", "info"}
 COMMANDS |= {"autolabel", "data.__main__", "data.commands", "data.scan", "data.stats"}
-FOUNDATION = {"errors", "files", "normalisation", "parts", "settings", "tables"}
+FOUNDATION = {"errors", "files", "live_bytes", "normalisation", "parts", "settings", "tables"}
 MAY_IMPORT = {
     "foundation": set(),
     "ops": {"foundation"},
@@ -99,7 +99,7 @@ def test_an_option_is_declared_once_for_all_commands(data: str) -> None:
         for option in settings.options(command):
             declared.setdefault(option.name, set()).add((option.kind, option.help, option.was))
     # Commands say these few for themselves, since they do other work.
-    own = {"json", "model", "num_classes", "output", "seed", "split", "threads"}
+    own = {"json", "memory", "model", "num_classes", "output", "seed", "split", "threads"}
     assert {name for name, found in declared.items() if len(found) > 1} == own
 
 

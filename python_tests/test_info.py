@@ -108,3 +108,39 @@ def test_models_are_a_table_for_people(capsys):
     assert "FLOPs at 64x128" in text
     assert all(f"\n{name}  " in text for name in models.NAMES)
     assert capsys.readouterr().out == ""
+
+
+def test_memory_of_one_network_is_told_in_both_kinds_of_arithmetic(capsys):
+    assert info.main(["--memory", "--model", "hrnet_small_ocr", "--image-size", "64x128", "--json", "-"]) == 0
+    single, half = json.loads(capsys.readouterr().out)["networks"]
+    assert (single["dtype"], half["dtype"]) == ("float32", "bfloat16")
+    assert single["parameters"] == half["parameters"]
+    for row in (single, half):
+        assert row["training"]["none"] > row["training"]["all"] > row["parameters"]
+        assert row["evaluation"] > row["parameters"]
+    assert half["training"]["none"] < single["training"]["none"]
+    assert half["evaluation"] < single["evaluation"]
+
+
+def test_memory_is_a_table_for_people(capsys):
+    names = ["hrnet_small_ocr", "resnet50_deeplabv3plus"]
+    text = info.memory_as_text(info.collect_memory((64, 128), names))
+    assert "training, none" in text
+    assert "one crop of 64x128" in text
+    assert "\nhrnet_small_ocr  " in text
+    assert "\nresnet50_deeplabv3plus*" in text  # it does not train on one crop
+    assert "* of 2 crops" in text
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "hrnet_small_ocr"], "model: got 'hrnet_small_ocr', expected no value without --memory"),
+        (["--memory", "--models"], "memory: got True, expected one of --models and --memory"),
+        (["--memory", "--model", "unet"], "model: got 'unet', expected"),
+    ],
+)
+def test_flags_of_memory_that_do_not_fit_are_errors(flags, message, capsys):
+    assert info.main(flags) == 2
+    assert message in capsys.readouterr().err

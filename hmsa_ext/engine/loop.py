@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hmsa_ext import data, losses
+from hmsa_ext import data
 from hmsa_ext.data import Batch
 from hmsa_ext.data.progress import duration
 from hmsa_ext.engine import distributed, pictures, schedule
-from hmsa_ext.engine.device import arithmetic
 from hmsa_ext.engine.evaluation import evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, progress_bar, timed
 from hmsa_ext.engine.metrics import Loss, build_metrics
 from hmsa_ext.engine.run import Run
+from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.models.fusions import find_fusion
 
 MOST_PICTURES = 2
@@ -103,28 +103,23 @@ def train(run: Run) -> Outcome:
 def build_criterion(run: Run) -> nn.Module:
     """The training loss that the settings ask for; class weights come from the training labels."""
     loss, weight = run.settings.loss, None
-    if loss.class_balance > 0 and loss.functions.class_weights:
+    if loss.weighs_classes:
         weights = data.balanced_weights(run.training.index.frequencies, loss.class_balance)
         weight = torch.from_numpy(weights).float().to(run.process.device)
-    return losses.MultiScaleLoss(
-        loss.name, loss.aux_weight, loss.scale_weight, run.val_set.classes.ignore_label, class_weight=weight
-    )
+    return loss.criterion(run.val_set.classes.ignore_label, weight)
 
 
 def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate: float, watch: LossWatch) -> Tensor:
     """One step of the optimizer at learning rate ``rate``; returns the loss, detached."""
     schedule.set_learning_rate(run.optimizer, rate)
-    device = run.process.device
-    with arithmetic(device, run.dtype):
-        outputs = network(batch.images, scales=run.settings.model.train_scales)
-    loss = criterion(outputs, batch.labels)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = forward_backward(
+        network, criterion, run.optimizer, batch.images, batch.labels, run.settings.model.train_scales, dtype=run.dtype
+    )
     watch.see(loss, batch)
     run.optimizer.step()
     if run.average is not None:
         schedule.update_average(run.average, run.model, run.settings.optimisation.ema)
-    return loss.detach()
+    return loss
 
 
 def _validate(run: Run, criterion: nn.Module, log: RunLog) -> bool:

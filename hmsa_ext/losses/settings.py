@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from torch import Tensor
+
+from hmsa_ext.losses.multi_scale import MultiScaleLoss
 from hmsa_ext.losses.table import LOSSES, Loss, find_loss
 from hmsa_ext.parts import Part, one_of
 from hmsa_ext.settings import NOT_NEGATIVE, Flag, validate
@@ -40,3 +43,12 @@ class LossSettings:
     def functions(self) -> Loss:
         """The entry of ``LOSSES`` or what ``package.module:function`` means; raises SettingError."""
         return find_loss(self.name)
+
+    @property
+    def weighs_classes(self) -> bool:
+        """Whether the loss has a weight for each class, which follows from the training labels."""
+        return self.class_balance > 0 and self.functions.class_weights
+
+    def criterion(self, ignore_index: int, class_weight: Tensor | None = None) -> MultiScaleLoss:
+        """The loss that these settings ask for: see :class:`hmsa_ext.losses.MultiScaleLoss`."""
+        return MultiScaleLoss(self.name, self.aux_weight, self.scale_weight, ignore_index, class_weight)

@@ -217,7 +217,8 @@ class _Direct:
             (True, True, False),
         )  # fmt: skip
         if self.grad_x is None or self.grad_weight is None:
-            self.grad_x = torch.zeros_like(self.x, dtype=_sum_dtype(self.x))
+            # Without a halo each row gets all of its gradient at once.
+            self.grad_x = torch.zeros_like(self.x, dtype=_sum_dtype(self.x) if self.halo else None)
             self.grad_weight = torch.zeros_like(self.weight, dtype=_sum_dtype(self.x))
         above = a - (first - self.halo)
         self.grad_x[:, :, a:b] += of_rows[:, :, above : above + b - a]

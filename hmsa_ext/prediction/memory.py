@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.evaluation import run
+from hmsa_ext.live_bytes import LiveBytes
 from hmsa_ext.models import ScaleOutputs
 
 PROBE = 512
@@ -133,7 +130,7 @@ def _watched(
     model: nn.Module, scales: Sequence[float], device: torch.device, side: int, *, dtype: torch.dtype, flip: bool
 ) -> tuple[int, ScaleOutputs]:
     """The peak of live bytes of one pass over an image of ``side`` pixels, and its outputs."""
-    with evaluation_mode(model), _LiveBytes() as watch:
+    with evaluation_mode(model), LiveBytes() as watch:
         images = torch.zeros(1, 3, side, side, device=device)
         outputs = run(model, images, scales, device, dtype=dtype, flip=flip)
     return watch.peak, outputs
@@ -165,33 +162,3 @@ def _machine_memory() -> int:
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return found
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are made while it is active; those of before do not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known and storage._cdata not in given:
-                    self._count(storage)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._known.add(storage._cdata)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, storage._cdata, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size

@@ -17,11 +17,11 @@ from torch.utils import _pytree as pytree
 from hmsa_ext import settings
 from hmsa_ext.engine.metrics import ways_of
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.live_bytes import LiveBytes
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import FUSIONS, Fusion, ModelSettings, MultiScale, ScaleOutputs, build, find_fusion, load_weights
 from hmsa_ext.models.fusions import explicit_attention
 from hmsa_ext.parts import object_name
-from hmsa_ext.prediction.memory import _LiveBytes
 from hmsa_ext.settings import SettingError
 
 CLASSES = 4
@@ -240,7 +240,7 @@ def test_labels_and_losses_build_no_logits_at_full_resolution(fusion: str) -> No
     attention = [torch.rand(1, 1, *z.shape[2:]) for z in maps[1:]] if chosen.attention else []
     outputs = ScaleOutputs(maps, attention, None, (2.0, 1.0, 0.5), (256, 256), chosen.combination)
     target = torch.zeros(1, 256, 256, dtype=torch.uint8)
-    with _LiveBytes() as watch:
+    with LiveBytes() as watch:
         outputs.argmax()
         MultiScaleLoss()(outputs, target)
     assert watch.peak < 4 * 32 * 256 * 256 / 2

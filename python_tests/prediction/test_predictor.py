@@ -14,7 +14,8 @@ from hmsa_ext import HmsaError, data, models, settings
 from hmsa_ext.data import Sample, collate, cut, whole_piece
 from hmsa_ext.data.photos import as_photo
 from hmsa_ext.engine import evaluation
-from hmsa_ext.prediction.memory import _LiveBytes, footprint
+from hmsa_ext.live_bytes import LiveBytes
+from hmsa_ext.prediction.memory import footprint
 from hmsa_ext.prediction.predictor import Predictor, load
 from hmsa_ext.prediction.settings import PredictionSettings
 from python_tests.prediction.networks import Local, local_network, photo, trained
@@ -188,7 +189,7 @@ def test_bfloat16_is_close_to_float32(hrnet, device):
 def test_the_footprint_is_what_a_pass_takes(hrnet, flip, dtype):
     found = footprint(hrnet, SCALES, CPU, dtype=dtype, flip=flip)
     assert found.strides == (4, 4, 4)
-    with torch.inference_mode(), _LiveBytes() as watch:
+    with torch.inference_mode(), LiveBytes() as watch:
         images = torch.randn(1, 3, 192, 256)
         outputs = evaluation.run(hrnet, images, SCALES, CPU, dtype=dtype, flip=flip)
     weights = 0 if dtype == torch.float32 else 2 * sum(p.numel() for p in hrnet.parameters())
@@ -281,10 +282,10 @@ def test_the_data_set_of_the_run_is_not_needed(tmp_path, monkeypatch):
     assert data is not None
     image = photo(128, 128)
     predictor = predictor_of(local_network(64), 64)
-    with _LiveBytes() as watch:
+    with LiveBytes() as watch:
         predictor.predict(image)
     labels_only = watch.peak
-    with _LiveBytes() as watch:
+    with LiveBytes() as watch:
         predictor.predict(image, logits=True)
     assert watch.peak > labels_only
     assert labels_only < 64 * 128 * 128 * 4 * 2
