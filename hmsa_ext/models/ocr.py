@@ -87,7 +87,7 @@ class OCRHead(nn.Module):
         conv, norm = self.conv3x3_ocr[0], self.conv3x3_ocr[1][0]
         assert isinstance(conv, nn.Conv2d)
         strips = Strips(trunk_features, conv, norm if can_fold(conv, norm) else None)
-        rest = self.conv3x3_ocr[1][1:] if can_fold(conv, norm) else self.conv3x3_ocr[1]
+        rest = self.conv3x3_ocr[1][1] if can_fold(conv, norm) else self.conv3x3_ocr[1]
 
         weights = F.softmax(aux.flatten(2), dim=2)  # [B, C, h * w]
         width = aux.shape[3]
