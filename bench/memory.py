@@ -38,8 +38,6 @@ from bench.memory_methods import DTYPES, METHODS, NETWORKS, Row
 from hmsa_ext.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-OPERATIONS_SIZE = (1024, 2048)
-"""Of the rows whose operations are counted, too."""
 
 
 class Record:
@@ -73,7 +71,7 @@ class Record:
         known = self.get(row, "counted")
         if known is None or again:
             known = memory_methods.count(row)
-            if row.size == OPERATIONS_SIZE and row.dtype == "float32":
+            if (row.network, row.size, row.dtype) == memory_table.OPERATIONS:
                 known["flops"] = memory_methods.operations(row)
             self.add(row, "counted", known)
             print(f"{row.name}: {memory_table.gigabytes(known)} GB", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench import memory_fits
@@ -17,6 +17,8 @@ BASES = {"training": "none", "evaluation": "whole"}
 
 
 SUMMARY_NETWORK, SUMMARY_SIZE = "hrnet_w48_ocr", (1024, 2048)
+OPERATIONS = (SUMMARY_NETWORK, SUMMARY_SIZE, "float32")
+"""Network, size and dtype of the rows whose operations are counted, too."""
 SUMMARY = (
     ("training step, float32", "training", "none", "float32"),
     ("training step, float32, recompute modules", "training", "modules", "float32"),
@@ -32,7 +34,7 @@ def tables(entries: Entries) -> list[Table]:
     found = [summary(entries)]
     found += [growth(entries, job, network, dtype) for job in METHODS for network in NETWORKS for dtype in DTYPES]
     found += [operations(entries), *(measured(entries, job) for job in METHODS)]
-    found += [fits(entries, network) for network in NETWORKS]
+    found.append(fits(entries))
     return [table for table in found if len(table) > 1]
 
 
@@ -87,21 +89,20 @@ def growth(entries: Entries, job: str, network: str, dtype: str) -> Table:
 
 
 def operations(entries: Entries) -> Table:
-    """TFLOP at the size at which they are counted, beside those of the base."""
+    """TFLOP of one network and size, beside those of ours as it comes."""
+    network, size, _ = OPERATIONS
     found = {
-        (entry["job"], entry["network"], entry["method"]): entry["counted"]["flops"]
+        (entry["job"], entry["method"]): entry["counted"]["flops"]
         for entry in entries
         if "flops" in entry.get("counted", {})
     }
-    rows = [["TFLOP at 1024x2048", *(f"`{network}`" for network in NETWORKS), "times hmsa_ext"]]
+    rows = [[f"`{network}`, {'x'.join(map(str, size))}: operations", "by", "TFLOP", "times hmsa_ext"]]
     for job, methods in METHODS.items():
+        base = found.get((job, BASES[job]))
         for method, how in methods.items():
-            counts = [found.get((job, network, method)) for network in NETWORKS]
-            if how.budget is not None or counts[-1] is None or (job, NETWORKS[-1], BASES[job]) not in found:
-                continue
-            base = found[job, NETWORKS[-1], BASES[job]]
-            cells = ["" if count is None else f"{count / 1e12:.2f}" for count in counts]
-            rows.append([f"{job}, {how.label}", *cells, f"{counts[-1] / base:.2f}"])
+            count = found.get((job, method))
+            if how.budget is None and count is not None and base is not None:
+                rows.append([job, how.label, f"{count / 1e12:.2f}", f"{count / base:.2f}"])
     return rows
 
 
@@ -131,15 +132,17 @@ def measured(entries: Entries, job: str) -> Table:
     return rows
 
 
-def fits(entries: Iterable[dict[str, Any]], network: str) -> Table:
+def fits(entries: Entries) -> Table:
     """The largest training crop by memory."""
-    rows = [[f"`{network}`: largest crop", "dtype", *(f"{memory} GB" for memory in memory_fits.MEMORIES)]]
+    rows = [["training: largest crop", "by", "dtype", *(f"{memory} GB" for memory in memory_fits.MEMORIES)]]
     found = memory_fits.known(entries)
-    for method, how in METHODS["training"].items():
-        for dtype in DTYPES:
-            largest = found.get((method, network, dtype), {})
-            if len(largest) == len(memory_fits.MEMORIES):
-                rows.append([how.label, dtype, *(memory_fits.named(steps) for steps in largest.values())])
+    for network in NETWORKS[::-1]:
+        for method, how in METHODS["training"].items():
+            for dtype in DTYPES:
+                largest = found.get((method, network, dtype), {})
+                if len(largest) == len(memory_fits.MEMORIES):
+                    crops = [memory_fits.named(steps) for steps in largest.values()]
+                    rows.append([f"`{network}`", how.label, dtype, *crops])
     return rows
 
 
