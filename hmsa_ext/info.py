@@ -62,7 +62,7 @@ class Info:
     """List the networks that have names instead: parameters, FLOPs of a pass, where weights come from."""
     memory: bool = False
     """List the memory of these networks instead: of a training step by what is computed again in backward
-    (--recompute of hmsa train), and of an evaluation. Nothing is computed for it."""
+    (--recompute of hmsa train), and of an evaluation. Nothing is computed; each network takes some seconds."""
     model: Annotated[str | None, one_of(NAMES), Metavar("NAME|MODULE:FACTORY")] = None
     """The one network that --memory tells of, in both kinds of arithmetic."""
     image_size: Size = (1024, 2048)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -117,12 +118,16 @@ class LiveParts(LiveBytes):
         self._clock = 0
         self._peak_at = 0
         self._renamed: dict[int, Origin] = {}
+        self._paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._hooks: list[Any] = []
 
     def __enter__(self) -> LiveParts:
-        for path, module in self._network.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(lambda *_, path=path: self._enter(path), prepend=True))
-            self._hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+        # Hooks for all modules, not on each: a network may do something else where its modules have hooks.
+        self._paths.update((module, path) for path, module in self._network.named_modules())
+        self._hooks.append(register_module_forward_pre_hook(lambda module, _: self._enter_module(module)))
+        self._hooks.append(
+            register_module_forward_hook(lambda module, *_: self._leave_module(module), always_call=True)
+        )
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -178,6 +183,14 @@ class LiveParts(LiveBytes):
         self._died[self._known[key]] = self._clock
         super()._gone(key, size)
 
+    def _enter_module(self, module: nn.Module) -> None:
+        if module in self._paths:
+            self._enter(self._paths[module])
+
+    def _leave_module(self, module: nn.Module) -> None:
+        if module in self._paths:
+            self._leave()
+
     def _enter(self, part: str) -> None:
         again = torch._C._current_autograd_node() is not None
         self._entered.append(Origin(part, "recomputed" if again else ""))
@@ -191,7 +204,7 @@ class LiveParts(LiveBytes):
         """Nodes from here on belong to the part. Each thread counts its own nodes; those of one are known here."""
         if threading.get_ident() == self._thread:
             first, parts = self._nodes
-            first.append(torch.autograd._get_sequence_nr())
+            first.append(torch.autograd._get_sequence_nr())  # pyright: ignore[reportPrivateImportUsage]
             parts.append(part)
 
     def _origin(self) -> Origin:
@@ -199,5 +212,7 @@ class LiveParts(LiveBytes):
         if inner.phase or node is None:
             return inner
         place = bisect.bisect_right(self._nodes[0], node._sequence_nr()) - 1
-        # Nodes that sum up gradients have no number of their own.
-        return Origin("" if place < 0 else self._nodes[1][place], "gradients")
+        # Nodes that sum up gradients have no number of their own. Backward has no gradients itself, but what is
+        # computed again in it has.
+        phase = "recomputed" if torch.is_grad_enabled() else "gradients"
+        return Origin("" if place < 0 else self._nodes[1][place], phase)

@@ -103,11 +103,18 @@ def test_what_is_computed_again_says_so(device: torch.device) -> None:
     assert found[Origin("second.1", "recomputed")] == 4 * 128 * 4096
 
 
-def test_hooks_are_gone_when_the_meter_is_left() -> None:
-    network = Network()
-    with pytest.raises(RuntimeError), LiveParts(network):
-        network(torch.zeros(1, 9))
-    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
+def test_a_network_that_fails_leaves_no_hooks_and_no_part(device: torch.device) -> None:
+    network = Network().to(device)
+    with LiveParts(network) as meter:
+        with pytest.raises(RuntimeError):
+            network(torch.zeros(1, 9, device=device))
+        with meter.part("after"):
+            later = torch.zeros(4096, device=device)
+    assert by_part(meter)[Origin("after")] == later.nbytes
+    modules = torch.nn.modules.module
+    assert not modules._global_forward_hooks
+    assert not modules._global_forward_pre_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_fake_tensors_count_like_real_ones(device: torch.device) -> None:

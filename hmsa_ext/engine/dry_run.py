@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +16,12 @@ from hmsa_ext.data.fit import CROP_AREA, CROP_STEP
 from hmsa_ext.data.types import ClassTable
 from hmsa_ext.engine.device import choose_dtype
 from hmsa_ext.engine.peak import GRADIENTS, OPTIMIZER, Peak, TrainingTrial, evaluation_peak
-from hmsa_ext.engine.settings import Machine, TrainSettings
+from hmsa_ext.engine.settings import TrainSettings
+from hmsa_ext.models.recomputation import MODES
 from hmsa_ext.parts import object_name
 from hmsa_ext.tables import text_table
 
-RECOMPUTE: tuple[str, ...] = typing.get_args(typing.get_type_hints(Machine)["recompute"])
+RECOMPUTE = tuple(MODES)
 """From the most memory to the least."""
 DTYPES = ("float32", "bfloat16")
 GPUS = (8, 12, 16, 24, 80)
@@ -51,8 +51,8 @@ class DryRun:
     train: the settings, with the crop that was assumed where there was none. num_classes: classes of the network.
     assumed: what the data would have said, by name of the setting, each with a sentence. device: of the training.
     dtype: name of the arithmetic. peak: of a step with these settings. options: bytes at the peak of a step by
-    (``recompute``, dtype). evaluation: the peak of an evaluation of one image as large as a crop. limit: bytes that
-    tensors may take on the device.
+    (``recompute``, dtype), for that arithmetic and those that take less. evaluation: the peak of an evaluation of one
+    image as large as a crop. limit: bytes that tensors may take on the device. gpus: memory of GPUs to tell of, in GB.
     """
 
     train: TrainSettings
@@ -179,12 +179,13 @@ class DryRun:
         moment = f"The peak is reached with {self.peak.moment}."
         if total > self.peak.without_optimizer:
             moment += f" Without optimizer state and moving average it is {gigabytes(self.peak.without_optimizer)} GB."
-        rows = [(mode, *(gigabytes(self.options[mode, dtype]) for dtype in DTYPES)) for mode in RECOMPUTE]
+        dtypes = self._dtypes
+        rows = [(mode, *(gigabytes(self.options[mode, dtype]) for dtype in dtypes)) for mode in RECOMPUTE]
         evaluated = ", ".join(f"{scale:g}" for scale in self.train.final_evaluation.scales or ())
         flip = ", mirrored too" if self.train.evaluation.flip else ""
         evaluation = (
-            f"The evaluation of an image of {height}x{width} at {evaluated}{flip} takes "
-            f"{gigabytes(self.evaluation.total)} GB, and of others as much as their area is larger or smaller."
+            f"Evaluation of one image of {height}x{width} at {evaluated}{flip}: {gigabytes(self.evaluation.total)} GB. "
+            "It grows with the area of the image."
         )
         gpus = [(f"{gpu} GB", self._fits(_room(gpu))) for gpu in self.gpus]
         return "\n\n".join(
@@ -192,13 +193,18 @@ class DryRun:
                 "\n".join(lines),
                 by_part,
                 moment,
-                text_table(["--recompute", *(f"{dtype}, GB" for dtype in DTYPES)], rows),
+                text_table(["--recompute", *(f"{dtype}, GB" for dtype in dtypes)], rows),
                 evaluation,
                 text_table(["GPU of", "fits with"], gpus, left=(1,)),
                 f"Tensors are taken to have {SHARE_OF_GPU:g} of a GPU; the rest is for kernels, CUDA itself and gaps.",
                 "\n".join(self.advice()),
             ]
         )
+
+    @property
+    def _dtypes(self) -> tuple[str, ...]:
+        """That of the settings, and those that take less."""
+        return DTYPES[DTYPES.index(self.dtype) :]
 
     def _fits(self, limit: float) -> str:
         remedy = self.remedy(limit)
@@ -210,7 +216,7 @@ class DryRun:
         """The settings that leave the training as it is, those that were asked for first, each with its peak."""
         mode = self.train.machine.recompute
         stronger = RECOMPUTE[RECOMPUTE.index(mode) :]
-        for dtype in DTYPES[DTYPES.index(self.dtype) :]:
+        for dtype in self._dtypes:
             for other in stronger:
                 changes = {"recompute": other} if other != mode else {}
                 changes |= {"dtype": dtype} if dtype != self.dtype else {}
@@ -252,7 +258,7 @@ def dry_run(
     trial = TrainingTrial(train, num_classes, device, processes=processes)
     peaks = {}
     for mode in RECOMPUTE:
-        for other in DTYPES:
+        for other in DTYPES[DTYPES.index(named) :]:
             watch(f"--recompute {mode}, {other}")
             peaks[mode, other] = trial.peak(
                 train.crops.crop_size, batch_size=train.optimisation.batch_size, dtype=getattr(torch, other),

@@ -28,7 +28,7 @@ from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.live_bytes import LiveParts, Origin
-from hmsa_ext.models.recompute import recompute
+from hmsa_ext.models.recomputation import recompute
 from hmsa_ext.ops import confusion_matrix
 from hmsa_ext.parts import spelled
 

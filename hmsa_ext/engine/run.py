@@ -188,6 +188,7 @@ def open_run(train: TrainSettings, process: Process, *, resume: str | Path | Non
         process.print(models.load_weights(model, train.model.weights))
     model = distributed.with_shared_statistics(model, process)
     model = place(model, process.device, channels_last=train.model.channels_last)
+    model = models.recompute(model, machine.recompute)
     optimizer = schedule.build_optimizer(model, optimisation)
     average = {n: v.clone() for n, v in model.state_dict().items()} if optimisation.ema else None
     torch.manual_seed(machine.seed + 1 + process.rank)  # dropout: another stream in every process

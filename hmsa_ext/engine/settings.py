@@ -72,6 +72,13 @@ class Machine:
     """Device: auto, cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic: float32, bfloat16 (autocast), or auto: bfloat16 on GPUs that are fast in it."""
+    recompute: Annotated[Literal["none", "modules", "all"], FREE] = field(
+        default="none",
+        metadata={
+            "help": "What backward computes again instead of keeping it: none, modules (of trunk and heads), or all "
+            "(also blocks inside of them). Less memory, more time, the same gradients."
+        },
+    )
     workers: Annotated[int, NOT_NEGATIVE, FREE] = 0
     """Loader processes per training process; 0: the training process loads the data itself."""
     threads: Annotated[int, NOT_NEGATIVE, FREE] = 0

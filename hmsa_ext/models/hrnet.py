@@ -7,7 +7,6 @@ ImageNet trunks load as they are. Differences between trunks are data (:class:`H
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,7 +84,7 @@ class HRNet(nn.Module):
 
     stride = 4
     joins = True
-    recomputes = False
+    recomputes = "none"
 
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__()

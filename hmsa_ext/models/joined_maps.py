@@ -14,7 +14,9 @@ that nothing of the size of the result exists beside the result. The result diff
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,7 +73,9 @@ class JoinedMaps:
         return first if len(self.maps) == 1 else torch.cat([resize(x, first.shape[-2:]) for x in self.maps], dim=1)
 
 
-pytree.register_pytree_node(JoinedMaps, lambda joined: (list(joined.maps), None), lambda maps, _: JoinedMaps(tuple(maps)))
+pytree.register_pytree_node(
+    JoinedMaps, lambda joined: (list(joined.maps), None), lambda maps, _: JoinedMaps(tuple(maps))
+)
 
 Features = Tensor | JoinedMaps
 """What heads take."""
@@ -113,6 +117,29 @@ def takes_joined(conv: nn.Module) -> bool:
     return plain and kernel[0] == kernel[1] and kernel[0] % 2 == 1 and conv.padding == same
 
 
+_counts_memory: ContextVar[bool] = ContextVar("counts memory", default=False)
+
+
+@contextlib.contextmanager
+def two_strips_alone() -> Iterator[None]:
+    """Inside, of the strips of a map only the first two are computed, whose memory is that of all.
+
+    For counting memory on fake tensors, where no value counts, and each strip takes time. Counts of FLOPs need all.
+    """
+    token = _counts_memory.set(True)
+    try:
+        yield
+    finally:
+        _counts_memory.reset(token)
+
+
+def strip_ranges(height: int, rows: int) -> Iterator[tuple[int, int]]:
+    """(first, last) row of strips of so many ``rows``, the last one exclusive."""
+    end = min(height, 2 * rows) if _counts_memory.get() else height
+    for first in range(0, end, rows):
+        yield first, min(first + rows, height)
+
+
 class StripConvolution:
     """The convolution of joined maps by strips of rows.
 
@@ -135,11 +162,9 @@ class StripConvolution:
         self.strip = max(min(budget // max(per_row, 1), self.size[0]), 4)
         """Rows of a strip."""
 
-    def strips(self, rows: int | None = None) -> Iterator[tuple[int, int]]:
-        """(first, last) row of each strip, the last one exclusive. ``rows``: instead of :attr:`strip`."""
-        rows = rows or self.strip
-        for first in range(0, self.size[0], rows):
-            yield first, min(first + rows, self.size[0])
+    def strips(self) -> Iterator[tuple[int, int]]:
+        """(first, last) row of each strip, the last one exclusive."""
+        return strip_ranges(self.size[0], self.strip)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` of the convolution: [B, last - first, W, M]."""
@@ -225,7 +250,8 @@ class _Direct:
         self.grad_weight += of_weight
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        assert self.grad_x is not None and self.grad_weight is not None
+        assert self.grad_x is not None, "there is a strip"
+        assert self.grad_weight is not None, "there is a strip"
         return self.grad_weight.to(self.x.dtype), self.grad_x.to(self.x.dtype)
 
 
@@ -244,10 +270,11 @@ class _Commuted:
         # A strip has so many rows of the sum over rows of taps, and of the products a share by the ratio of the sizes.
         self.bytes_per_row = int(bytes_of_row * (1 + height / size[0]))
         columns = COLUMNS.get(x.device.type, OTHER_COLUMNS)
-        self.blocks = [
-            (first, last, *self.across.of(first, last))
-            for first, last in ((a, min(a + columns, size[1])) for a in range(0, size[1], columns))
-        ]
+        self.blocks = []  # first and last column of the result, first and last product, the band between them
+        for first in range(0, size[1], columns):
+            last = min(first + columns, size[1])
+            c, d, band = self.across.of(first, last)
+            self.blocks.append((first, last, c * self.kernel, d * self.kernel, _side_by_side(band)))
         self.grad_x: Tensor | None = None
         self.grad_matrices: Tensor | None = None
 
@@ -266,9 +293,8 @@ class _Commuted:
         if total is None:
             total = self.x.new_zeros(count, last - first, self.across.size, self.out)
         result = total.view(len(summed), -1, self.out)
-        for begin, end, c, d, across in self.blocks:
-            band = _side_by_side(across).expand(len(summed), -1, -1)
-            result[:, begin:end].baddbmm_(band, summed[:, c * self.kernel : d * self.kernel])
+        for begin, end, c, d, band in self.blocks:
+            result[:, begin:end].baddbmm_(band.expand(len(summed), -1, -1), summed[:, c:d])
         return total
 
     def add_gradients(self, first: int, last: int, grad: Tensor) -> None:
@@ -281,9 +307,8 @@ class _Commuted:
             self.grad_matrices = torch.zeros_like(self.matrices, dtype=_sum_dtype(self.x))
         of_result = grad.view(count * (last - first), -1, self.out)
         summed = grad.new_zeros(len(of_result), width * self.kernel, self.out)
-        for begin, end, c, d, across in self.blocks:
-            band = _side_by_side(across).mT.expand(len(summed), -1, -1)
-            summed[:, c * self.kernel : d * self.kernel].baddbmm_(band, of_result[:, begin:end])
+        for begin, end, c, d, band in self.blocks:
+            summed[:, c:d].baddbmm_(band.mT.expand(len(summed), -1, -1), of_result[:, begin:end])
         summed = summed.view(count, last - first, -1)
         for tap in range(self.kernel):
             products = torch.bmm(down[tap].mT.expand(count, -1, -1), summed).view(count * low * width, -1)
@@ -291,7 +316,8 @@ class _Commuted:
             self.grad_matrices[tap] += torch.mm(flat.mT, products)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        assert self.grad_x is not None and self.grad_matrices is not None, "there is a strip"
+        assert self.grad_x is not None, "there is a strip"
+        assert self.grad_matrices is not None, "there is a strip"
         kernel, dtype = self.kernel, self.x.dtype
         of_weight = self.grad_matrices.view(kernel, -1, kernel, self.out).permute(3, 1, 0, 2)
         return of_weight.to(dtype), self.grad_x.permute(0, 3, 1, 2).to(dtype)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hmsa_ext.models.joined_maps import Features, JoinedMaps, StripConvolution, as_tensor, convolve, is_channels_last, takes_joined
+from hmsa_ext.models.joined_maps import Features, JoinedMaps, StripConvolution, as_tensor, convolve, is_channels_last, strip_ranges, takes_joined
 from hmsa_ext.models.recomputation import plain_type
 
 STRIP_BYTES = 32 * 2**20
@@ -52,30 +52,40 @@ class StripLayers(Layers):
 class NormReLU(nn.Sequential):
     """Batch norm and ReLU of maps [B, channels, H, W].
 
-    In parts of a network that are recomputed (see :func:`hmsa_ext.models.recompute`), backward needs no map but the
-    input and the two gradients: what the ReLU let through is found again, some channels at a time.
+    Where all of a network is recomputed (see :func:`hmsa_ext.models.recompute`), backward needs no map but the input
+    and the two gradients: what the ReLU let through is found again, some channels at a time.
     """
 
-    recomputes = False
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    recomputes = "none"
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         norm = self[0]
-        plain = type(norm) is nn.BatchNorm2d and norm.training and norm.affine and norm.track_running_stats
-        watched = has_hooks(norm) or has_hooks(self[1])
-        if not self.recomputes or not plain or watched or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self._finds_again(norm):
             return super().forward(x)
+        assert isinstance(norm, nn.BatchNorm2d), "asked before"
         assert norm.num_batches_tracked is not None, "it tracks statistics"
-        norm.num_batches_tracked += 1
+        norm.num_batches_tracked.add_(1)
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         return _NormReLU.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
+
+    def _finds_again(self, norm: nn.Module) -> bool:
+        if self.recomputes != "all" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if type(norm) is not nn.BatchNorm2d or has_hooks(norm) or has_hooks(self[1]):
+            return False
+        return norm.training and norm.affine and norm.track_running_stats
+
+
+def norm_relu(channels: int) -> NormReLU:
+    """A :class:`NormReLU` of so many channels."""
+    return NormReLU(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class _NormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *options: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *options: float
+    ) -> Tensor:
         momentum, ctx.eps = options
         made, batch_mean, inverse = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, ctx.eps)
         ctx.save_for_backward(x, weight, bias, batch_mean, inverse)
@@ -273,12 +283,14 @@ class Strips:
 
 def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that ``norm(conv(x))`` is in evaluation."""
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
-    assert norm.running_mean is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm), "asked before"
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None, "asked before"
+    assert variance is not None, "asked before"
+    scale = torch.rsqrt(variance + norm.eps)
     if norm.affine:
         scale = scale * norm.weight
-    bias = -norm.running_mean * scale
+    bias = -mean * scale
     if conv.bias is not None:
         bias = bias + conv.bias * scale
     if norm.affine:
@@ -322,9 +334,7 @@ def _halo(conv: nn.Conv2d) -> int:
 def _strips(shape: Sequence[int], channels: int, element: int, *, least: int) -> Iterator[tuple[int, int]]:
     """(first, last) rows of strips of maps with so many channels; at least ``least`` rows, lest much is done twice."""
     count, _, height, width = shape
-    rows = max(STRIP_BYTES // max(count * channels * width * element, 1), least, 1)
-    for first in range(0, height, rows):
-        yield first, min(first + rows, height)
+    return strip_ranges(height, max(STRIP_BYTES // max(count * channels * width * element, 1), least, 1))
 
 
 def _first(x: Features) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.fusions import Fusion
+from hmsa_ext.models.joined_maps import Features
 from hmsa_ext.models.layers import Layers, add, saves_memory
 from hmsa_ext.models.one_scale import run_network
 from hmsa_ext.models.presets import preset
@@ -92,7 +93,7 @@ class LRASPP(SegmentationNetwork):
         fresh = [self.decoder, self.classifier, *([self.backbone] if is_drawn_here(trunk) else [])]
         self.initialise(fresh, predictions=[self.classifier])
 
-    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Features]:
         """One pass: images [B, 3, H, W] -> (logits, None, features) at ``stride``."""
         _, _, divisor = stated(self.backbone)
         return run_network(self._trunk_and_decoder, images, divisor)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.fusions import Fusion
+from hmsa_ext.models.joined_maps import Features
 from hmsa_ext.models.one_scale import check_divisor, run_network
 from hmsa_ext.models.scale_attention import PUBLISHED_BOTTLENECK
 from hmsa_ext.models.segmentation_network import SegmentationNetwork
@@ -75,7 +76,7 @@ class MultiScale(SegmentationNetwork):
         self.add_attention(feature_channels, attention_channels, head=attention_head, bottleneck=bottleneck)
         self.initialise([], [])
 
-    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward_one_scale(self, images: Tensor) -> tuple[Tensor, Tensor | None, Features]:
         """The network alone: images [B, 3, H, W] -> (logits, aux or None, features) at the stride of the network."""
         logits, aux, features = run_network(self.network, images, self.divisor)
         if features.shape[1] != self.feature_channels:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.models.joined_maps import Features, JoinedMaps
-from hmsa_ext.models.layers import Layers, NormReLU, StripLayers, Strips, can_fold, empty_map, has_hooks, saves_memory
+from hmsa_ext.models.layers import Layers, StripLayers, Strips, can_fold, empty_map, has_hooks, norm_relu, saves_memory
 from hmsa_ext.models.recomputation import run_part
 
 PUBLISHED_MID_CHANNELS = 512
@@ -29,7 +29,7 @@ class OCRHead(nn.Module):
         dropout: probability with which channels of ``features`` are dropped in training (published: 0.05).
     """
 
-    recomputes = False
+    recomputes = "none"
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class OCRHead(nn.Module):
         dropout: float = 0.05,
     ) -> None:
         super().__init__()
-        self.conv3x3_ocr = Layers(nn.Conv2d(in_channels, mid_channels, 3, padding=1), NormReLU(mid_channels))
+        self.conv3x3_ocr = Layers(nn.Conv2d(in_channels, mid_channels, 3, padding=1), norm_relu(mid_channels))
         self.ocr_distri_head = ContextDistribution(mid_channels, key_channels, dropout)
         self.cls_head = nn.Conv2d(mid_channels, num_classes, 1)
         self.aux_head = StripLayers(
-            nn.Conv2d(in_channels, in_channels, 1), NormReLU(in_channels), nn.Conv2d(in_channels, num_classes, 1)
+            nn.Conv2d(in_channels, in_channels, 1), norm_relu(in_channels), nn.Conv2d(in_channels, num_classes, 1)
         )
 
     def forward(self, trunk_features: Features) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,14 +84,14 @@ class OCRHead(nn.Module):
         between the pixel representation is kept if it is small, and else computed again.
         """
         aux = self.aux_head(trunk_features)
-        conv, norm = self.conv3x3_ocr[0], self.conv3x3_ocr[1][0]
-        assert isinstance(conv, nn.Conv2d)
-        strips = Strips(trunk_features, conv, norm if can_fold(conv, norm) else None)
-        rest = self.conv3x3_ocr[1][1] if can_fold(conv, norm) else self.conv3x3_ocr[1]
+        conv, (norm, relu) = self.conv3x3_ocr[0], self.conv3x3_ocr[1].children()
+        assert isinstance(conv, nn.Conv2d), "it was built as one"
+        folds = can_fold(conv, norm)
+        strips, rest = Strips(trunk_features, conv, norm if folds else None), relu if folds else self.conv3x3_ocr[1]
 
         weights = F.softmax(aux.flatten(2), dim=2)  # [B, C, h * w]
         width = aux.shape[3]
-        kept: dict[int, Tensor] = {}
+        kept: Tensor | None = None
         is_kept = aux[:, :1].numel() * strips.channels * aux.element_size() < KEPT_BYTES
         total: Tensor | None = None
         for first, last in strips.ranges():
@@ -99,7 +99,8 @@ class OCRHead(nn.Module):
             part = _weighted_sum(pixels, weights[:, :, first * width : last * width])
             total = part if total is None else total + part
             if is_kept:
-                kept[first] = pixels
+                kept = empty_map(pixels, trunk_features) if kept is None else kept
+                kept[:, :, first:last] = pixels
         assert total is not None, "a map has rows"
         del weights
         key, value = self.ocr_distri_head.object_context_block.keys_and_values(total.unsqueeze(3))
@@ -107,7 +108,7 @@ class OCRHead(nn.Module):
         logits: Tensor | None = None
         all_features: Tensor | None = None
         for first, last in strips.ranges():
-            pixels = kept.pop(first) if is_kept else rest(strips.rows(first, last))
+            pixels = rest(strips.rows(first, last)) if kept is None else kept[:, :, first:last]
             of_rows = self.ocr_distri_head.distribute(pixels, key, value)
             part = self.cls_head(of_rows)
             logits = empty_map(part, trunk_features) if logits is None else logits
@@ -140,7 +141,7 @@ class ContextDistribution(nn.Module):
         super().__init__()
         self.object_context_block = ObjectAttention(mid_channels, key_channels)
         self.conv_bn_dropout = Layers(
-            nn.Conv2d(2 * mid_channels, mid_channels, 1, bias=False), NormReLU(mid_channels), nn.Dropout2d(dropout)
+            nn.Conv2d(2 * mid_channels, mid_channels, 1, bias=False), norm_relu(mid_channels), nn.Dropout2d(dropout)
         )
 
     def forward(self, pixels: Tensor, descriptors: Tensor) -> Tensor:
@@ -158,8 +159,8 @@ class ObjectAttention(nn.Module):
         super().__init__()
         self.f_pixel = _two_layers(mid_channels, key_channels)
         self.f_object = _two_layers(mid_channels, key_channels)
-        self.f_down = Layers(nn.Conv2d(mid_channels, key_channels, 1, bias=False), NormReLU(key_channels))
-        self.f_up = Layers(nn.Conv2d(key_channels, mid_channels, 1, bias=False), NormReLU(mid_channels))
+        self.f_down = Layers(nn.Conv2d(mid_channels, key_channels, 1, bias=False), norm_relu(key_channels))
+        self.f_up = Layers(nn.Conv2d(key_channels, mid_channels, 1, bias=False), norm_relu(mid_channels))
 
     def forward(self, pixels: Tensor, descriptors: Tensor) -> Tensor:
         return self.attend(pixels, *self.keys_and_values(descriptors))
@@ -181,7 +182,7 @@ class ObjectAttention(nn.Module):
 def _two_layers(in_channels: int, out_channels: int) -> Layers:
     return Layers(
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        NormReLU(out_channels),
+        norm_relu(out_channels),
         nn.Conv2d(out_channels, out_channels, 1, bias=False),
-        NormReLU(out_channels),
+        norm_relu(out_channels),
     )

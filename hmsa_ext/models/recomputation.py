@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -55,9 +57,9 @@ def recompute(model: Network, mode: str) -> Network:
         raise SettingError("recompute", mode, ", ".join(MODES))
     for module in model.modules():
         if isinstance(module, _Recomputed):
-            module.__class__ = module.plain_class
-        if isinstance(getattr(module, "recomputes", None), bool):
-            module.recomputes = mode != "none"
+            _set_class(module, module.plain_class)
+        if getattr(module, "recomputes", None) in MODES:
+            module.__dict__["recomputes"] = mode
     if mode != "none":
         for child in model.children():
             for part in _parts(child, mode):
@@ -68,10 +70,11 @@ def recompute(model: Network, mode: str) -> Network:
 def run_part(owner: nn.Module, function: Callable[..., Result], *inputs: Any) -> Result:
     """``function(*inputs)``, a method of ``owner`` that runs some of its layers, as one part of the network.
 
-    A module whose parts are no modules has the attribute ``recomputes = False``, which :func:`recompute` sets, and
-    calls this. Its method ``recompute_parts(mode)`` gives a list of those of its submodules that are parts as well.
+    A module whose parts are no modules has the attribute ``recomputes = "none"``, which :func:`recompute` sets to its
+    mode, and calls this. Its method ``recompute_parts(mode)`` gives a list of those of its submodules that are parts as
+    well.
     """
-    if not owner.recomputes or not torch.is_grad_enabled():
+    if owner.recomputes == "none" or not torch.is_grad_enabled():
         return function(*inputs)
     return _checkpoint(owner, function, *inputs)
 
@@ -106,7 +109,11 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 def _change(module: nn.Module) -> None:
     if not isinstance(module, _Recomputed):
-        module.__class__ = _recomputed_class(type(module))
+        _set_class(module, _recomputed_class(type(module)))
+
+
+def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -153,8 +160,12 @@ def _checkpoint(part: nn.Module, function: Callable[..., Any], *inputs: Any, **o
     if torch.compiler.is_compiling():  # the compiler itself keeps what a pass writes from being written twice
         return checkpoint(run, *leaves, use_reentrant=False)
     with _unchanged_state(part):
-        contexts = lambda: (contextlib.nullcontext(), _again(part))
-        return checkpoint(run, *leaves, use_reentrant=False, context_fn=contexts)
+        return checkpoint(run, *leaves, use_reentrant=False, context_fn=functools.partial(_contexts, part))
+
+
+def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first pass, and of the second one."""
+    return contextlib.nullcontext(), _again(part)
 
 
 @contextlib.contextmanager

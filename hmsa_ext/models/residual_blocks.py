@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from hmsa_ext.models.layers import Layers, Residual, add_conv_norm, add_relu, conv_norm, saves_memory
+from hmsa_ext.models.layers import Layers, Residual, conv_norm
 
 BATCH_NORM_MOMENTUM = 0.1
 BOTTLENECK_EXPANSION = 4

@@ -23,7 +23,9 @@ PUBLISHED_BOTTLENECK = 256
 
 
 class ScaleAttentionHead(nn.Module):
-    """Features [B, in, h, w], or joined maps -> attention [B, out, h, w] in (0, 1): 3x3, 3x3, 1x1 convolutions and a sigmoid.
+    """Features [B, in, h, w] -> attention [B, out, h, w] in (0, 1): 3x3, 3x3, 1x1 convolutions and a sigmoid.
+
+    The features may be joined maps.
 
     The weight belongs to the features' own scale: 1 takes its logits, 0 those of the larger scales. Under autocast the
     sigmoid is computed in float32, because half precision cannot tell weights near 1 apart.

@@ -12,7 +12,9 @@ PUBLISHED_HEAD_CHANNELS = 256
 def segmentation_head(
     in_channels: int, num_classes: int, *, channels: int = PUBLISHED_HEAD_CHANNELS, dropout: float = 0.0
 ) -> StripLayers:
-    """Features [B, in, h, w], or joined maps -> logits [B, num_classes, h, w]: 3x3, 3x3 (each batch norm, ReLU), 1x1; no biases.
+    """Features [B, in, h, w] -> logits [B, num_classes, h, w]: 3x3, 3x3 (each batch norm, ReLU), 1x1; no biases.
+
+    The features may be joined maps.
 
     Args:
         in_channels: channels of the features.

@@ -168,7 +168,6 @@ class SegmentationNetwork(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         return ScaleOutputs(logits, attention, aux[::-1] or None, ordered, size, self.fusion.combination)
 
-
     def _use_of_features(self, scale: float, scales: Sequence[float]) -> str | None:
         """What the features of a scale are for: ``"joint"`` or own ``"attention"``, ``"statistics"`` alone, or
         nothing. ``scales`` descend."""

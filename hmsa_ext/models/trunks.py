@@ -11,9 +11,10 @@ A trunk that has features of several strides may offer them to decoders that tak
 - ``level_channels`` and ``level_strides``: tuples of their channels and strides, finest first;
 - ``levels(images)``: a list of these features, each of H / stride x W / stride, rounded up or down.
 
-A trunk whose features are several maps, resized to the finest and concatenated, may offer them as they are: with the
-attribute ``joins = True``, ``forward(images, joined=True)`` gives :class:`hmsa_ext.models.joined_maps.JoinedMaps`. Heads
-that take them compute most of a convolution at the size of each map.
+A trunk whose features are several maps, resized to the finest and concatenated, may offer them as they are: it has the
+attribute ``joins = True``, and ``forward(images, joined=True)`` gives
+:class:`hmsa_ext.models.joined_maps.JoinedMaps`. Heads that take them compute most of a convolution at the size of each
+map.
 
 Optional too is ``weight_name(name)``: what an entry of a file of this trunk alone is called in the ``state_dict()`` of
 the trunk, where the file has names of its own, or None. :func:`hmsa_ext.models.load_weights` asks it.

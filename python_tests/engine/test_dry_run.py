@@ -105,7 +105,7 @@ def test_the_command_reads_no_data_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--data", "folder", "--root", str(tmp_path / "absent"), "--model", "hrnet_small_ocr", "--dry-run"]
+    flags = ["--data", "folder", "--root", str(tmp_path / "absent"), "--model", "hrnet_small_fcn", "--dry-run"]
     assert train.main(flags) == 0
     text = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
@@ -114,7 +114,20 @@ def test_the_command_reads_no_data_and_writes_nothing(
 
 
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--data", "camvid", "--crop", "96x128", "--batch-size", "2", "--recompute", "all", "--ema", "0.9"]
+    flags = [
+        "--data",
+        "camvid",
+        "--model",
+        "hrnet_small_fcn",
+        "--crop",
+        "96x128",
+        "--batch-size",
+        "2",
+        "--recompute",
+        "all",
+        "--ema",
+        "0.9",
+    ]
     file = tmp_path / "dry.json"
     assert train.main([*flags, "--dry-run", "--json", str(file)]) == 0
     assert capsys.readouterr().out == ""

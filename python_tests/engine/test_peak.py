@@ -30,7 +30,7 @@ from hmsa_ext.engine.peak import (
 from hmsa_ext.engine.run import open_run
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.live_bytes import LiveBytes
-from hmsa_ext.models.recompute import recompute
+from hmsa_ext.models.recomputation import recompute
 
 CROP, CLASSES = (96, 160), 7
 pytestmark = pytest.mark.memory
@@ -90,13 +90,15 @@ def test_other_networks_are_told_as_measured(device: torch.device, model: str) -
     assert told.total == pytest.approx(measured(chosen, device, torch.float32).total, rel=0.01)
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_the_training_loop_takes_what_was_told(tmp_path: Any, device: torch.device, ema: float) -> None:
+@pytest.mark.parametrize(("ema", "recomputed"), [(0.0, "none"), (0.9, "all")])
+def test_the_training_loop_takes_what_was_told(
+    tmp_path: Any, device: torch.device, ema: float, recomputed: str
+) -> None:
     """The loop itself, from decoded images to the update, under a meter that knows nothing of parts."""
     chosen = settings.replace(
         TrainSettings.of("synthetic"),
         {"output": str(tmp_path / "run"), "iterations": 3, "length": 8, "val_length": 1, "ema": ema, "eval_every": 0,
-         "pictures": 0, "device": str(device), "dtype": "float32"},
+         "recompute": recomputed, "pictures": 0, "device": str(device), "dtype": "float32"},
     )  # fmt: skip
     run = open_run(chosen, Process(device))
     held = sum(t.nbytes for t in (*run.model.state_dict().values(), *(run.average or {}).values()))

@@ -20,6 +20,7 @@ from hmsa_ext.models import (
     hrnet_w48_ocr,
     load_weights,
 )
+from hmsa_ext.models.joined_maps import as_tensor
 from python_tests.models.golden import entries_of, golden_inputs, published_entries
 from python_tests.models.gradients import check_gradients
 
@@ -101,7 +102,7 @@ def test_both_heads_see_the_features_of_the_trunk():
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         logits, aux, features = model.forward_one_scale(images)
-        assert torch.equal(features, model.backbone(images))
+        assert torch.equal(as_tensor(features), model.backbone(images))
         assert torch.equal(logits, model.get_submodule("cls_head")(features))
     assert aux is None
 
