@@ -140,8 +140,8 @@ def fits(entries: Entries) -> Table:
         for method, how in METHODS["training"].items():
             for dtype in DTYPES:
                 largest = found.get((method, network, dtype), {})
-                if len(largest) == len(memory_fits.MEMORIES):
-                    crops = [memory_fits.named(steps) for steps in largest.values()]
+                if largest:
+                    crops = [memory_fits.named(largest[m]) if m in largest else "" for m in memory_fits.MEMORIES]
                     rows.append([f"`{network}`", how.label, dtype, *crops])
     return rows
 
