@@ -28,6 +28,7 @@ from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.live_bytes import LiveParts, Origin
+from hmsa_ext.models.joined_maps import two_strips_alone
 from hmsa_ext.models.recomputation import recompute
 from hmsa_ext.ops import confusion_matrix
 from hmsa_ext.parts import spelled
@@ -275,7 +276,7 @@ def _on_fakes(mode: FakeTensorMode, network: str, what: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with mode:
+            with mode, two_strips_alone():
                 yield
         except HmsaError:
             raise

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
@@ -117,25 +117,27 @@ def takes_joined(conv: nn.Module) -> bool:
     return plain and kernel[0] == kernel[1] and kernel[0] % 2 == 1 and conv.padding == same
 
 
-_counts_memory: ContextVar[bool] = ContextVar("counts memory", default=False)
+_fakes_take_two_strips = False
 
 
 @contextlib.contextmanager
 def two_strips_alone() -> Iterator[None]:
-    """Inside, of the strips of a map only the first two are computed, whose memory is that of all.
+    """Inside, of the strips of a map of fake tensors only the first two are computed, whose memory is that of all.
 
-    For counting memory on fake tensors, where no value counts, and each strip takes time. Counts of FLOPs need all.
+    For counting memory, where each strip takes time. Counts of FLOPs need all.
     """
-    token = _counts_memory.set(True)
+    global _fakes_take_two_strips  # and no context variable: backward on a GPU is another thread
+    before, _fakes_take_two_strips = _fakes_take_two_strips, True
     try:
         yield
     finally:
-        _counts_memory.reset(token)
+        _fakes_take_two_strips = before
 
 
-def strip_ranges(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """(first, last) row of strips of so many ``rows``, the last one exclusive."""
-    end = min(height, 2 * rows) if _counts_memory.get() else height
+def strip_ranges(x: Tensor, rows: int) -> Iterator[tuple[int, int]]:
+    """(first, last) row of strips of a map [B, C, H, W], of so many ``rows``, the last one exclusive."""
+    height = x.shape[2]
+    end = min(height, 2 * rows) if _fakes_take_two_strips and isinstance(x, FakeTensor) else height
     for first in range(0, end, rows):
         yield first, min(first + rows, height)
 
@@ -151,7 +153,7 @@ class StripConvolution:
     """
 
     def __init__(self, maps: Sequence[Tensor], weight: Tensor) -> None:
-        self.size = maps[0].shape[-2:]
+        self._first, self.size = maps[0], maps[0].shape[-2:]
         self.kernel = weight.shape[-1]
         self.parts: list[_Direct | _Commuted] = []
         for x, w in zip(maps, weight.split([m.shape[1] for m in maps], dim=1), strict=True):
@@ -164,7 +166,7 @@ class StripConvolution:
 
     def strips(self) -> Iterator[tuple[int, int]]:
         """(first, last) row of each strip, the last one exclusive."""
-        return strip_ranges(self.size[0], self.strip)
+        return strip_ranges(self._first, self.strip)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` of the convolution: [B, last - first, W, M]."""

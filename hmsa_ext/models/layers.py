@@ -9,7 +9,7 @@ A module with forward hooks, or of a class derived from PyTorch's, is called as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hmsa_ext.models.joined_maps import Features, JoinedMaps, StripConvolution, as_tensor, convolve, is_channels_last, strip_ranges, takes_joined
+from hmsa_ext.models.joined_maps import (
+    Features,
+    JoinedMaps,
+    StripConvolution,
+    as_tensor,
+    convolve,
+    is_channels_last,
+    strip_ranges,
+    takes_joined,
+)
 from hmsa_ext.models.recomputation import plain_type
 
 STRIP_BYTES = 32 * 2**20
@@ -194,7 +203,7 @@ def add_conv_norm(total: Tensor, x: Tensor, conv: nn.Conv2d, norm: nn.Module) ->
         return F.relu_(total.add_(conv_norm(x, conv, norm, save=True)))
     weight, bias = folded(conv, norm)
     halo = _halo(conv)
-    for first, last in _strips(total.shape, total.shape[1], total.element_size(), least=4 * halo):
+    for first, last in _strips(total, total.shape[1], least=4 * halo):
         a, b = max(first - halo, 0), min(last + halo, x.shape[2])
         made = F.conv2d(x[:, :, a:b], weight, bias, 1, conv.padding, conv.dilation, conv.groups)
         F.relu_(total[:, :, first:last].add_(made[:, :, first - a : last - a]))
@@ -222,7 +231,7 @@ def run_in_strips(layers: Iterable[nn.Module], x: Features) -> Tensor:
     halo = sum(map(_halo, convolutions))
     widest = max([conv.out_channels for conv in convolutions] + [x.shape[1] if source is None else source.channels])
     made: Tensor | None = None
-    for first, last in _strips(x.shape, widest, _first(x).element_size(), least=4 * halo):
+    for first, last in _strips(_first(x), widest, least=4 * halo):
         a, b = max(first - halo, 0), min(last + halo, x.shape[2])
         rows = source.rows(a, b) if source is not None else as_tensor(x)[:, :, a:b]
         part = run_layers(flat, rows, save=True)[:, :, first - a : last - a]
@@ -331,10 +340,13 @@ def _halo(conv: nn.Conv2d) -> int:
     return conv.dilation[0] * (conv.kernel_size[0] - 1) // 2
 
 
-def _strips(shape: Sequence[int], channels: int, element: int, *, least: int) -> Iterator[tuple[int, int]]:
-    """(first, last) rows of strips of maps with so many channels; at least ``least`` rows, lest much is done twice."""
-    count, _, height, width = shape
-    return strip_ranges(height, max(STRIP_BYTES // max(count * channels * width * element, 1), least, 1))
+def _strips(x: Tensor, channels: int, *, least: int) -> Iterator[tuple[int, int]]:
+    """(first, last) rows of strips of maps with so many channels; at least ``least`` rows, lest much is done twice.
+
+    ``x``: a map of their size and dtype.
+    """
+    bytes_per_row = x.shape[0] * channels * x.shape[3] * x.element_size()
+    return strip_ranges(x, max(STRIP_BYTES // max(bytes_per_row, 1), least, 1))
 
 
 def _first(x: Features) -> Tensor:
