@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    allocator.follow_live_tensors()
     command = parse(arguments)
+    if command.training.machine.recompute != "none":  # who asks for less memory in more time gets both
+        allocator.follow_live_tensors()
     if command.dry_run:
         return _dry_run(command)
     with distributed.start(command.training.machine.device) as process:

@@ -30,8 +30,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def follow_live_tensors() -> bool:
     """Tells glibc to map large blocks one by one, for the whole process; true if it was told.
 
-    The commands that run networks call this first. The library does not: a program that uses it calls this function
-    itself, before its first tensor, where resident memory matters more than time.
+    The commands that evaluate and predict call this first, and training does where parts of the network are recomputed:
+    else its time counts for more. The library does not: a program that uses it calls this function itself, before its
+    first tensor, where resident memory matters more than time.
 
     Nothing is changed without glibc (musl, macOS, Windows), and where the user has chosen: by ``MALLOC_*``, by
     ``glibc.malloc`` in ``GLIBC_TUNABLES``, or by another allocator in ``LD_PRELOAD``. A value of

@@ -93,13 +93,22 @@ def test_importing_the_library_changes_nothing():
     assert run_python(source) is False
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "autolabel.label"])
-def test_commands_that_run_networks_tell_the_allocator(command, monkeypatch):
+@pytest.mark.parametrize("command", ["evaluate", "predict", "autolabel.label"])
+def test_commands_that_evaluate_tell_the_allocator(command, monkeypatch):
     told = []
     monkeypatch.setattr(allocator, "follow_live_tensors", lambda: told.append(command))
     with pytest.raises(SystemExit):
         importlib.import_module(f"hmsa_ext.{command}").main(["--no-such-flag"])
     assert told == [command]
+
+
+@pytest.mark.parametrize("mode", ["none", "modules", "all"])
+def test_training_tells_it_where_memory_counts_for_more_than_time(mode, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(allocator, "follow_live_tensors", lambda: told.append(mode))
+    arguments = ["--recompute", mode, "--data", "folder", "--root", str(tmp_path / "missing"), "--device", "cpu"]
+    assert importlib.import_module("hmsa_ext.train").main(arguments) == 2
+    assert told == ([] if mode == "none" else [mode])
 
 
 STEPS = """

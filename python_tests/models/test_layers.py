@@ -1,10 +1,11 @@
 """Evaluation without gradients: the same outputs in less memory, and nothing that anybody holds is overwritten."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hmsa_ext import models
 from hmsa_ext.live_bytes import LiveBytes
@@ -38,7 +39,7 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def plainly(module: nn.Module, *inputs, **options):
+def plainly(module: nn.Module, *inputs, **options) -> Any:
     """What the module gives in evaluation where gradients are asked for: the plain way."""
     with torch.enable_grad():
         return module(*inputs, **options)
@@ -146,7 +147,7 @@ def test_a_block_overwrites_no_input_that_somebody_holds(block):
 def test_outputs_that_hooks_keep_are_not_overwritten():
     stage = Layers(*(BasicBlock(6, 6) for _ in range(3)))
     shaken(stage)
-    kept: list[Tensor] = []
+    kept: list[Any] = []
     stage[0].register_forward_hook(lambda module, inputs, output: kept.append(output))
     x = torch.randn(1, 6, 9, 9)
     with torch.no_grad():
