@@ -9,7 +9,7 @@ from torch import nn
 
 from hmsa_ext import models
 from hmsa_ext.live_bytes import LiveBytes
-from hmsa_ext.models import layers
+from hmsa_ext.models import hrnet, layers
 from hmsa_ext.models.joined_maps import JoinedMaps, as_tensor
 from hmsa_ext.models.layers import Layers, StripLayers, add_conv_norm, conv_norm, folded
 from hmsa_ext.models.ocr import OCRHead
@@ -240,3 +240,28 @@ def test_inference_tensors_leave_parameters_that_train(device):
         model(torch.randn(1, 3, 64, 64, device=device))
     model(torch.randn(1, 3, 64, 64, device=device)).logits[0].sum().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("strip_bytes", [2**4, 2**40])
+def test_resized_maps_are_added_in_place(monkeypatch, strip_bytes, order):
+    monkeypatch.setattr(layers, "STRIP_BYTES", strip_bytes)
+    total, x = torch.randn(2, 20, 9, 7).contiguous(memory_format=order), torch.randn(2, 20, 5, 4)
+    expected = total + nn.functional.interpolate(x, (9, 7), mode="bilinear")
+    assert layers.add_resized(total, x) is total
+    torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("size", [(256, 96), (333, 77), (250, 64), (141, 65)])
+@pytest.mark.parametrize("name", ["hrnet_small", "hrnet_w18"])
+def test_the_first_stage_runs_in_strips(monkeypatch, name, size):
+    monkeypatch.setattr(hrnet, "LARGE_STAGE", 1)
+    torch.manual_seed(8)
+    trunk, images = shaken(models.build_trunk(name)).double(), torch.randn(2, 3, *size).double()
+    expected = plainly(trunk, images)
+    calls = []
+    monkeypatch.setattr(trunk, "_stem", lambda rows, stem=trunk._stem: calls.append(rows.shape) or stem(rows))
+    with torch.no_grad():
+        got = trunk(images)
+    assert len(calls) > 1
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
