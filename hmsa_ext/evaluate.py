@@ -23,7 +23,7 @@ import torch
 from hmsa_ext import command_line, data, settings
 from hmsa_ext.data import NAMES, Dataset, source_type
 from hmsa_ext.data.commands import flags_of_others, older_length, older_version
-from hmsa_ext.engine import checkpoint, distributed, results
+from hmsa_ext.engine import allocator, checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.evaluation import EvaluationResult
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with distributed.start(command.run.machine.device) as process:
         evaluate(command, trained, process)

@@ -33,7 +33,7 @@ import torch
 
 from hmsa_ext import command_line, settings
 from hmsa_ext.data.progress import duration
-from hmsa_ext.engine import distributed
+from hmsa_ext.engine import allocator, distributed
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.evaluation import ScaleSettings
 from hmsa_ext.engine.settings import Machine
@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with saying_how_to_go_on(), distributed.start(command.machine.device, patience=PATIENCE) as process:
         summary = predict(command, trained, process)
