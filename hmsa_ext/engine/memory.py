@@ -73,9 +73,9 @@ class Footprint:
     def live(self, size: tuple[int, int], batch: int = 1) -> int:
         """Bytes of the tensors that live at the peak of a pass over ``batch`` images of (height, width) ``size``.
 
-        At most these, found from one or two passes over images of a few sizes: a network that works in strips needs less
-        for each pixel of a larger image, and never less for a larger image. A pass of a large network over fake tensors
-        takes seconds; a folder of photos takes as many as there are probes, whatever their sizes are.
+        At most these, found from one or two passes over images of a few sizes: a network that works in strips needs
+        less for each pixel of a larger image, and never less for a larger image. A pass of a large network over fake
+        tensors takes seconds; a folder of photos takes as many as there are probes, whatever their sizes are.
         """
         pixels = size[0] * size[1] * batch
         if not self._fake:
