@@ -132,8 +132,8 @@ def _shown_step(run: Run, batch: Batch) -> str:
 def _less_to_train(run: Run, batch: Batch) -> str:
     """The settings of a training that take less memory than those that it has."""
     settings, (height, width) = run.settings, batch.images.shape[-2:]
-    recompute = getattr(settings.machine, "recompute", "none")
-    more = {"none": "--recompute modules or --recompute all, ", "modules": "--recompute all, "}.get(recompute, "")
+    stronger = {"none": "--recompute modules or --recompute all, ", "modules": "--recompute all, ", "all": ""}
+    more = stronger[settings.machine.recompute]
     fewer = f"a --batch-size below {len(batch)}, " if len(batch) > 1 else ""
     dtype = ", --dtype bfloat16" if run.dtype == torch.float32 else ""
     return (

@@ -18,12 +18,13 @@ from hmsa_ext.engine.passes import run
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.live_bytes import LiveBytes
 from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models.joined_maps import two_strips_alone
 
 PROBE = 512
 """Side in pixels of the image that the network is tried with: a multiple of all usual strides and divisors."""
 SMALL_PROBE = 256
 """The same, where the network really has to run."""
-PROBES = (SMALL_PROBE, PROBE, 1024)
+PROBES = (SMALL_PROBE, PROBE, 1024, 1472, 2048)
 """Sides of the images that tell what others take. Beyond the last one the memory of our networks is proportional."""
 SLACK = 1.1
 FRAGMENTS = 256 * 2**20
@@ -72,9 +73,9 @@ class Footprint:
     def live(self, size: tuple[int, int], batch: int = 1) -> int:
         """Bytes of the tensors that live at the peak of a pass over ``batch`` images of (height, width) ``size``.
 
-        At most these, found from passes over images of up to three sizes: a network that works in strips needs less
-        for each pixel of a larger image, and never less for a larger image. One pass of a large network over fake
-        tensors takes seconds, and minutes where 12 megapixels are cut into strips.
+        At most these, found from one or two passes over images of a few sizes: a network that works in strips needs
+        less for each pixel of a larger image, and never less for a larger image. A pass of a large network over fake
+        tensors takes seconds; a folder of photos takes as many as there are probes, whatever their sizes are.
         """
         pixels = size[0] * size[1] * batch
         if not self._fake:
@@ -125,7 +126,7 @@ class Footprint:
     def _pass(self, side: int) -> tuple[int, ScaleOutputs]:
         """The peak of live bytes of one pass over a square image, and its outputs."""
         fake = FakeTensorMode(allow_non_fake_inputs=True) if self._fake else contextlib.nullcontext()
-        with warnings.catch_warnings(), fake, evaluation_mode(self._model), LiveBytes() as watch:
+        with warnings.catch_warnings(), fake, two_strips_alone(), evaluation_mode(self._model), LiveBytes() as watch:
             warnings.simplefilter("ignore")
             images = torch.zeros(1, 3, side, side, device=self._device)
             outputs = run(self._model, images, self._scales, self._device, dtype=self._dtype, flip=self._flip)
