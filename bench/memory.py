@@ -114,7 +114,7 @@ def run_alone(row: Row, rounds: int) -> dict[str, Any]:
 
 def _resident(key: str) -> int | None:
     try:
-        return meters.status_bytes(key)
+        return meters.process_status(key)
     except (OSError, LookupError):
         return None
 

@@ -27,12 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench import flops, meters, published_network
 from bench.published_network import PublishedNetwork, training_loss
 from hmsa_ext import models
-from hmsa_ext.engine import evaluation
+from hmsa_ext.engine import passes, tiles
 from hmsa_ext.engine.device import arithmetic, evaluation_mode
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import ScaleOutputs
 from hmsa_ext.models.joined_maps import two_strips_alone
-from hmsa_ext.prediction import tiles
 
 CLASSES = 19
 NETWORKS = tuple(published_network.WIDTHS)
@@ -157,7 +156,7 @@ class Work:
             if isinstance(self.network, PublishedNetwork):
                 with self._arithmetic():
                     return self.network.predict(self.images, EVAL_SCALES)
-            run = lambda images: evaluation.run(  # noqa: E731
+            run = lambda images: passes.run(  # noqa: E731
                 self.network, images, EVAL_SCALES, device, dtype=getattr(torch, self.row.dtype)
             )
             if self.row.how.tiled:

@@ -31,19 +31,16 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     release_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the resident size
-        before = status_bytes("VmHWM")
+        before = process_status("VmHWM")
     except (OSError, LookupError):
         return None
     function()
-    return status_bytes("VmHWM") - before
+    return process_status("VmHWM") - before
 
 
-def status_bytes(key: str) -> int:
-    """A size from Linux's status of this process, such as ``VmHWM``, the most memory that was ever resident.
-
-    Raises LookupError where there is no such size, OSError where there is no such file.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
+def process_status(key: str, process: int | str = "self") -> int:
+    """A size in bytes that Linux tells of a process, such as ``VmRSS`` (resident now) or ``VmHWM`` (at most so far)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == key:
             return int(value.split()[0]) * 1024

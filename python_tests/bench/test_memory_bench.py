@@ -27,7 +27,7 @@ from bench.json_lines import JsonLines
 from bench.memory_methods import METHODS, SIZES, Row, Work
 from bench.published_network import training_loss
 from hmsa_ext import models
-from hmsa_ext.prediction import tiles
+from hmsa_ext.engine import tiles
 
 NETWORK, SIZE = "hrnet_w18_ocr", (64, 128)
 ROW = Row("training", "none", NETWORK, SIZE, "float32")
