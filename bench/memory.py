@@ -35,6 +35,7 @@ from bench.cases import parse_size
 from bench.commands import aligned, command_parser, markdown
 from bench.gpu_machine import commit
 from bench.memory_methods import DTYPES, METHODS, NETWORKS, Row
+from hmsa_ext.engine import allocator
 from hmsa_ext.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +85,7 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
     Returns:
         ``ms``, the median of ``rounds_ms``, without a warm-up round; ``resident_bytes``, the most memory that was
         resident beyond ``libraries_bytes``, which were resident before there was a network. Both are None where the
-        system does not tell.
+        system does not tell. ``maps_large_blocks``: see :func:`hmsa_ext.engine.allocator.follow_live_tensors`.
     """
     command = [sys.executable, "-m", "bench.memory", "--row", json.dumps(row.to_json()), "--rounds", str(rounds)]
     child = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -95,6 +96,9 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
 
 def run_alone(row: Row, rounds: int) -> dict[str, Any]:
     """What :func:`measure` returns; in this process, which should be new."""
+    # As the commands do: `hmsa evaluate`, `hmsa predict`, and `hmsa train --recompute`.
+    as_command = row.how.ours and (row.job == "evaluation" or row.how.recompute != "none")
+    maps_large_blocks = as_command and allocator.follow_live_tensors()
     libraries = _resident("VmRSS")
     work, milliseconds = memory_methods.prepare(row), []
     with memory_methods.compiling(row):
@@ -108,6 +112,7 @@ def run_alone(row: Row, rounds: int) -> dict[str, Any]:
         "rounds_ms": [round(ms, 1) for ms in milliseconds[1:]],
         "resident_bytes": None if peak is None or libraries is None else peak - libraries,
         "libraries_bytes": libraries,
+        "maps_large_blocks": maps_large_blocks,
         "threads": torch.get_num_threads(),
     }
 

@@ -31,6 +31,7 @@ from hmsa_ext.engine import passes, tiles
 from hmsa_ext.engine.device import arithmetic, evaluation_mode
 from hmsa_ext.losses import MultiScaleLoss
 from hmsa_ext.models import ScaleOutputs
+from hmsa_ext.models.joined_maps import two_strips_alone
 
 CLASSES = 19
 NETWORKS = tuple(published_network.WIDTHS)
@@ -232,7 +233,7 @@ def count(row: Row) -> dict[str, int]:
         gc.collect()
         if row.how.budget is not None:
             return {**facts, "held_bytes": given + kept_by_compile(work)}
-        with meters.LiveBytes().ignore(*work.given) as meter:
+        with meters.LiveBytes().ignore(*work.given) as meter, two_strips_alone():
             work.run()
     return {**facts, "live_peak_bytes": meter.peak + given}
 
