@@ -65,6 +65,7 @@ def test_networks_give_what_they_give_with_gradients(monkeypatch, device, name, 
             [*expected.logits, *expected.attention, *(expected.aux or [])],
             strict=True,
         ):
+            assert isinstance(other, Tensor)
             scale = max(other.abs().max().item(), 1.0)
             torch.testing.assert_close(one, other, rtol=0, atol=1e-11 * scale)
 
