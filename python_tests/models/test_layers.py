@@ -65,7 +65,7 @@ def test_networks_give_what_they_give_with_gradients(monkeypatch, device, name, 
             [*expected.logits, *expected.attention, *(expected.aux or [])],
             strict=True,
         ):
-            assert isinstance(other, Tensor)
+            assert isinstance(other, torch.Tensor)
             scale = max(other.abs().max().item(), 1.0)
             torch.testing.assert_close(one, other, rtol=0, atol=1e-11 * scale)
 
@@ -261,7 +261,8 @@ def test_the_first_stage_runs_in_strips(monkeypatch, name, size):
     trunk, images = shaken(models.build_trunk(name)).double(), torch.randn(2, 3, *size).double()
     expected = plainly(trunk, images)
     calls = []
-    monkeypatch.setattr(trunk, "_stem", lambda rows, stem=trunk._stem: calls.append(rows.shape) or stem(rows))
+    stem: Any = trunk._stem
+    monkeypatch.setattr(trunk, "_stem", lambda rows: calls.append(rows.shape) or stem(rows))
     with torch.no_grad():
         got = trunk(images)
     assert len(calls) > 1

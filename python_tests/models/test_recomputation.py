@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 
 from hmsa_ext import HmsaError, models
 from hmsa_ext.live_bytes import LiveBytes
@@ -271,7 +271,7 @@ def test_gradients_are_averaged_over_processes(tmp_path):
     found = {}
     for mode in MODES:
         files = [str(tmp_path / f"{mode}-{name}") for name in ("group", "results")]
-        spawn.spawn(_train_in_group, (files[0], mode, files[1]), nprocs=2)
+        spawn(_train_in_group, (files[0], mode, files[1]), nprocs=2)
         found[mode] = torch.load(files[1])
     for mode in SAVING:
         assert_same(found[mode], found["none"], 1e-12)
