@@ -107,8 +107,7 @@ def test_the_training_loop_takes_what_was_told(
     assert told.total == pytest.approx(meter.peak + held, rel=0.05)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "flip"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_the_peak_of_an_evaluation_is_the_measured_one(device: torch.device, dtype: torch.dtype, flip: bool) -> None:
     chosen, scales = training(), (0.5, 1.0, 2.0)
     told = evaluation_peak(chosen, CLASSES, CROP, scales, device=device, dtype=dtype, flip=flip)
