@@ -7,11 +7,14 @@ file holds several runs of a day, the latest figure counts. A file that a kill c
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from bench import json_lines
 from bench.cases import OPS, Case
 from bench.commands import markdown
+from bench.memory_methods import Row
+from bench.memory_table import BASES
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def report(entries: list[dict]) -> list[str]:
         ("Failed", failures(entries)),
         ("Checks against float64", checks(entries)),
         ("Times, in microseconds", times(entries)),
+        ("Training steps and evaluations", pipeline(entries)),
         ("Kernels", kernels(entries)),
     ):
         if len(rows) > 1:
@@ -118,6 +122,23 @@ def times(entries: list[dict]) -> list[list[str]]:
         )
     if bandwidth:
         rows[0][2] = f"floor ({bandwidth:.0f} GB/s)"
+    return rows
+
+
+def pipeline(entries: list[dict]) -> list[list[str]]:
+    """Memory and time of whole steps, beside those of ours as it comes."""
+    found = {Row.from_json(entry): entry for entry in entries if entry["kind"] == "pipeline" and "ms" in entry}
+    rows = [["job", "network", "image", "dtype", "by", "allocated GB", "reserved GB", "ms", "times ours"]]
+    for row, entry in found.items():
+        base = found.get(dataclasses.replace(row, method=BASES[row.job]))
+        rows.append(
+            [
+                *(row.job, f"`{row.network}`", "x".join(map(str, row.size)), row.dtype, row.how.label),
+                *(f"{entry[key] / 1e9:.2f}" for key in ("peak_bytes", "reserved_bytes")),
+                f"{entry['ms']:.1f}",
+                "" if base is None else f"{entry['ms'] / base['ms']:.2f}",
+            ]
+        )
     return rows
 
 

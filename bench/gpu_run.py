@@ -89,10 +89,12 @@ PARTS = (
     Part("checks", 120, 20, lambda run: run.module("gpu_checks"), environment=_FEW_THREADS),
     Part("times", 150, 20, lambda run: run.module("gpu_times")),
     Part("tests", 150, 30, _tests, environment=_FEW_THREADS),
+    Part("memory", 70, 25, lambda run: run.module("gpu_memory")),
     Part("ncu", 80, 25, lambda run: run.module("gpu_profile", "ncu", "--output", run.file("ncu.csv"))),
     Part("memcheck", 80, 25, lambda run: run.module("gpu_profile", "memcheck")),
     Part("racecheck", 80, 25, lambda run: run.module("gpu_profile", "racecheck")),
     Part("compile", 120, 30, lambda run: run.module("gpu_times", "--suite", "compile")),
+    Part("memory_compile", 480, 120, lambda run: run.module("gpu_memory", "--suite", "compile"), asked=True),
     Part("benchmarks", 480, 60, _benchmarks, asked=True),
     Part("loader", 120, 30, _loader, asked=True),
 )

@@ -31,15 +31,16 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     release_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the resident size
-        before = _status("VmHWM")
+        before = process_status("VmHWM")
     except (OSError, LookupError):
         return None
     function()
-    return _status("VmHWM") - before
+    return process_status("VmHWM") - before
 
 
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def process_status(key: str, process: int | str = "self") -> int:
+    """A size in bytes that Linux tells of a process, such as ``VmRSS`` (resident now) or ``VmHWM`` (at most so far)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == key:
             return int(value.split()[0]) * 1024

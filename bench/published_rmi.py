@@ -17,14 +17,27 @@ CLIP_MIN, POS_ALPHA = 1e-6, 5e-4
 def rmi_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Half the binary cross-entropy, half the RMI part. ``logits`` [B, C, H, W], ``target`` [B, H, W] int64; labels
     from C on are ignored."""
+    one_hot, mask = _one_hot(logits, target)
+    probabilities = logits.sigmoid() * mask + CLIP_MIN
+    return 0.5 * _binary_cross_entropy(logits, one_hot, mask) + 0.5 * _lower_bound(one_hot, probabilities)
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The binary cross-entropy alone, at full weight: the loss of auxiliary logits and single scales."""
+    return _binary_cross_entropy(logits, *_one_hot(logits, target))
+
+
+def _one_hot(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels [B, C, H, W] and the mask of those that count [B, 1, H, W]."""
     classes = logits.shape[1]
     mask = target < classes
     one_hot = F.one_hot(torch.where(mask, target, 0), classes).to(logits.dtype) * mask[..., None].to(logits.dtype)
-    one_hot = one_hot.permute(0, 3, 1, 2)
-    mask = mask[:, None].to(logits.dtype)
-    bce = F.binary_cross_entropy_with_logits(logits, one_hot, weight=mask, reduction="sum") / (mask.sum() + 1.0)
-    probabilities = logits.sigmoid() * mask + CLIP_MIN
-    return 0.5 * bce + 0.5 * _lower_bound(one_hot, probabilities)
+    return one_hot.permute(0, 3, 1, 2), mask[:, None].to(logits.dtype)
+
+
+def _binary_cross_entropy(logits: Tensor, one_hot: Tensor, mask: Tensor) -> Tensor:
+    total = F.binary_cross_entropy_with_logits(logits, one_hot, weight=mask, reduction="sum")
+    return total / (mask.sum() + 1.0)
 
 
 def _lower_bound(one_hot: Tensor, probabilities: Tensor) -> Tensor:

@@ -69,6 +69,15 @@ def run(command: Callable[[list[str]], int], arguments: Sequence[str] | None = N
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror or error}")
+    except Exception as error:
+        from hmsa_ext.engine.out_of_memory import is_out_of_memory, reason_of
+
+        if not is_out_of_memory(error):
+            raise
+        return complain(
+            "memory: there was not enough to hold images, labels or files; stop what else uses it, or give the command "
+            f"smaller images ({reason_of(error)})"
+        )
 
 
 def complain(error: object) -> int:

@@ -3,6 +3,7 @@
     python -m hmsa_ext.evaluate runs/NAME                                 # its last checkpoint, on its own data
     python -m hmsa_ext.evaluate runs/NAME/best.pt --eval-scales 0.5,1,2 --flip --picture-folder pictures
     python -m hmsa_ext.evaluate FILE.pth --model hrnet_w48_ocr --num-classes 11 --data camvid --root PATH
+    python -m hmsa_ext.evaluate runs/NAME --memory 4GB                    # large images in tiles that fit
     torchrun --nproc-per-node 8 -m hmsa_ext.evaluate runs/NAME            # every image once, over all GPUs
 
 `hmsa evaluate` is the same command. Options that are not given are those of the run. The columns: each scale alone, the
@@ -22,7 +23,7 @@ import torch
 from hmsa_ext import command_line, data, settings
 from hmsa_ext.data import NAMES, Dataset, source_type
 from hmsa_ext.data.commands import flags_of_others, older_length, older_version
-from hmsa_ext.engine import checkpoint, distributed, results
+from hmsa_ext.engine import allocator, checkpoint, distributed, results
 from hmsa_ext.engine.checkpoint import CheckpointError
 from hmsa_ext.engine.device import choose_dtype, place
 from hmsa_ext.engine.evaluation import EvaluationResult
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with distributed.start(command.run.machine.device) as process:
         evaluate(command, trained, process)

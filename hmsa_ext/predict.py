@@ -33,9 +33,9 @@ import torch
 
 from hmsa_ext import command_line, settings
 from hmsa_ext.data.progress import duration
-from hmsa_ext.engine import distributed
+from hmsa_ext.engine import allocator, distributed
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.evaluation import EvaluationSettings
+from hmsa_ext.engine.evaluation import ScaleSettings
 from hmsa_ext.engine.settings import Machine
 from hmsa_ext.engine.trained import TrainedModel, open_model
 from hmsa_ext.errors import HmsaError
@@ -84,7 +84,7 @@ class Work:
     """Write what was done as JSON to this file; "-" is standard output, and the text then goes to standard error."""
     pictures: PictureSettings = field(default_factory=PictureSettings)
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    evaluation: ScaleSettings = field(default_factory=ScaleSettings)
     machine: Machine = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with saying_how_to_go_on(), distributed.start(command.machine.device, patience=PATIENCE) as process:
         summary = predict(command, trained, process)
@@ -156,7 +157,7 @@ def parse_work(
             fusion=command_line.peek(arguments, "fusion"),
         )  # fmt: skip
         scales, flip = run_defaults(trained)
-        start = dataclasses.replace(start, evaluation=EvaluationSettings(scales=scales, flip=flip))
+        start = dataclasses.replace(start, evaluation=ScaleSettings(scales=scales, flip=flip))
     command = command_line.parse(start, arguments, prog=prog, description=description, shown=shown)
     for missing, expected in (
         (not command.sources, "SOURCE: photos, folders or videos"),

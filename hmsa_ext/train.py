@@ -29,14 +29,14 @@ from typing import Annotated, Any
 
 from hmsa_ext import command_line, parts, settings
 from hmsa_ext.data.commands import flags_of_others, older_version
-from hmsa_ext.engine import checkpoint, distributed, loop, results
+from hmsa_ext.engine import allocator, checkpoint, distributed, loop, results
 from hmsa_ext.engine.device import choose_device
 from hmsa_ext.engine.dry_run import dry_run
 from hmsa_ext.engine.evaluation import EvaluationResult
+from hmsa_ext.engine.memory import allowed
 from hmsa_ext.engine.run import CONFIG, open_run
 from hmsa_ext.engine.settings import TrainSettings, differences, read_file, read_recipe, recipe_names
 from hmsa_ext.files import Output
-from hmsa_ext.prediction.memory import allowed
 from hmsa_ext.settings import FREE, Metavar, SettingError
 
 
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command = parse(arguments)
+    if command.training.machine.recompute != "none":  # who asks for less memory in more time gets both
+        allocator.follow_live_tensors()
     if command.dry_run:
         return _dry_run(command)
     with distributed.start(command.training.machine.device) as process:

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 import hmsa_ext
+from bench import memory, memory_methods, memory_table, training_cost
 from bench import table as bench_table
-from bench import training_cost
 from hmsa_ext import __main__ as program
 from hmsa_ext.autolabel import __main__ as autolabel
 
@@ -348,6 +348,43 @@ def test_costs_of_the_methods_are_those_of_today(network: str) -> None:
     for method, written in test["results"].items():
         counted = training_cost.count(network, training_cost.METHODS[method])
         assert counted == {key: written[key] for key in counted}, method
+
+
+def rows_of_memory() -> list[dict]:
+    """The rows of the file that the page on memory names."""
+    (name,) = set(re.findall(r"`([\w-]+-memory\.json)`", text_of(DOCS / "memory.md")))
+    return json.loads(text_of(RESULTS / name))["rows"]
+
+
+def test_tables_of_the_memory_page_are_those_of_their_file() -> None:
+    page, entries = text_of(DOCS / "memory.md"), rows_of_memory()
+    assert memory_table.updated(page, entries) == page
+    heads = re.findall(r"^\| ([^|]+?) \|[^\n]*\n\| ---", page, re.M)
+    known = {table[0][0] for table in memory_table.tables(entries)}
+    assert set(heads) <= known, "a table that the command does not print"
+    assert len(heads) == len(set(heads)) >= 8
+    assert memory_table.updated(text_of(ROOT / "README.md"), entries) == text_of(ROOT / "README.md")
+
+
+@pytest.mark.usefixtures("wide_help")
+def test_flags_on_the_memory_page_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        memory.main(["--help"])
+    texts = [capsys.readouterr().out, *(help_of((name,), None) for name in ("train", "evaluate", "predict", "info"))]
+    flags = set(re.findall(r"`(--[\w-]+)[ `]", text_of(DOCS / "memory.md")))
+    assert flags
+    for flag in flags:
+        assert any(re.search(rf"(?<![\w-]){flag}(?![\w-])", text) for text in texts), flag
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", memory_methods.METHODS)
+def test_counts_of_memory_are_those_of_today(job: str) -> None:
+    for entry in rows_of_memory():
+        row = memory_methods.Row.from_json(entry)
+        chosen = row.job == job and row.size == memory_methods.SIZES[0] and row.dtype == "float32"
+        if chosen and row.network == memory_methods.NETWORKS[-1] and row.how.budget is None:
+            assert memory_methods.count(row)["live_peak_bytes"] == entry["counted"]["live_peak_bytes"], row.name
 
 
 def test_every_file_of_results_is_in_both_indices() -> None:

@@ -34,7 +34,7 @@ from typing import Literal
 
 from hmsa_ext import command_line, predict, settings
 from hmsa_ext.data.automatic.manifest import Manifest
-from hmsa_ext.engine import distributed
+from hmsa_ext.engine import allocator, distributed
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.trained import TrainedModel
 from hmsa_ext.errors import HmsaError
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with (
         predict.saying_how_to_go_on(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine import distributed
-from hmsa_ext.engine.device import arithmetic, evaluation_mode
+from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.distributed import Process
 from hmsa_ext.engine.metrics import (
     METRIC_NAMES,
@@ -24,8 +24,9 @@ from hmsa_ext.engine.metrics import (
     Predictions,
     Scores,
 )
+from hmsa_ext.engine.out_of_memory import LESS_TO_EVALUATE, explained, shown_images, shown_scales
+from hmsa_ext.engine.tiling import TileSettings, Tiling, scored
 from hmsa_ext.errors import HmsaError
-from hmsa_ext.models import ScaleOutputs
 from hmsa_ext.settings import FREE, NOT_NEGATIVE, Flag, Names, Scales, require, validate
 from hmsa_ext.tables import text_table
 
@@ -35,21 +36,31 @@ class EvaluationError(HmsaError, ValueError):
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """How a trained model is evaluated."""
+class ScaleSettings:
+    """The scales of an evaluation or prediction."""
 
     scales: Annotated[Scales | None, Flag("eval-scales"), FREE] = None
     """Scales that are combined; default: 0.5,1,2; those of the training for explicit fusion, 1 for a single scale."""
     flip: Annotated[bool, FREE] = False
     """Average with the logits of the mirrored image."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(ScaleSettings):
+    """How a trained model is evaluated."""
+
     pictures: Annotated[int, NOT_NEGATIVE, FREE] = 4
     """How many images to draw; 0 draws none."""
     metrics: Annotated[Names, FREE] = field(
         default=(), metadata={"help": f"Metrics beside those of the confusion matrix: {METRIC_NAMES}."}
     )
+    tiles: TileSettings = field(default_factory=TileSettings)
 
     def __post_init__(self) -> None:
-        validate(self)
+        super().__post_init__()
         for name in self.metrics:
             require("metrics", name, name in METRICS or ":" in name, METRIC_NAMES)
 
@@ -61,6 +72,7 @@ class EvaluationResult:
     The last way is that of the model's fusion, which may be another one: see :attr:`way`.
 
     more: results of further metrics, by name: a number, or ``{way: number}``, or ``{way: {class: number}}``.
+    in_tiles: how many of the images were taken in tiles.
     """
 
     scores: dict[str, Scores]
@@ -70,6 +82,7 @@ class EvaluationResult:
     images: int
     seconds: float
     more: Mapping[str, Any] = field(default_factory=dict)
+    in_tiles: int = 0
 
     @property
     def way(self) -> str:
@@ -129,6 +142,7 @@ class EvaluationResult:
             "scales": list(self.scales),
             "flip": self.flip,
             "images": self.images,
+            "images_in_tiles": self.in_tiles,
             "evaluation_seconds": round(self.seconds, 3),
         }
         return {name: _plain(value) for name, value in content.items()}
@@ -143,6 +157,7 @@ def evaluate(
     *,
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
+    tiles: TileSettings | None = None,
     metrics: Sequence[Metric] = (),
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> EvaluationResult:
@@ -151,24 +166,33 @@ def evaluate(
     The confusion matrices are summed over the processes in int64: every process returns the same result. With
     ``flip`` the logits of the mirrored image, mirrored back, are averaged in.
 
+    tiles: takes large images in overlapping tiles, where it asks for them (``tile``) or for little memory (``memory``).
+        Their outputs are blended, and every image is scored whole. The default takes images whole.
     metrics: what to measure besides, new objects (see :mod:`hmsa_ext.engine.metrics`); their results are the result's
         ``more``. The confusion matrices are always there.
 
     Raises :class:`EvaluationError` at the end when there were labels that are neither a class nor ignored, when the
-    results of two metrics have one name, and when a result is no number.
+    results of two metrics have one name, and when a result is no number. Raises
+    :class:`hmsa_ext.settings.SettingError` for tiles that do not fit the network, and for too little ``memory``;
+    :class:`hmsa_ext.engine.out_of_memory.NotEnoughMemoryError` where there was not enough.
     """
     begin, images = time.perf_counter(), 0
     scales = tuple(sorted(float(s) for s in scales))
     confusion = ConfusionMatrices(classes, scales)
+    tiling = Tiling(model, process.device, tiles, dtype=dtype)
+    around = scored(classes.num_classes, len(scales), flip=flip, metrics=bool(metrics))
     with evaluation_mode(model):
         for batch in progress(batches):
-            target = batch.labels.to(process.device, non_blocking=True)
-            outputs = run(model, batch.images, scales, process.device, dtype=dtype, flip=flip)
-            predictions = Predictions(outputs, target, batch.names, flip=flip)
-            for metric in (confusion, *metrics):
-                metric.update(predictions)
+            shown = shown_images(batch.images.shape[0], batch.images.shape[-2:])
+            with explained(f"evaluating {shown} at {shown_scales(scales, flip=flip)}", LESS_TO_EVALUATE):
+                target = batch.labels.to(process.device, non_blocking=True)
+                outputs = tiling.outputs(batch.images, scales, around, flip=flip)
+                predictions = Predictions(outputs, target, batch.names, flip=flip)
+                for metric in (confusion, *metrics):
+                    metric.update(predictions)
+                del outputs, predictions, target  # they need not stay while the next image runs
             images += len(batch.names)
-    images = int(distributed.total(process, torch.tensor(images)))
+    images, in_tiles = distributed.total(process, torch.tensor([images, tiling.in_tiles])).tolist()
     for metric in (confusion, *metrics):
         metric.reduce(process)
     if confusion.invalid:
@@ -177,7 +201,7 @@ def evaluate(
             f"nor the ignored {classes.ignore_label}; python -m hmsa_ext.data scan names the files"
         )
     names, seconds = tuple(classes.names), time.perf_counter() - begin
-    result = EvaluationResult(confusion.result(), names, scales, flip, images, seconds)
+    result = EvaluationResult(confusion.result(), names, scales, flip, images, seconds, in_tiles=in_tiles)
     more: dict[str, Any] = {}
     taken = set(result.to_dict())
     for metric in metrics:
@@ -187,31 +211,6 @@ def evaluate(
         taken |= set(found)
         more |= found
     return dataclasses.replace(result, more=more)
-
-
-def run(
-    model: nn.Module,
-    images: Tensor,
-    scales: Sequence[float],
-    device: torch.device,
-    *,
-    dtype: torch.dtype = torch.float32,
-    flip: bool = False,
-) -> ScaleOutputs:
-    """The model's outputs for ``images`` [B, 3, H, W]; with ``flip`` for 2B images, the second half mirrored ones."""
-    images = images.to(device, non_blocking=True)
-    if flip:
-        images = torch.cat([images, images.flip(-1)])
-    with arithmetic(device, dtype):
-        return model(images, scales=scales)
-
-
-def unmirrored(maps: Tensor, *, flip: bool = True) -> Tensor:
-    """Mean of the maps of images and of their mirror images: [2B, C, H, W] -> [B, C, H, W]."""
-    if not flip:
-        return maps
-    straight, mirrored = maps.chunk(2)
-    return (straight + mirrored.flip(-1)) / 2
 
 
 def table(result: EvaluationResult) -> str:

@@ -17,6 +17,7 @@ from hmsa_ext.engine.evaluation import evaluate
 from hmsa_ext.engine.guards import LossWatch, stop_signals
 from hmsa_ext.engine.logging import RunLog, progress_bar, timed
 from hmsa_ext.engine.metrics import Loss, build_metrics
+from hmsa_ext.engine.out_of_memory import explained, shown_images, shown_scales
 from hmsa_ext.engine.run import Run
 from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.models.fusions import find_fusion
@@ -67,7 +68,8 @@ def train(run: Run) -> Outcome:
                     progress.step, steps=run.steps, base=optimisation.lr, exponent=optimisation.poly_exponent,
                     warmup=optimisation.warmup,
                 )  # fmt: skip
-                loss = _step(run, network, criterion, batch, rate, watch)
+                with explained(_shown_step(run, batch), _less_to_train(run, batch)):
+                    loss = _step(run, network, criterion, batch, rate, watch)
                 progress.step += 1
                 progress.batch += 1
                 now = time.monotonic()
@@ -122,19 +124,38 @@ def _step(run: Run, network: nn.Module, criterion: nn.Module, batch: Batch, rate
     return loss
 
 
+def _shown_step(run: Run, batch: Batch) -> str:
+    crops = shown_images(len(batch), batch.images.shape[-2:], "crop")
+    return f"a training step on {crops} at {shown_scales(run.settings.model.train_scales)}"
+
+
+def _less_to_train(run: Run, batch: Batch) -> str:
+    """The settings of a training that take less memory than those that it has."""
+    settings, (height, width) = run.settings, batch.images.shape[-2:]
+    stronger = {"none": "--recompute modules or --recompute all, ", "modules": "--recompute all, ", "all": ""}
+    more = stronger[settings.machine.recompute]
+    fewer = f"a --batch-size below {len(batch)}, " if len(batch) > 1 else ""
+    dtype = ", --dtype bfloat16" if run.dtype == torch.float32 else ""
+    return (
+        f"take {more}{fewer}a --crop below {height}x{width}{dtype}; --dry-run of the same command shows the memory of "
+        "each part"
+    )
+
+
 def _validate(run: Run, criterion: nn.Module, log: RunLog) -> bool:
     """Evaluates at the training scales; true when the fusion has never been better."""
     train, process, classes = run.settings, run.process, run.val_set.classes
     with run.averaged_weights():
         result = evaluate(
             run.model, run.validation_batches(), classes, train.model.train_scales, process, dtype=run.dtype,
+            tiles=train.evaluation.tiles,
             metrics=[Loss(criterion, classes), *build_metrics(train.evaluation.metrics, classes)],
             progress=progress_bar(process, "validation"),
         )  # fmt: skip
         count = min(train.evaluation.pictures, MOST_PICTURES)
         log.pictures(run.progress.step, pictures.pages(
             run.model, run.val_set, count, train.model.train_scales, process.device, dtype=run.dtype,
-            long_edge=train.crops.long_edge,
+            long_edge=train.crops.long_edge, tiles=train.evaluation.tiles,
         ))  # fmt: skip
     miou = result.miou[result.way]
     is_best = miou > run.progress.best

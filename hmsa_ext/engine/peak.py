@@ -22,8 +22,8 @@ from hmsa_ext import models
 from hmsa_ext.data.types import IGNORE_LABEL
 from hmsa_ext.engine import schedule
 from hmsa_ext.engine.device import evaluation_mode
-from hmsa_ext.engine.evaluation import run
 from hmsa_ext.engine.metrics import Predictions
+from hmsa_ext.engine.passes import run
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.errors import HmsaError

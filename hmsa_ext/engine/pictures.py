@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from hmsa_ext.data import ClassTable, Dataset, collate, cut, denormalise, whole_piece
-from hmsa_ext.engine import evaluation
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.legend import IGNORED, IGNORED_LINES, WRONG, WRONG_LINES, Entry, occurring
 from hmsa_ext.engine.metrics import MEAN, Predictions, title_of
+from hmsa_ext.engine.out_of_memory import LESS_TO_EVALUATE, explained, shown_scales
 from hmsa_ext.engine.panels import (
     Panel,
     compose_page,
@@ -25,6 +25,8 @@ from hmsa_ext.engine.panels import (
     shares_panel,
     zoom_of,
 )
+from hmsa_ext.engine.passes import unmirrored
+from hmsa_ext.engine.tiling import TileSettings, Tiling, scored
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.files import replacing
 from hmsa_ext.models import ScaleOutputs
@@ -45,6 +47,7 @@ def draw(
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
     long_edge: int = 0,
+    tiles: TileSettings | None = None,
 ) -> list[Path]:
     """Writes the :func:`pages` of ``count`` images, as ``folder/<name of the image>.png``; returns the files.
 
@@ -53,7 +56,8 @@ def draw(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    for name, page in pages(model, dataset, count, scales, device, dtype=dtype, flip=flip, long_edge=long_edge):
+    found = pages(model, dataset, count, scales, device, dtype=dtype, flip=flip, long_edge=long_edge, tiles=tiles)
+    for name, page in found:
         files.append(_place(folder, name, files))
         _write_png(files[-1], page)
     return files
@@ -69,27 +73,34 @@ def pages(
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
     long_edge: int = 0,
+    tiles: TileSettings | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names and pages, uint8 RGB, of ``count`` images that are evenly spread over ``dataset``: see :func:`compose`.
 
-    ``long_edge``: see :func:`hmsa_ext.data.evaluation_loader`. The model runs when the next page is asked for.
+    ``long_edge``: see :func:`hmsa_ext.data.evaluation_loader`; ``tiles``: see
+    :func:`hmsa_ext.engine.evaluation.evaluate`. The model runs when the next page is asked for.
     """
+    tiling = Tiling(model, device, tiles, dtype=dtype)
+    around = scored(dataset.classes.num_classes, len(scales), flip=flip, metrics=False)
     count = min(count, len(dataset))
     for index in (i * len(dataset) // count for i in range(count)):
         with evaluation_mode(model):  # not while the caller has the page
             batch = cut(collate([whole_piece(dataset[index], long_edge)]))
             image, truth, (name,) = denormalise(batch.images[0]), batch.labels[0].numpy(), batch.names
-            outputs = evaluation.run(model, batch.images, scales, device, dtype=dtype, flip=flip)
-            read = Predictions(outputs, batch.labels, batch.names, flip=flip)
-            predictions = {way: read.labels(way)[0].cpu().numpy() for way in read.ways}
-            shares = share_maps(outputs, flip=flip)
+            what = f"a picture of {name} ({image.shape[0]}x{image.shape[1]}) at {shown_scales(scales, flip=flip)}"
+            with explained(what, LESS_TO_EVALUATE):
+                outputs = tiling.outputs(batch.images, scales, around, flip=flip)
+                read = Predictions(outputs, batch.labels, batch.names, flip=flip)
+                predictions = {way: read.labels(way)[0].cpu().numpy() for way in read.ways}
+                shares = share_maps(outputs, flip=flip)
+                del outputs, read
         yield name, compose(image, truth, predictions, shares, dataset.classes, name)
 
 
 def share_maps(outputs: ScaleOutputs, *, flip: bool = False) -> dict[float, np.ndarray]:
     """:meth:`ScaleOutputs.shares` of the first image as float32 [H, W]; empty where the combination has none."""
     maps = outputs.shares() or {}
-    return {s: evaluation.unmirrored(m, flip=flip)[0, 0].cpu().numpy() for s, m in maps.items()}
+    return {s: unmirrored(m, flip=flip)[0, 0].cpu().numpy() for s, m in maps.items()}
 
 
 def compose(

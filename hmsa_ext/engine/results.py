@@ -59,10 +59,12 @@ def report(
         metrics.insert(0, Loss(criterion, dataset.classes))
     result = evaluate(
         model, batches, dataset.classes, settings.scales, process,
-        dtype=dtype, flip=settings.flip, metrics=metrics, progress=progress_bar(process, "evaluation"),
+        dtype=dtype, flip=settings.flip, tiles=settings.tiles, metrics=metrics,
+        progress=progress_bar(process, "evaluation"),
     )  # fmt: skip
     process.print(f"\n{table(result)}\n\n{result.headline()}")
-    process.print(f"evaluated {result.images} images in {duration(result.seconds)}")
+    in_tiles = f", {result.in_tiles} of them in tiles" if result.in_tiles else ""
+    process.print(f"evaluated {result.images} images in {duration(result.seconds)}{in_tiles}")
     if process.is_main and output is not None:
         content = result.to_dict() | dict(about or {}) | {"versions": versions()}
         if training_seconds is not None:
@@ -71,7 +73,7 @@ def report(
     if process.is_main and folder is not None and settings.pictures:
         files = pictures.draw(
             model, dataset, settings.pictures, settings.scales, folder, process.device,
-            dtype=dtype, flip=settings.flip, long_edge=long_edge,
+            dtype=dtype, flip=settings.flip, long_edge=long_edge, tiles=settings.tiles,
         )  # fmt: skip
         process.print(f"drew {len(files)} picture{'' if len(files) == 1 else 's'} in {folder}")
     return result

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
-from hmsa_ext.models.joined_maps import Features, JoinedMaps
-from hmsa_ext.models.layers import Layers, add, conv_norm, saves_memory
+from hmsa_ext.models.joined_maps import Features, JoinedMaps, strip_ranges
+from hmsa_ext.models.layers import Layers, add, add_resized, conv_norm, empty_map, has_hooks, run_layers, saves_memory
 from hmsa_ext.models.recomputation import run_part
 from hmsa_ext.models.residual_blocks import BOTTLENECK_EXPANSION, BasicBlock, Bottleneck, batch_norm, conv3x3
+
+LARGE_STAGE = 256 * 2**20
+"""Bytes of the widest map of stage 1, from which on evaluation runs that stage in strips of rows."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,43 @@ class HRNet(nn.Module):
 
     def forward(self, images: Tensor, *, joined: bool = False) -> Features:
         """The features; with ``joined`` as :class:`JoinedMaps` of the four branches, which are not concatenated."""
-        branches = [self.layer1(run_part(self, self._stem, images))]
-        branches = self.stage2(_branch_out(self.transition1, branches))
-        branches = self.stage3(_branch_out(self.transition2, branches))
-        branches = self.stage4(_branch_out(self.transition3, branches))
+        branches = self._first_branches(images)
+        branches = self.stage2(branches)
+        branches = _branch_out(self.transition2, branches)
+        branches = self.stage3(branches)
+        branches = _branch_out(self.transition3, branches)
+        branches = self.stage4(branches)
         found = JoinedMaps(tuple(branches))
         return found if joined else found.tensor()
+
+    def _first_branches(self, images: Tensor) -> list[Tensor]:
+        """Stem, stage 1 and the first transition: the inputs of stage 2."""
+        if not saves_memory(self) or any(map(has_hooks, self.modules())):
+            return self._rows_of_first_branches(images)
+        # Stage 1 has the widest maps of all at stride 4. It is local, so it runs in strips where they would be large.
+        height, halo = -(-images.shape[2] // 4), 2 * (len(self.layer1) // 2 + 2)
+        channels = [m for m in self.layer1.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
+        bytes_per_row = images.shape[0] * channels * (images.shape[3] // 4) * images.element_size()
+        if bytes_per_row * height < LARGE_STAGE:
+            return _Own(self._rows_of_first_branches(images))
+        rows = max(LARGE_STAGE // 4 // bytes_per_row // 2 * 2, 4 * halo)
+        made: list[Tensor] = []
+        for first, last in strip_ranges(images[:, :, ::4], rows):
+            a, b = max(first - halo, 0), min(last + halo, height)
+            parts = self._rows_of_first_branches(images[:, :, 4 * a : 4 * b])
+            # A new branch halves the first one.
+            places = [(first, last), (first // 2, -(-last // 2))]
+            shown = [part[:, :, c - a // s : d - a // s] for part, (c, d), s in zip(parts, places, (1, 2), strict=True)]
+            if not made:
+                sizes = [(-(-height // s), part.shape[3]) for part, s in zip(parts, (1, 2), strict=True)]
+                made = [empty_map(part, images, size) for part, size in zip(parts, sizes, strict=True)]
+            for whole, part, (c, d) in zip(made, shown, places, strict=True):
+                whole[:, :, c:d] = part
+        return _Own(made)
+
+    def _rows_of_first_branches(self, images: Tensor) -> list[Tensor]:
+        x = self.layer1(run_part(self, self._stem, images))
+        return _branch_out(self.transition1, [x])
 
     def recompute_parts(self, mode: str) -> list[nn.Module]:
         """See :func:`hmsa_ext.models.recomputation.run_part`."""
@@ -149,19 +183,34 @@ class ResolutionModule(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        sources = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-        save, outputs = saves_memory(self), []
-        for target, layers in enumerate(self.fuse_layers):
-            size = sources[target].shape[-2:]
-            total = None
-            for source, layer in enumerate(layers.children()):
-                term = layer(sources[source])
-                if source > target:
-                    term = _resize(term, size)
-                # A source itself is not written to: the other targets need it.
-                total = term if total is None else add(total, term, save=save and not any(total is s for s in sources))
-            outputs.append(self.relu(total))
-        return outputs
+        is_own = isinstance(inputs, _Own)
+        targets = range(len(inputs))
+        if not is_own:
+            sources = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
+            return [self._sum(target, sources, may_overwrite=False) for target in targets]
+        sources = [run_layers(branch.children(), inputs.pop(0), save=True, is_own=True) for branch in self.branches]
+        # The finest map comes last: its sum lies where the source is, which the other targets have read by then.
+        return _Own([self._sum(target, sources, may_overwrite=target == 0) for target in reversed(targets)][::-1])
+
+    def _sum(self, target: int, sources: list[Tensor], *, may_overwrite: bool) -> Tensor:
+        save, size = saves_memory(self), sources[target].shape[-2:]
+        total: Tensor | None = None
+        for source, layer in enumerate(self.fuse_layers[target].children()):
+            term = layer(sources[source])
+            if total is None:
+                total = term
+                continue
+            # A source is written to only where no other target needs it.
+            in_place = save and (may_overwrite or not any(total is s for s in sources))
+            if source > target and in_place:
+                total = add_resized(total, term)
+            else:
+                total = add(total, _resize(term, size) if source > target else term, save=in_place)
+        return self.relu(total)
+
+
+class _Own(list[Tensor]):
+    """Maps in evaluation that nobody else holds: whoever gets the list may empty it, and overwrite the maps."""
 
 
 def _stage(modules: int, blocks: int, widths: Sequence[int]) -> nn.Sequential:
@@ -185,7 +234,8 @@ def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
 
 
 def _branch_out(transition: nn.ModuleList, branches: list[Tensor]) -> list[Tensor]:
-    return [layer(branches[min(index, len(branches) - 1)]) for index, layer in enumerate(transition)]
+    made = [layer(branches[min(index, len(branches) - 1)]) for index, layer in enumerate(transition)]
+    return _Own(made) if isinstance(branches, _Own) else made
 
 
 def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:

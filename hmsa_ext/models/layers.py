@@ -9,7 +9,7 @@ A module with forward hooks, or of a class derived from PyTorch's, is called as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from hmsa_ext.models.joined_maps import (
     takes_joined,
 )
 from hmsa_ext.models.recomputation import plain_type
+from hmsa_ext.models.scales import resize
 
 STRIP_BYTES = 32 * 2**20
 """Of the widest map in a strip."""
@@ -151,10 +152,16 @@ class Residual(nn.Module):
         return add_conv_norm(x if self.downsample is None else self.downsample(x), inner, conv, norm)
 
 
-def run_layers(layers: Iterable[nn.Module], x: Features, *, save: bool) -> Tensor:
-    """Runs layers one after the other; ``save``: in little memory, for evaluation."""
+def run_layers(layers: Iterable[nn.Module], x: Features, *, save: bool, is_own: bool = False) -> Tensor:
+    """Runs layers one after the other.
+
+    Args:
+        layers: convolutions, batch norms, activations, blocks, sequences of such.
+        x: [B, C, H, W].
+        save: in little memory, for evaluation.
+        is_own: nobody else holds ``x``, so that it may be overwritten.
+    """
     left = list(_flat(layers) if save else layers)
-    is_own = False  # whether x is the output of a block in here, which nobody else holds
     while left:
         layer, *left = left
         if isinstance(layer, nn.Conv2d | Layers):
@@ -195,6 +202,17 @@ def add_relu(x: Tensor, shortcut: Tensor, *, save: bool) -> Tensor:
 def add(x: Tensor, y: Tensor, *, save: bool) -> Tensor:
     """The sum; with ``save`` at the place of ``x``."""
     return x.add_(y) if save else x + y
+
+
+def add_resized(total: Tensor, x: Tensor) -> Tensor:
+    """``total`` plus a map of its channels resized to its size, in place, some channels at a time."""
+    size = total.shape[-2:]
+    if total.nbytes < STRIP_BYTES:
+        return total.add_(resize(x, size))
+    channels = max(STRIP_BYTES * total.shape[1] // total.nbytes, 8)
+    for part, of_x in zip(total.split(channels, dim=1), x.split(channels, dim=1), strict=True):
+        part += resize(of_x, size)
+    return total
 
 
 def add_conv_norm(total: Tensor, x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
@@ -241,10 +259,13 @@ def run_in_strips(layers: Iterable[nn.Module], x: Features) -> Tensor:
     return made
 
 
-def empty_map(part: Tensor, like: Features) -> Tensor:
-    """A map of the channels and dtype of some rows, and of the batch, size and order in memory of ``like``."""
+def empty_map(part: Tensor, like: Features, size: Sequence[int] | None = None) -> Tensor:
+    """A map of the channels and dtype of some rows, and of the batch, size and order in memory of ``like``.
+
+    ``size``: height and width instead of those of ``like``.
+    """
     order = torch.channels_last if is_channels_last(_first(like)) else torch.contiguous_format
-    shape = (*part.shape[:2], *like.shape[2:])
+    shape = (*part.shape[:2], *(like.shape[2:] if size is None else size))
     return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=order)
 
 

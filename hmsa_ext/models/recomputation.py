@@ -79,6 +79,11 @@ def run_part(owner: nn.Module, function: Callable[..., Result], *inputs: Any) ->
     return _checkpoint(owner, function, *inputs)
 
 
+def is_recomputed(module: nn.Module) -> bool:
+    """Whether :func:`recompute` has chosen this module."""
+    return isinstance(module, _Recomputed)
+
+
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """The class of a module, without what :func:`recompute` made of it."""
     return module.plain_class if isinstance(module, _Recomputed) else type(module)

@@ -6,8 +6,9 @@
 >>> found.save("overlay.jpg", "overlay", legend=True)  # doctest: +SKIP
 """
 
+from hmsa_ext.engine.tiling import Plan
 from hmsa_ext.prediction.prediction import Prediction
-from hmsa_ext.prediction.predictor import Plan, Predictor, load
+from hmsa_ext.prediction.predictor import Predictor, load
 from hmsa_ext.prediction.settings import PredictionSettings
 
 __all__ = ["Plan", "Prediction", "PredictionSettings", "Predictor", "load"]

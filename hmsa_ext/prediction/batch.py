@@ -17,6 +17,8 @@ import numpy as np
 from hmsa_ext.data import DataError
 from hmsa_ext.data.photos import Photo, read_photo
 from hmsa_ext.data.progress import Progress, usable_cores
+from hmsa_ext.engine.memory import show_bytes
+from hmsa_ext.engine.out_of_memory import NotEnoughMemoryError
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.files import replacing
 from hmsa_ext.prediction import pipeline
@@ -24,7 +26,7 @@ from hmsa_ext.prediction.outputs import Outputs, cannot_write, replace_frames, u
 from hmsa_ext.prediction.pipeline import Done, Seconds
 from hmsa_ext.prediction.prediction import Kind, Prediction
 from hmsa_ext.prediction.predictor import PredictionError, Predictor
-from hmsa_ext.prediction.settings import PictureSettings, show_bytes
+from hmsa_ext.prediction.settings import PictureSettings
 from hmsa_ext.prediction.sources import Item
 from hmsa_ext.prediction.video import Frames, VideoFile
 from hmsa_ext.settings import SettingError
@@ -362,8 +364,8 @@ def _sparing_others(item: Item) -> Iterator[None]:
     """Makes of what this source alone suffers from (too large for the memory, for a JPEG) an error that skips it."""
     try:
         yield
-    except PredictionError as error:
-        raise PredictionError(f"{item.shown}: {error}") from error
+    except (PredictionError, NotEnoughMemoryError) as error:
+        raise type(error)(f"{item.shown}: {error}") from error
     except (ArgumentValueError, SettingError) as error:
         raise DataError(f"{item.path}: {error}") from error
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import cv2
@@ -20,28 +17,25 @@ from torch import Tensor, nn
 from hmsa_ext import ops
 from hmsa_ext.data import ClassTable
 from hmsa_ext.data.photos import Photo, as_photo
-from hmsa_ext.engine import evaluation
+from hmsa_ext.engine import tiles
 from hmsa_ext.engine.device import choose_device, choose_dtype, evaluation_mode, place
-from hmsa_ext.engine.evaluation import EvaluationSettings
+from hmsa_ext.engine.evaluation import ScaleSettings
+from hmsa_ext.engine.memory import Footprint, Reading, allowed, reading
+from hmsa_ext.engine.out_of_memory import LESS_TO_PREDICT, explained, shown_scales
+from hmsa_ext.engine.passes import run, unmirrored
+from hmsa_ext.engine.tiles import Blend
+from hmsa_ext.engine.tiling import Around, Plan, Tiling
 from hmsa_ext.engine.trained import TrainedModel, default_scales, open_model
 from hmsa_ext.errors import ArgumentTypeError, ArgumentValueError, HmsaError
 from hmsa_ext.models import InputError, ScaleOutputs
 from hmsa_ext.models.fusions import check_scales, find_fusion
 from hmsa_ext.models.scales import descending_scales
 from hmsa_ext.normalisation import MEAN, STD
-from hmsa_ext.prediction import tiles
-from hmsa_ext.prediction.memory import Footprint, allowed, footprint, reading
 from hmsa_ext.prediction.prediction import Prediction
-from hmsa_ext.prediction.settings import LEAST_TILE, PredictionSettings, show_bytes
+from hmsa_ext.prediction.settings import PredictionSettings
 from hmsa_ext.settings import SettingError, options
 
 WHITE = 65535
-UNWATCHED = 2**20
-"""Pixels, over all scales, up to which a photo is predicted whole without asking what that takes: about 1 GiB."""
-ENOUGH = 4 * 2**30
-"""Bytes: such photos are watched all the same where less than this is allowed."""
-TILE_STEP = 64
-"""Pixels that tiles are multiples of where the scales allow it: trunks divide sizes by 32, at scale 0.5 by 64."""
 SIZES_DIFFER = 2.0
 """Factor beyond the sizes of the training from which a photo's size is worth a word."""
 
@@ -60,6 +54,7 @@ def load(
     resize_to: int | tuple[int, int] | None = None,
     tile: int | tuple[int, int] | None = None,
     overlap: float = 0.25,
+    blend: Blend = "linear",
     memory: str | int | None = None,
 ) -> Predictor:
     """A predictor from a trained model; the data set of its training need not be there.
@@ -77,40 +72,19 @@ def load(
             :func:`hmsa_ext.engine.trained.open_model`.
         dtype: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on GPUs that are fast in it.
         scales, flip: scales to combine, and whether to average in the mirrored photo; default: as the run evaluates.
-        resize_to, tile, overlap, memory: see :class:`hmsa_ext.prediction.settings.PredictionSettings`.
+        resize_to, tile, overlap, blend, memory: see :class:`hmsa_ext.prediction.settings.PredictionSettings`.
 
     Raises :class:`hmsa_ext.HmsaError` for a file that is no model, and for settings that do not fit.
     """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"path: got {path!r:.60}, expected a run folder or a file of weights")
     trained = open_model(os.fspath(path), network, num_classes, classes, fusion=fusion)
-    given: dict[str, Any] = {"resize_to": resize_to, "tile": tile, "overlap": overlap, "memory": memory}
+    given: dict[str, Any] = {
+        "resize_to": resize_to, "tile": tile, "overlap": overlap, "blend": blend, "memory": memory
+    }  # fmt: skip
     settings = PredictionSettings()
     settings = dataclasses.replace(settings, **_read(settings, given))
     return Predictor(trained, device, dtype=dtype, scales=scales, flip=flip, settings=settings)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a photo of one size is predicted.
-
-    size: (height, width) that the network sees. layout: the tiles, None for the whole photo at once. peak: bytes that
-    this takes at most beside the network's weights, None where nobody looked. limit: bytes that it may take.
-    """
-
-    size: tuple[int, int]
-    layout: tiles.Layout | None
-    peak: int | None
-    limit: int
-
-    def __str__(self) -> str:
-        height, width = self.size
-        how = f"{height}x{width} at once"
-        if self.layout is not None:
-            tile = "x".join(map(str, self.layout.tile))
-            how = f"{height}x{width} in {len(self.layout)} tiles of {tile}"
-        needs = "" if self.peak is None else f", at most {show_bytes(self.peak)}"
-        return f"{how}{needs} (limit {show_bytes(self.limit)})"
 
 
 class PredictionError(HmsaError, RuntimeError):
@@ -150,7 +124,7 @@ class Predictor:
         self.model = place(trained.model, self.device, channels_last=bool(ran.get("channels_last", True))).eval()
         self.reserve = int(allowed(torch.device("cpu"), self.settings.memory) * waiting)
         """Bytes of the machine's memory that photos which wait for the network may take."""
-        self._footprints: dict[tuple[tuple[float, ...], bool], Footprint] = {}
+        self._tiling = Tiling(self.model, self.device, self.settings, dtype=self.dtype)
 
     def __repr__(self) -> str:
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
@@ -227,7 +201,8 @@ class Predictor:
             )
         plan = self.plan(size, ordered, mirrored, logits=logits, per_scale=per_scale)
         found = _Results(size, self.classes.num_classes, ordered, logits=logits, per_scale=per_scale)
-        with _explaining_memory(plan), evaluation_mode(self.model):
+        what = f"predicting a photo of {plan} at {shown_scales(ordered, flip=mirrored)}"
+        with explained(what, LESS_TO_PREDICT), evaluation_mode(self.model):
             array = np.ascontiguousarray(photo.pixels)
             array = array if array.flags.writeable else array.copy()  # PyTorch warns of arrays that it could write to
             pixels = torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -270,65 +245,20 @@ class Predictor:
         size = size[0], size[1]
         ordered = self.scales if scales is None else self._checked(scales)
         mirrored = self.flip if flip is None else flip
-        chosen, limit = self.settings, allowed(self.device, self.settings.memory)
-        kept_free = self.reserve if self.device.type == "cpu" else 0
-        height, width = self._network_size(size)
-        views = 2 if mirrored else 1
-        everything = height * width * sum(scale * scale for scale in ordered) * views
-        if chosen.tile is None and not stated and everything <= UNWATCHED and limit - kept_free >= ENOUGH:
-            return Plan((height, width), None, None, limit)
+        number = self.classes.num_classes
 
-        needs = self._footprint(ordered, mirrored)
-        reads = reading(
-            self.classes.num_classes, len(ordered), needs.attention_channels, flip=mirrored, logits=logits,
-            per_scale=per_scale, builds_logits=needs.builds_logits,
-        )  # fmt: skip
-        photo = size[0] * size[1]
-        outputs = needs.kept * height * width
-        # No page of the results is touched before the network is done.
-        at_once = needs.resident(
-            4 * photo + max(needs.live(height * width), outputs + (reads.results + reads.meanwhile) * photo)
-        )
-        if chosen.tile is None and at_once + kept_free <= limit:
-            return Plan((height, width), None, at_once, limit)
-        if needs.strides is None and chosen.tile is not None:
-            raise SettingError("tile", chosen.tile, "none: the logits of this network have no whole stride")
-        if needs.strides is None:
-            raise SettingError(
-                "memory", show_bytes(limit),
-                f"{show_bytes(at_once + kept_free)} for the whole photo: the outputs of this network are at no whole "
-                "stride, so it cannot be cut into tiles; give more memory, or predict it smaller (resize_to)",
+        def reads(needs: Footprint) -> Reading:
+            return reading(
+                number, len(ordered), needs.attention_channels, flip=mirrored, logits=logits, per_scale=per_scale,
+                builds_logits=needs.builds_logits,
             )  # fmt: skip
-        descending = ordered[::-1]
-        step, margin = tiles.step_of(descending, needs.strides), tiles.margin_of(descending, needs.strides)
-        grid = max(1, TILE_STEP // step)
-        resized = (height, width) != size
-        if resized:  # in any case: to a size whose maps end with the image
-            height, width = (max(step, round(side / step) * step) for side in (height, width))
 
-        def needed(layout: tiles.Layout) -> int:
-            rows = layout.covered[0] if resized else min(layout.tile[0] + 2 * margin, layout.covered[0])
-            maps = needs.kept * rows * layout.covered[1]
-            of_photo = (4 + reads.results) * photo + 3 * height * width * resized
-            read = reads.meanwhile * (photo if resized else rows * width)
-            # The maps are there twice while rows are added to them, and where a band is cut out of them.
-            tile = needs.live(layout.tile[0] * layout.tile[1])
-            return needs.resident(of_photo + maps + max(tile, maps + read))
-
-        if chosen.tile is not None:
-            tile = chosen.tile if isinstance(chosen.tile, tuple) else (chosen.tile, chosen.tile)
-            layout = tiles.layout((height, width), tile, chosen.overlap, step, grid=grid)
-            least = needed(layout) + kept_free
-            if chosen.memory is not None and least > limit:
-                raise SettingError("memory", show_bytes(limit), f"{show_bytes(least)} for tiles of this size")
-            return Plan((height, width), layout, needed(layout), limit)
-        side = max(height, width)
-        while side > LEAST_TILE:
-            side = max(LEAST_TILE, int(side * 0.9))
-            layout = tiles.layout((height, width), (side, side), chosen.overlap, step, grid=grid)
-            if needed(layout) + kept_free <= limit:
-                return Plan((height, width), layout, needed(layout), limit)
-        raise self._no_tiles(needed(layout) + kept_free, limit)
+        kept_free = self.reserve if self.device.type == "cpu" else 0
+        # Of the photo its pixels, and labels that nobody reads.
+        around = Around(reads, held=4, reserve=kept_free, bands=True)
+        return self._tiling.plan(
+            size, ordered, mirrored, around, network_size=self._network_size(size), unstated=not stated
+        )
 
     def size_note(self, size: tuple[int, int]) -> str:
         """A sentence where a photo of this (height, width) differs much from what the model was trained on, else "".
@@ -362,7 +292,7 @@ class Predictor:
     # ---- one photo ----------------------------------------------------------------------------------------------
 
     def _run(self, images: Tensor, scales: Sequence[float], flip: bool) -> ScaleOutputs:
-        outputs = evaluation.run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
+        outputs = run(self.model, images, scales, self.device, dtype=self.dtype, flip=flip)
         if not isinstance(outputs, ScaleOutputs):
             raise PredictionError(
                 f"network: it returned {type(outputs).__name__}, expected hmsa_ext.models.ScaleOutputs; wrap a network "
@@ -392,9 +322,12 @@ class Predictor:
                 tile_done(next(numbers), len(layout))
             return outputs
 
-        strides = self._footprint(scales, flip).strides
+        strides = self._tiling.footprint(scales, flip).strides
         assert strides is not None
-        for band in tiles.blended(one, plan.layout, scales[::-1], strides, whole=resized):
+        bands = tiles.blended(
+            one, plan.layout, scales[::-1], strides, blend=self.settings.blend, flip=flip, whole=resized
+        )  # fmt: skip
+        for band in bands:
             if resized:
                 found.read(dataclasses.replace(band.outputs, size=size), flip, 0, 0, size[0])
             else:
@@ -412,36 +345,6 @@ class Predictor:
             return wanted
         factor = wanted / max(size)
         return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-    def _footprint(self, scales: Sequence[float], flip: bool) -> Footprint:
-        key = (tuple(scales), flip)
-        if key not in self._footprints:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._footprints[key] = footprint(self.model, scales, self.device, dtype=self.dtype, flip=flip)
-        return self._footprints[key]
-
-    def _no_tiles(self, needed: int, limit: int) -> SettingError:
-        return SettingError(
-            "memory", show_bytes(limit),
-            f"at least {show_bytes(needed)} for this photo; give more, predict it smaller (resize_to), or at fewer "
-            "scales",
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _explaining_memory(plan: Plan) -> Iterator[None]:
-    """Turns errors of the allocators into one that says what helps."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
-            raise
-        raise PredictionError(
-            f"memory: there was not enough to predict a photo of {plan}; allow less, so that it is cut into tiles "
-            f"(memory, on the command line --memory 2GB), or stop what else uses it ({text.splitlines()[0]})"
-        ) from error
 
 
 class _Results:
@@ -477,13 +380,13 @@ class _Results:
         keep(self.labels, labels[0])
         keep(self.confidence, confidence[0])
         if self.logits is not None:
-            keep(self.logits, evaluation.unmirrored(outputs.fuse(), flip=flip)[0])
+            keep(self.logits, unmirrored(outputs.fuse(), flip=flip)[0])
         if self.scale_labels is not None and self.shares is not None:
             for index, scale in enumerate(outputs.scales):
                 keep(self.scale_labels[scale], outputs.single_scale_argmax(index, views=views)[0][0])
             for scale, maps in (outputs.shares() or {}).items():
                 share = self.shares.setdefault(scale, np.empty(self.size, np.float32))
-                keep(share, evaluation.unmirrored(maps, flip=flip)[0, 0])
+                keep(share, unmirrored(maps, flip=flip)[0, 0])
 
 
 def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
@@ -498,7 +401,7 @@ def _cut(pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) 
 
 def run_defaults(trained: TrainedModel) -> tuple[tuple[float, ...], bool]:
     """Scales and mirroring of a prediction that does not say: those that the run is evaluated with."""
-    return default_scales(trained), bool((trained.settings or {}).get("flip", EvaluationSettings().flip))
+    return default_scales(trained), bool((trained.settings or {}).get("flip", ScaleSettings().flip))
 
 
 def _read(settings: PredictionSettings, values: dict[str, Any]) -> dict[str, Any]:

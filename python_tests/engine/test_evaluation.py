@@ -13,8 +13,9 @@ from bench.meters import LiveBytes
 from hmsa_ext import losses, settings
 from hmsa_ext.data import Batch, ClassTable
 from hmsa_ext.engine.distributed import Process
-from hmsa_ext.engine.evaluation import EvaluationError, EvaluationSettings, evaluate, run, table
+from hmsa_ext.engine.evaluation import EvaluationError, EvaluationSettings, evaluate, table
 from hmsa_ext.engine.metrics import METRICS, CalibrationError, Loss, Predictions
+from hmsa_ext.engine.passes import run
 from hmsa_ext.errors import HmsaError
 from hmsa_ext.models import ScaleOutputs, build
 from hmsa_ext.ops import confusion_matrix
@@ -364,9 +365,13 @@ def test_an_evaluation_without_images_has_no_scores(device: torch.device) -> Non
 
 def test_settings_have_one_flag_each_and_defaults() -> None:
     chosen = EvaluationSettings()
-    assert settings.to_dict(chosen) == {"eval_scales": None, "flip": False, "pictures": 4, "metrics": []}
+    assert settings.to_dict(chosen) == {
+        "eval_scales": None, "flip": False, "pictures": 4, "metrics": [],
+        "tile": None, "overlap": 0.25, "blend": "linear", "memory": None,
+    }  # fmt: skip
     assert all(option.free and option.help for option in settings.options(chosen))
-    assert all(name in settings.options(chosen)[-1].help for name in METRICS)
+    texts = {option.name: option.help for option in settings.options(chosen)}
+    assert all(name in texts["metrics"] for name in METRICS)
     changed = settings.replace(chosen, {"eval_scales": "1,0.5", "metrics": "calibration,here:Own"})
     assert changed.scales == (0.5, 1.0)
     assert changed.metrics == ("calibration", "here:Own")

@@ -13,9 +13,9 @@ from PIL import Image
 from hmsa_ext import HmsaError, data, models, settings
 from hmsa_ext.data import Sample, collate, cut, whole_piece
 from hmsa_ext.data.photos import as_photo
-from hmsa_ext.engine import evaluation
+from hmsa_ext.engine.memory import Footprint
+from hmsa_ext.engine.passes import run, unmirrored
 from hmsa_ext.live_bytes import LiveBytes
-from hmsa_ext.prediction.memory import footprint
 from hmsa_ext.prediction.predictor import Predictor, load
 from hmsa_ext.prediction.settings import PredictionSettings
 from python_tests.prediction.networks import Local, local_network, photo, trained
@@ -53,9 +53,9 @@ def test_labels_and_confidence_are_those_of_the_evaluation(hrnet, size, flip, de
     found = predictor.predict(image, logits=True, per_scale=True)
     batch = cut(collate([whole_piece(Sample(image, np.zeros(size, np.uint8), "x"))]))
     with torch.inference_mode():
-        outputs = evaluation.run(hrnet.eval(), batch.images, SCALES, predictor.device, flip=flip)
+        outputs = run(hrnet.eval(), batch.images, SCALES, predictor.device, flip=flip)
         labels, confidence = outputs.argmax(views=1 + flip)
-        logits = evaluation.unmirrored(outputs.fuse(), flip=flip)[0]
+        logits = unmirrored(outputs.fuse(), flip=flip)[0]
     np.testing.assert_array_equal(found.labels, labels[0].cpu().numpy())
     np.testing.assert_array_equal(found.confidence, confidence[0].cpu().numpy())
     np.testing.assert_array_equal(found.logits, logits.cpu().numpy())
@@ -68,13 +68,14 @@ def test_labels_and_confidence_are_those_of_the_evaluation(hrnet, size, flip, de
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("attention_channels", [1, 5])
-def test_tiles_change_nothing_where_the_network_has_no_context(flip, attention_channels):
+@pytest.mark.parametrize(("attention_channels", "blend"), [(1, "linear"), (5, "gaussian"), (1, "constant")])
+def test_tiles_change_nothing_where_the_network_has_no_context(flip, attention_channels, blend):
     """At 0.5 and 1 a tile of this network sees what the whole photo sees there."""
     image, scales = photo(200, 144), (0.5, 1.0)
     model = local_network(5, attention_channels)
     whole = predictor_of(model, scales=scales, flip=flip).predict(image, logits=True, per_scale=True)
-    tiled = predictor_of(model, scales=scales, flip=flip, tile=(64, 96)).predict(image, logits=True, per_scale=True)
+    of_tiles = predictor_of(model, scales=scales, flip=flip, tile=(64, 96), blend=blend)
+    tiled = of_tiles.predict(image, logits=True, per_scale=True)
     np.testing.assert_allclose(kept(tiled.logits), kept(whole.logits), atol=2e-4)
     assert (tiled.labels == whole.labels).mean() > 0.9995  # ties aside
     np.testing.assert_allclose(tiled.confidence, whole.confidence, atol=1e-4)
@@ -85,6 +86,13 @@ def test_tiles_change_nothing_where_the_network_has_no_context(flip, attention_c
     for scale in scales:
         np.testing.assert_allclose(tiled.shares[scale], whole.shares[scale], atol=1e-4)
         assert (tiled.scale_labels[scale] == whole.scale_labels[scale]).mean() > 0.999
+
+
+def test_a_tile_that_covers_the_photo_changes_no_bit(hrnet):
+    image = photo(90, 70)
+    whole = predictor_of(hrnet).predict(image, logits=True)
+    covered = predictor_of(hrnet, tile=(90, 72)).predict(image, logits=True)
+    np.testing.assert_array_equal(kept(covered.logits), kept(whole.logits))
 
 
 def test_tiles_leave_no_seam(hrnet):
@@ -187,15 +195,15 @@ def test_bfloat16_is_close_to_float32(hrnet, device):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_footprint_is_what_a_pass_takes(hrnet, flip, dtype):
-    found = footprint(hrnet, SCALES, CPU, dtype=dtype, flip=flip)
+    found = Footprint(hrnet, SCALES, CPU, dtype=dtype, flip=flip)
     assert found.strides == (4, 4, 4)
     with torch.inference_mode(), LiveBytes() as watch:
-        images = torch.randn(1, 3, 192, 256)
-        outputs = evaluation.run(hrnet, images, SCALES, CPU, dtype=dtype, flip=flip)
+        images = torch.randn(1, 3, 512, 512)
+        outputs = run(hrnet, images, SCALES, CPU, dtype=dtype, flip=flip)
     weights = 0 if dtype == torch.float32 else 2 * sum(p.numel() for p in hrnet.parameters())
-    assert 0.95 < found.per_pixel * 192 * 256 / (watch.peak - weights) < 1.2
+    assert 0.95 < found.live((512, 512)) / (watch.peak - weights) < 1.2
     kept = sum(t.numel() * 4 for t in (*outputs.logits, *outputs.attention))
-    assert kept == pytest.approx(found.kept * 192 * 256, rel=0.05)
+    assert kept == pytest.approx(found.kept * 512 * 512, rel=0.05)
 
 
 def test_a_network_that_looks_at_values_is_tried_for_real():
@@ -206,9 +214,9 @@ def test_a_network_that_looks_at_values_is_tried_for_real():
             return super().forward(images)
 
     model = models.MultiScale(Looking(), 6).eval()
-    found = footprint(model, (0.5, 1.0), CPU, dtype=torch.float32, flip=False)
+    found = Footprint(model, (0.5, 1.0), CPU, dtype=torch.float32, flip=False)
     assert found.strides == (4, 4)
-    assert found.per_pixel > 12
+    assert found.live((200, 300)) > 12 * 200 * 300
 
 
 def test_tiles_are_as_large_as_the_memory_allows(hrnet):
@@ -267,7 +275,7 @@ def test_memory_is_text_gibibytes_or_bytes_and_reads_back_the_same(given, count)
 
 
 def test_settings_that_cannot_be_are_named():
-    wrong: dict[str, Any] = {"tile": 10, "resize_to": 0, "overlap": 0.8, "memory": 3}
+    wrong: dict[str, Any] = {"tile": 10, "blend": "cosine", "resize_to": 0, "overlap": 0.8, "memory": 3}
     for name, value in wrong.items():
         with pytest.raises(HmsaError, match=f"{name}: got"):
             PredictionSettings(**{name: value})

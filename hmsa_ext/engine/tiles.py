@@ -1,12 +1,19 @@
-"""Prediction in overlapping tiles whose outputs are blended before they are fused.
+"""Overlapping tiles, also called sliding windows, whose outputs are blended before they are fused.
 
 A network gives logits and attention at the stride of its heads, which is a sixteenth of the pixels. These small maps
-are what is blended: each tile adds its own, weighted by ramps that fall across the overlaps and sum to one. The result
-is one :class:`ScaleOutputs` like that of a whole image, and the fused ops read it as any other. So no tile is argmaxed
-alone, no seam is left, and no full-resolution logits exist where the combination needs none.
+are what is blended: each tile adds its own with weights that sum to one where tiles overlap. The result is one
+:class:`ScaleOutputs` like that of a whole image, and the fused ops read it as any other. So no tile is argmaxed alone,
+and no full-resolution logits exist where the combination needs none.
 
-The maps of a large image are not kept either. Rows of tiles are finished from top to bottom, and each yields a band of
-rows that no further tile changes.
+The maps of a large image need not be kept either. Rows of tiles are finished from top to bottom, and each yields a band
+of rows that no further tile changes.
+
+The weights of two tiles across their overlap, by ``blend``:
+
+- ``linear``: ramps from 0 to 1.
+- ``gaussian``: a Gaussian around the centre of each tile with a standard deviation of an eighth of its side, as nnU-Net
+  has it (Isensee et al. 2021), divided by the sum of both.
+- ``constant``: 1/2 each, the mean of the tiles, as the slide mode of mmsegmentation has it.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +30,10 @@ from torch import Tensor
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models import ScaleOutputs
 
+Blend = Literal["linear", "gaussian", "constant"]
+"""How the weights of tiles run across their overlaps."""
+SIGMAS_PER_TILE = 8
+"""Standard deviations of the Gaussian in the side of a tile."""
 MOST_STEP = 512
 """Pixels: scales whose maps meet no earlier have no common grid."""
 LARGE = 8
@@ -134,18 +146,23 @@ def blended(
     scales: Sequence[float],
     strides: Sequence[int],
     *,
+    blend: Blend = "linear",
+    flip: bool = False,
     whole: bool = False,
 ) -> Iterator[Band]:
     """The blended outputs of all tiles, in bands from top to bottom.
 
-    With L_t the logits (or attention) of tile t and w_t its ramps, a map is ``sum_t w_t L_t`` with ``sum_t w_t = 1``.
+    With L_t the logits (or attention) of tile t and w_t its weights, a map is ``sum_t w_t L_t`` with ``sum_t w_t = 1``.
     An attention that lies in [0, 1] stays there.
 
     Args:
-        run: (first row, first column, height, width) of a tile, in pixels of the image -> its outputs. A batch of two
-            is the tile and its mirror image, still mirrored.
+        run: (first row, first column, height, width) of a tile, in pixels of the image -> its outputs, of one or more
+            images.
         plan: see :func:`layout`.
         scales, strides: descending; the strides of the logits at each scale.
+        blend: see the text of this module.
+        flip: the second half of each batch are outputs for the mirrored tiles, still mirrored. The second half of the
+            result are then maps of the mirrored image.
         whole: yield one band of everything.
     """
     height, width = plan.size
@@ -155,26 +172,28 @@ def blended(
     top = done = 0  # first row of the maps, and first row that was not yielded yet
     for number, row in enumerate(plan.rows):
         last_row = number == len(plan.rows) - 1
-        bottom = row + plan.tile[0]
+        bottom = plan.covered[0] if whole else row + plan.tile[0]
         for place, column in enumerate(plan.columns):
             outputs = run(row, column, *plan.tile)
             parts, combination = [*outputs.logits, *outputs.attention], outputs.combination
             of_scale = [*range(len(scales)), *range(1, 1 + len(outputs.attention))]
-            if place == 0:
+            if place == 0 and not (whole and maps):
                 maps = [
                     _extended(old, part, cells[k], (bottom - top, plan.covered[1]))
                     for old, part, k in zip(maps or [None] * len(parts), parts, of_scale, strict=True)
                 ]
             for target, part, k in zip(maps, parts, of_scale, strict=True):
-                _add(target, part, cells[k], plan, (number, place), top)
-            del outputs, parts, part  # nothing of a tile stays while the next one runs
+                _add(target, part, cells[k], plan, (number, place), top, blend, flip=flip)
+            del outputs, parts, part, target  # nothing of a tile stays while the next one runs
         finished = height if last_row else plan.rows[number + 1] - margin
         if (whole and not last_row) or finished <= done:
             continue
         above = max(0, done - margin)
         below = height if last_row else plan.rows[number + 1]
         cut = [
-            _shown(m[..., int((above - top) * cells[k]) : int((below - top) * cells[k]), :], int(width * cells[k]))
+            _shown(
+                m[..., int((above - top) * cells[k]) : int((below - top) * cells[k]), :], int(width * cells[k]), flip
+            )
             for m, k in zip(maps, of_scale, strict=True)
         ]
         size = (below - above, width)
@@ -197,39 +216,64 @@ def _extended(old: Tensor | None, part: Tensor, cell: Fraction, size: tuple[int,
     return new
 
 
-def _shown(maps: Tensor, columns: int) -> Tensor:
+def _shown(maps: Tensor, columns: int, flip: bool) -> Tensor:
     """The columns that show the image; of mirrored maps, which begin beyond it, the last ones."""
-    if maps.shape[-1] == columns:
-        return maps
-    return torch.cat([maps[:1, ..., :columns], maps[1:, ..., maps.shape[-1] - columns :]])
+    if maps.shape[-1] == columns or not flip:
+        return maps[..., :columns]
+    straight, mirrored = maps.chunk(2)
+    return torch.cat([straight[..., :columns], mirrored[..., maps.shape[-1] - columns :]])
 
 
-def _add(target: Tensor, part: Tensor, cell: Fraction, plan: Layout, place: tuple[int, int], top: int) -> None:
-    """Adds a tile's map, weighted, where the tile lies; the second half of a batch at the mirrored place."""
+def _add(
+    target: Tensor, part: Tensor, cell: Fraction, plan: Layout, place: tuple[int, int], top: int, blend: Blend, *,
+    flip: bool,
+) -> None:  # fmt: skip
+    """Adds a tile's map, weighted, where the tile lies; the mirrored half of a batch at the mirrored place."""
     height, width = part.shape[-2:]
     expected = tuple(int(side * cell) for side in plan.tile)
     if (height, width) != expected:
         raise ArgumentValueError(
             f"network: expected logits of {expected[0]} x {expected[1]} for a tile of {plan.tile[0]} x "
-            f"{plan.tile[1]} pixels, got {height} x {width}; predict whole photos (more memory, or resize_to)"
+            f"{plan.tile[1]} pixels, got {height} x {width}; take whole images (more memory, or resize_to)"
         )
-    down = _ramp(height, int(plan.overlap[0] * cell), place[0], len(plan.rows), part)
-    across = _ramp(width, int(plan.overlap[1] * cell), place[1], len(plan.columns), part)
+    down = _weights(blend, height, int(plan.overlap[0] * cell), place[0], len(plan.rows), part)
+    across = _weights(blend, width, int(plan.overlap[1] * cell), place[1], len(plan.columns), part)
     row, column = int((plan.rows[place[0]] - top) * cell), int(plan.columns[place[1]] * cell)
     rows = slice(row, row + height)
-    views = part.shape[0]
-    target[:1, :, rows, column : column + width] += part[:1] * (down[:, None] * across)
-    if views == 2:
+    straight = part.shape[0] // 2 if flip else part.shape[0]
+    target[:straight, :, rows, column : column + width] += part[:straight] * (down[:, None] * across)
+    if flip:
         column = target.shape[-1] - column - width
-        target[1:, :, rows, column : column + width] += part[1:] * (down[:, None] * across.flip(0))
+        target[straight:, :, rows, column : column + width] += part[straight:] * (down[:, None] * across.flip(0))
 
 
-def _ramp(length: int, overlap: int, number: int, count: int, like: Tensor) -> Tensor:
-    """Weights along one side of a tile: rising and falling across the overlaps, 1 elsewhere and at the borders."""
-    weights = torch.ones(length, dtype=like.dtype, device=like.device)
-    rise = (torch.arange(overlap, dtype=like.dtype, device=like.device) + 0.5) / max(overlap, 1)
+def _weights(blend: Blend, length: int, overlap: int, number: int, count: int, like: Tensor) -> Tensor:
+    """Weights along one side of tile ``number``: rising and falling across the overlaps, 1 elsewhere and at borders.
+
+    No more than two tiles overlap along a side. The weights of a tile in two dimensions are the product of those along
+    its sides: so are the two-dimensional Gaussian, and its sum over all tiles.
+    """
+    weights = torch.ones(length, dtype=torch.float64)
+    rise = _rise(blend, length, overlap)
     if number > 0:
         weights[:overlap] = rise
     if number < count - 1:
         weights[length - overlap :] = 1 - rise
-    return weights
+    return weights.to(like)
+
+
+def _rise(blend: Blend, length: int, overlap: int) -> Tensor:
+    """The weights of a tile across the overlap with the tile before it, float64 [overlap]."""
+    places = torch.arange(overlap, dtype=torch.float64)
+    if blend == "linear":
+        return (places + 0.5) / max(overlap, 1)
+    if blend == "constant":
+        return torch.full_like(places, 0.5)
+    if blend != "gaussian":
+        raise ArgumentValueError(f"blend: expected linear, gaussian or constant, got {blend!r}")
+
+    def exponent(place: Tensor) -> Tensor:
+        return -0.5 * ((place - (length - 1) / 2) * SIGMAS_PER_TILE / length) ** 2
+
+    # exp(a) / (exp(a) + exp(b)), where b is the exponent of the tile before at the same place.
+    return torch.sigmoid(exponent(places) - exponent(places + length - overlap))
