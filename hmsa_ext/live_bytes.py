@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from typing_extensions import Self
+
+from hmsa_ext.fake_tensors import RememberingFakes, tensors_in
 
 
 class LiveBytes(TorchDispatchMode):
@@ -38,8 +40,22 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, int] = {}
         """Address and number of each storage that lives and is counted, or ignored. An address can come again."""
         self._number = 0
+        self._fakes: RememberingFakes | None = None
 
-    def ignore(self, *tensors: Tensor) -> LiveBytes:
+    def __enter__(self) -> Self:
+        self._fakes = RememberingFakes.active()
+        if self._fakes is None:
+            return super().__enter__()
+        self._fakes.watchers.append(self._look)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._fakes is None:
+            super().__exit__(*error)
+        else:
+            self._fakes.watchers.remove(self._look)
+
+    def ignore(self, *tensors: Tensor) -> Self:
         """Do not count these, which exist already."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()._cdata] = -1
@@ -47,9 +63,16 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self._look(args, kwargs, result)
+        return result
+
+    def _look(self, args: Any, kwargs: Any, result: Any) -> None:
+        """Counts the storages that the operation with these arguments has made."""
+        if result is None or (args and result is args[0]):
+            return
         given: set[int] | None = None
-        for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        for tensor in tensors_in((result,)):
+            if tensor.layout != torch.strided:
                 continue
             storage = tensor.untyped_storage()
             if storage._cdata in self._known or storage.nbytes() == 0:
@@ -57,12 +80,11 @@ class LiveBytes(TorchDispatchMode):
             if given is None:
                 given = {
                     t.untyped_storage()._cdata
-                    for t in tree_leaves((args, kwargs))
-                    if isinstance(t, Tensor) and t.layout == torch.strided
+                    for t in tensors_in((args, tuple((kwargs or {}).values())))
+                    if t.layout == torch.strided
                 }
             if storage._cdata not in given:
                 self._count(storage)
-        return result
 
     def _count(self, storage: torch.UntypedStorage) -> int:
         """Counts a storage until it goes; returns its number."""
@@ -121,7 +143,7 @@ class LiveParts(LiveBytes):
         self._paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> LiveParts:
+    def __enter__(self) -> Self:
         # Hooks for all modules, not on each: a network may do something else where its modules have hooks.
         self._paths.update((module, path) for path, module in self._network.named_modules())
         self._hooks.append(register_module_forward_pre_hook(lambda module, _: self._enter_module(module)))

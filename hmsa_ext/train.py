@@ -89,13 +89,15 @@ def _dry_run(command: Train) -> int:
     processes, is_main = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     if not is_main:
         return 0
+    # For people the step that they asked for comes at once, what they may choose instead takes some seconds more.
     found = dry_run(
-        train, device=device, limit=allowed(device, None), processes=processes, watch=command_line.progress_line()
-    )
+        train, device=device, limit=allowed(device, None), processes=processes, watch=command_line.progress_line(),
+        tell=lambda step: None if output is not None else print(f"device {reason}\n{step.step_as_text()}", flush=True),
+    )  # fmt: skip
     if output is not None:
         output.write(json.dumps(found.to_dict(), indent=2) + "\n")
     else:
-        print(f"device {reason}\n{found.as_text()}")
+        print(f"\n{found.choices_as_text()}")
     return 0
 
 

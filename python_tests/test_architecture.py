@@ -22,7 +22,7 @@ from hmsa_ext.engine.settings import TrainSettings
 ROOT = Path(hmsa_ext.__file__).parent
 COMMANDS = {"__main__", "command_line", "train", "evaluate", "predict", "info"}
 COMMANDS |= {"autolabel", "data.__main__", "data.commands", "data.scan", "data.stats"}
-FOUNDATION = {"errors", "files", "live_bytes", "normalisation", "parts", "settings", "tables"}
+FOUNDATION = {"errors", "fake_tensors", "files", "live_bytes", "normalisation", "parts", "settings", "tables"}
 MAY_IMPORT = {
     "foundation": set(),
     "ops": {"foundation"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from hmsa_ext.data.by_name import class_table
 from hmsa_ext.data.fit import CROP_AREA, CROP_STEP
 from hmsa_ext.data.types import ClassTable
 from hmsa_ext.engine.device import choose_dtype
-from hmsa_ext.engine.peak import GRADIENTS, OPTIMIZER, Peak, TrainingTrial, evaluation_peak
+from hmsa_ext.engine.peak import GRADIENTS, OPTIMIZER, Peak, TrainingTrial
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.models.recomputation import MODES
 from hmsa_ext.parts import object_name
@@ -45,14 +46,12 @@ class Remedy:
 
 
 @dataclass(frozen=True)
-class DryRun:
-    """The memory of a training.
+class Step:
+    """The memory of a training step.
 
     train: the settings, with the crop that was assumed where there was none. num_classes: classes of the network.
     assumed: what the data would have said, by name of the setting, each with a sentence. device: of the training.
-    dtype: name of the arithmetic. peak: of a step with these settings. options: bytes at the peak of a step by
-    (``recompute``, dtype), for that arithmetic and those that take less. evaluation: the peak of an evaluation of one
-    image as large as a crop. limit: bytes that tensors may take on the device. gpus: memory of GPUs to tell of, in GB.
+    dtype: name of the arithmetic. peak: of the step.
     """
 
     train: TrainSettings
@@ -61,15 +60,47 @@ class DryRun:
     device: torch.device
     dtype: str
     peak: Peak
-    options: Mapping[tuple[str, str], int]
-    evaluation: Peak
-    limit: int
-    gpus: tuple[int, ...] = field(default=GPUS)
 
     @property
     def crop(self) -> tuple[int, int]:
         """(height, width) of the crops in pixels."""
         return self.train.crops.crop_size
+
+    def step_as_text(self) -> str:
+        """The settings, the parts of the peak, and when it is reached."""
+        optimisation, scales = self.train.optimisation, self.train.model.train_scales
+        height, width = self.crop
+        crops = f"{optimisation.batch_size} crop{'s' * (optimisation.batch_size > 1)} of {height}x{width}"
+        lines = [
+            f"model  {object_name(self.train.model.name)}, {self.num_classes} classes, "
+            f"at scale{'s' * (len(scales) > 1)} {', '.join(f'{scale:g}' for scale in scales)}",
+            f"step   {crops}, {self.dtype}, --recompute {self.train.machine.recompute}, loss "
+            f"{object_name(self.train.loss.name)}, {optimisation.optimizer}",
+            *(f"note   {name}: {text}" for name, text in self.assumed.items()),
+        ]
+        total = self.peak.total
+        parts = [(name, gigabytes(size), f"{100 * size / total:.1f}") for name, size in self.peak.parts.items()]
+        parts.append(("all", gigabytes(total), "100.0"))
+        by_part = text_table(["live tensors at the peak", "GB", "%"], parts, rules=[len(parts) - 1])
+        moment = f"The peak is reached with {self.peak.moment}."
+        if total > self.peak.without_optimizer:
+            moment += f" Without optimizer state and moving average it is {gigabytes(self.peak.without_optimizer)} GB."
+        return "\n\n".join(["\n".join(lines), by_part, moment])
+
+
+@dataclass(frozen=True)
+class DryRun(Step):
+    """The memory of a training: that of its step, and of others to choose from.
+
+    options: bytes at the peak of a step by (``recompute``, dtype), for the arithmetic of the settings and those that
+    take less. evaluation: the peak of an evaluation of one image as large as a crop. limit: bytes that tensors may take
+    on the device. gpus: memory of GPUs to tell of, in GB.
+    """
+
+    options: Mapping[tuple[str, str], int]
+    evaluation: Peak
+    limit: int
+    gpus: tuple[int, ...] = field(default=GPUS)
 
     def remedy(self, limit: float) -> Remedy | None:
         """The least change with which a step takes at most ``limit`` bytes; None where none is known.
@@ -101,6 +132,7 @@ class DryRun:
     def advice(self) -> list[str]:
         """Sentences: whether it fits this device, what to change if not, and what each change is worth."""
         found = []
+        told: Mapping[str, Any] = {}
         total, kind = self.peak.total, "GPU" if self.device.type == "cuda" else "machine"
         room = f"about {gigabytes(self.limit)} GB of tensors"
         remedy = self.remedy(self.limit)
@@ -109,12 +141,13 @@ class DryRun:
         elif remedy is None:
             found.append(f"These settings do not fit this {kind}, which has room for {room}: take a smaller network.")
         else:
+            told = remedy.changes
             found.append(
                 f"These settings do not fit this {kind}, which has room for {room}: {remedy.flags} brings them to "
                 f"{gigabytes(remedy.peak)} GB."
             )
         for changes, peak in self._ladder():
-            if len(changes) == 1 and peak < total:
+            if len(changes) == 1 and changes != told and peak < total:
                 found.append(f"{_flags(changes)} brings this to {gigabytes(peak)} GB.")
         if self.peak.standing > total / 2:
             text = f"{gigabytes(self.peak.standing)} GB are there whatever the crops are"
@@ -162,23 +195,11 @@ class DryRun:
 
     def as_text(self) -> str:
         """All of it for people."""
-        optimisation, scales = self.train.optimisation, self.train.model.train_scales
+        return f"{self.step_as_text()}\n\n{self.choices_as_text()}"
+
+    def choices_as_text(self) -> str:
+        """The memory of other settings and of an evaluation, what fits usual GPUs, and advice."""
         height, width = self.crop
-        crops = f"{optimisation.batch_size} crop{'s' * (optimisation.batch_size > 1)} of {height}x{width}"
-        lines = [
-            f"model  {object_name(self.train.model.name)}, {self.num_classes} classes, "
-            f"at scale{'s' * (len(scales) > 1)} {', '.join(f'{scale:g}' for scale in scales)}",
-            f"step   {crops}, {self.dtype}, --recompute {self.train.machine.recompute}, loss "
-            f"{object_name(self.train.loss.name)}, {optimisation.optimizer}",
-            *(f"note   {name}: {text}" for name, text in self.assumed.items()),
-        ]
-        total = self.peak.total
-        parts = [(name, gigabytes(size), f"{100 * size / total:.1f}") for name, size in self.peak.parts.items()]
-        parts.append(("all", gigabytes(total), "100.0"))
-        by_part = text_table(["live tensors at the peak", "GB", "%"], parts, rules=[len(parts) - 1])
-        moment = f"The peak is reached with {self.peak.moment}."
-        if total > self.peak.without_optimizer:
-            moment += f" Without optimizer state and moving average it is {gigabytes(self.peak.without_optimizer)} GB."
         dtypes = self._dtypes
         rows = [(mode, *(gigabytes(self.options[mode, dtype]) for dtype in dtypes)) for mode in RECOMPUTE]
         evaluated = ", ".join(f"{scale:g}" for scale in self.train.final_evaluation.scales or ())
@@ -190,9 +211,6 @@ class DryRun:
         gpus = [(f"{gpu} GB", self._fits(_room(gpu))) for gpu in self.gpus]
         return "\n\n".join(
             [
-                "\n".join(lines),
-                by_part,
-                moment,
                 text_table(["--recompute", *(f"{dtype}, GB" for dtype in dtypes)], rows),
                 evaluation,
                 text_table(["GPU of", "fits with"], gpus, left=(1,)),
@@ -230,6 +248,7 @@ def dry_run(
     limit: int,
     processes: int = 1,
     watch: Callable[[str], object] = lambda what: None,
+    tell: Callable[[Step], object] = lambda step: None,
 ) -> DryRun:
     """The memory that a training with these settings takes, found without its data and without computing it.
 
@@ -239,6 +258,7 @@ def dry_run(
         limit: bytes that tensors may take there.
         processes: of the training: see :class:`hmsa_ext.engine.peak.TrainingTrial`.
         watch: is called with what is counted next; each takes seconds for a large network.
+        tell: is called with the step of these settings, as soon as it is known.
 
     Raises :class:`hmsa_ext.HmsaError` for whatever does not fit.
     """
@@ -256,23 +276,27 @@ def dry_run(
     dtype, _ = choose_dtype(train.machine.dtype, device)
     named = str(dtype).removeprefix("torch.")
     trial = TrainingTrial(train, num_classes, device, processes=processes)
-    peaks = {}
-    for mode in RECOMPUTE:
-        for other in DTYPES[DTYPES.index(named) :]:
-            watch(f"--recompute {mode}, {other}")
-            peaks[mode, other] = trial.peak(
-                train.crops.crop_size, batch_size=train.optimisation.batch_size, dtype=getattr(torch, other),
-                recomputed=mode,
-            )  # fmt: skip
+
+    def counted(mode: str, arithmetic: str) -> Peak:
+        watch(f"--recompute {mode}, {arithmetic}")
+        found = trial.peak(
+            train.crops.crop_size, batch_size=train.optimisation.batch_size, dtype=getattr(torch, arithmetic),
+            recomputed=mode,
+        )  # fmt: skip
+        watch("")
+        return found
+
+    asked = train.machine.recompute, named
+    step = Step(train, num_classes, notes, device, named, counted(*asked))
+    tell(step)
+    options = {}
+    for option in itertools.product(RECOMPUTE, DTYPES[DTYPES.index(named) :]):
+        options[option] = (step.peak if option == asked else counted(*option)).total
     watch("evaluation")
-    scales = train.final_evaluation.scales or ()
-    evaluation = evaluation_peak(
-        train, num_classes, train.crops.crop_size, scales, device=device, dtype=dtype, flip=train.evaluation.flip
-    )
+    scales, flip = train.final_evaluation.scales or (), train.evaluation.flip
+    evaluation = trial.evaluation_peak(train.crops.crop_size, scales, dtype=dtype, flip=flip)
     watch("")
-    chosen = peaks[train.machine.recompute, named]
-    options = {key: peak.total for key, peak in peaks.items()}
-    return DryRun(train, num_classes, notes, device, named, chosen, options, evaluation, limit)
+    return DryRun(**vars(step), options=options, evaluation=evaluation, limit=limit)
 
 
 def known_classes(data: DataSettings) -> tuple[int, str | None]:

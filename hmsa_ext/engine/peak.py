@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase
 
 from hmsa_ext import models
 from hmsa_ext.data.types import IGNORE_LABEL
@@ -27,6 +27,7 @@ from hmsa_ext.engine.passes import run
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.engine.step import forward_backward
 from hmsa_ext.errors import HmsaError
+from hmsa_ext.fake_tensors import RememberingFakes
 from hmsa_ext.live_bytes import LiveParts, Origin
 from hmsa_ext.models.joined_maps import two_strips_alone
 from hmsa_ext.models.recomputation import recompute
@@ -98,7 +99,7 @@ class TrainingTrial:
 
     def __init__(self, train: TrainSettings, num_classes: int, device: torch.device, *, processes: int = 1) -> None:
         self.train, self.num_classes, self.device, self.processes = train, num_classes, device, processes
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = RememberingFakes()
         with self._fake("building"):
             self.model = _build(train, num_classes, device)
             self.criterion = _criterion(train, num_classes, device)
@@ -128,6 +129,15 @@ class TrainingTrial:
         if found.total >= self._update.total + inputs:
             return found
         return replace(self._update, parts={**self._update.parts, INPUTS: inputs})
+
+    def evaluation_peak(
+        self, size: tuple[int, int], scales: Sequence[float], *, dtype: torch.dtype, flip: bool = False
+    ) -> Peak:
+        """The peak of an evaluation with this network, like that of the function of this name."""
+        with self._fake("an evaluation"):
+            return evaluation_pass_peak(
+                self.model, self.num_classes, size, scales, device=self.device, dtype=dtype, flip=flip
+            )
 
     def _steps_peak(
         self, crop: tuple[int, int], batch_size: int, dtype: torch.dtype, *, passes: bool = True, update: bool = True
@@ -186,7 +196,7 @@ def evaluation_peak(
 
     Raises :class:`FakeStepError`.
     """
-    with _on_fakes(FakeTensorMode(allow_non_fake_inputs=True), spelled(train.model.name), "an evaluation"):
+    with _on_fakes(RememberingFakes(), spelled(train.model.name), "an evaluation"):
         model = _build(train, num_classes, device)
         return evaluation_pass_peak(model, num_classes, size, scales, device=device, dtype=dtype, flip=flip)
 
@@ -271,7 +281,7 @@ def evaluation_pass_peak(
 
 
 @contextmanager
-def _on_fakes(mode: FakeTensorMode, network: str, what: str) -> Iterator[None]:
+def _on_fakes(mode: RememberingFakes, network: str, what: str) -> Iterator[None]:
     """Inside, tensors are fake; an error of anything but this package says that it may be for that reason."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -292,6 +302,10 @@ def _build(train: TrainSettings, num_classes: int, device: torch.device) -> nn.M
     """The network on a device, like that of a run. ``Module.to`` does not take fake tensors."""
     with device:
         model = models.build(train.model, num_classes)
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.momentum is not None and module.num_batches_tracked is not None:
+            # A number that nobody reads. It was made with a value, and each operation would compute with it.
+            module.num_batches_tracked = torch.empty((), dtype=torch.long, device=device)
     if train.model.channels_last:
         moved: dict[nn.Parameter, nn.Parameter] = {}  # one parameter of two modules stays one
         for module in model.modules():

@@ -10,7 +10,7 @@ import torch
 from hmsa_ext import settings
 from hmsa_ext.engine.device import choose_device
 from hmsa_ext.engine.dry_run import RECOMPUTE
-from hmsa_ext.engine.peak import TrainingTrial, evaluation_peak
+from hmsa_ext.engine.peak import TrainingTrial
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.errors import HmsaError
 
@@ -77,7 +77,7 @@ def peaks_of_network(
                 peak = trial.peak(size, batch_size=crops, dtype=arithmetic, recomputed=mode)
             training[mode] = peak.without_optimizer
         watch(f"{name}, {dtype}, evaluation")
-        evaluation = evaluation_peak(train, num_classes, size, eval_scales, device=device, dtype=arithmetic)
+        evaluation = trial.evaluation_peak(size, eval_scales, dtype=arithmetic)
         parameters = sum(t.nbytes for t in (*trial.model.parameters(), *trial.model.buffers()))
         rows.append(
             Row(

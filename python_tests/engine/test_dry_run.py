@@ -11,13 +11,13 @@ import torch
 
 from hmsa_ext import settings, train
 from hmsa_ext.data import DataSettings
-from hmsa_ext.engine.dry_run import DTYPES, GPUS, RECOMPUTE, SHARE_OF_GPU, DryRun, dry_run, known_classes
-from hmsa_ext.engine.peak import training_peak
+from hmsa_ext.engine.dry_run import DTYPES, GPUS, RECOMPUTE, SHARE_OF_GPU, DryRun, Step, dry_run, known_classes
+from hmsa_ext.engine.peak import TrainingTrial
 from hmsa_ext.engine.settings import TrainSettings
 from hmsa_ext.errors import HmsaError
 
 CPU = torch.device("cpu")
-MODEL = {"model": "hrnet_small_ocr", "crop": (128, 256), "batch_size": 4, "optimizer": "sgd"}
+MODEL = {"model": "efficientnet_lite0_lraspp", "crop": (128, 256), "batch_size": 4, "optimizer": "sgd"}
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,19 @@ def found() -> DryRun:
     return dry_run(settings.replace(TrainSettings(), MODEL), device=CPU, limit=2**40)
 
 
-def followed(found: DryRun, changes: dict[str, Any]) -> int:
+@pytest.fixture(scope="module")
+def trial(found: DryRun) -> TrainingTrial:
+    """Another network for the same training."""
+    return TrainingTrial(found.train, found.num_classes, CPU)
+
+
+def followed(trial: TrainingTrial, found: DryRun, changes: dict[str, Any]) -> int:
     """The peak of a step with the changes that were advised."""
     changed = settings.replace(found.train, changes)
-    dtype = getattr(torch, changes.get("dtype", found.dtype))
-    return training_peak(changed, found.num_classes, changed.crops.crop_size, device=CPU, dtype=dtype).total
+    return trial.peak(
+        changed.crops.crop_size, batch_size=changed.optimisation.batch_size,
+        dtype=getattr(torch, changes.get("dtype", found.dtype)), recomputed=changed.machine.recompute,
+    ).total  # fmt: skip
 
 
 def test_all_settings_are_told_and_the_chosen_one_by_part(found: DryRun) -> None:
@@ -46,7 +54,7 @@ def test_what_fits_needs_no_remedy(found: DryRun) -> None:
     assert any("fit this machine" in text for text in found.advice())
 
 
-def test_remedies_hold_when_they_are_followed(found: DryRun) -> None:
+def test_remedies_hold_when_they_are_followed(found: DryRun, trial: TrainingTrial) -> None:
     """From just too little memory down to what is there without any crop, each remedy fits, and asks for more."""
     least = min(found.options.values())
     limits = [found.peak.total - 1, least, least - 1]
@@ -55,7 +63,7 @@ def test_remedies_hold_when_they_are_followed(found: DryRun) -> None:
     for limit in limits:
         remedy = found.remedy(limit)
         assert remedy is not None
-        peak = followed(found, dict(remedy.changes))
+        peak = followed(trial, found, dict(remedy.changes))
         assert peak <= remedy.peak <= limit
         kinds.append(frozenset(remedy.changes))
     assert kinds[0] == {"recompute"}
@@ -76,6 +84,7 @@ def test_advice_for_too_little_memory_names_the_flags_that_help(found: DryRun) -
     assert remedy is not None
     assert f"{remedy.flags} brings them to {remedy.peak / 1e9:.2f} GB" in advice[0]
     assert any(text.startswith("--dtype bfloat16 brings this to") for text in advice)
+    assert sum(remedy.flags in text for text in advice) == 1
 
 
 def test_every_gpu_has_a_row_and_what_fits_it(found: DryRun) -> None:
@@ -105,7 +114,15 @@ def test_the_command_reads_no_data_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--data", "folder", "--root", str(tmp_path / "absent"), "--model", "hrnet_small_fcn", "--dry-run"]
+    flags = [
+        "--data",
+        "folder",
+        "--root",
+        str(tmp_path / "absent"),
+        "--model",
+        "efficientnet_lite0_lraspp",
+        "--dry-run",
+    ]
     assert train.main(flags) == 0
     text = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
@@ -113,12 +130,23 @@ def test_the_command_reads_no_data_and_writes_nothing(
         assert part in text
 
 
+def test_the_step_that_was_asked_for_is_told_first() -> None:
+    chosen = settings.replace(TrainSettings(), {**MODEL, "recompute": "all"})
+    told: list[str | Step] = []
+    found = dry_run(chosen, device=CPU, limit=2**40, watch=told.append, tell=told.append)
+    assert told[:2] == ["--recompute all, float32", ""]
+    (step,) = (one for one in told if isinstance(one, Step))
+    assert told.index(step) == 2
+    assert step.peak == found.peak
+    assert found.as_text() == f"{step.step_as_text()}\n\n{found.choices_as_text()}"
+
+
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [
         "--data",
         "camvid",
         "--model",
-        "hrnet_small_fcn",
+        "efficientnet_lite0_lraspp",
         "--crop",
         "96x128",
         "--batch-size",
