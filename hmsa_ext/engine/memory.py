@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hmsa_ext.engine.device import evaluation_mode
 from hmsa_ext.engine.passes import run
 from hmsa_ext.errors import ArgumentValueError
+from hmsa_ext.fake_tensors import RememberingFakes
 from hmsa_ext.live_bytes import LiveBytes
 from hmsa_ext.models import ScaleOutputs
 from hmsa_ext.models.joined_maps import two_strips_alone
@@ -125,7 +125,7 @@ class Footprint:
 
     def _pass(self, side: int) -> tuple[int, ScaleOutputs]:
         """The peak of live bytes of one pass over a square image, and its outputs."""
-        fake = FakeTensorMode(allow_non_fake_inputs=True) if self._fake else contextlib.nullcontext()
+        fake = RememberingFakes() if self._fake else contextlib.nullcontext()
         with warnings.catch_warnings(), fake, two_strips_alone(), evaluation_mode(self._model), LiveBytes() as watch:
             warnings.simplefilter("ignore")
             images = torch.zeros(1, 3, side, side, device=self._device)
