@@ -97,8 +97,9 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
 def run_alone(row: Row, rounds: int) -> dict[str, Any]:
     """What :func:`measure` returns; in this process, which should be new."""
     # As the commands do: `hmsa evaluate`, `hmsa predict`, and `hmsa train --recompute`.
-    as_command = row.how.ours and (row.job == "evaluation" or row.how.recompute != "none")
-    maps_large_blocks = as_command and allocator.follow_live_tensors()
+    maps_large_blocks = row.how.ours and row.job == "evaluation" and allocator.follow_live_tensors()
+    if row.how.ours and row.how.recompute != "none":
+        allocator.use_huge_pages()
     libraries = _resident("VmRSS")
     work, milliseconds = memory_methods.prepare(row), []
     with memory_methods.compiling(row):

@@ -1,4 +1,4 @@
-"""Resident memory of a training on the CPU, step by step: glibc's allocator as it comes, and as the commands set it.
+"""Resident memory of a training on the CPU, step by step: glibc's allocator as it comes, and with large blocks mapped.
 
     python -m bench.resident                                    # the main job, 600 steps of each; prints a table
     python -m bench.resident --json resident.json -- --iterations 1300 --config camvid-hierarchical --root CamVid
@@ -23,11 +23,17 @@ from pathlib import Path
 from bench import record
 from bench.commands import aligned, command_parser
 from bench.meters import process_status
+from hmsa_ext.engine import allocator
 from hmsa_ext.engine.logging import METRICS, read_records
 from hmsa_ext.files import write_text
 
-WAYS = {"as it comes": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, "as the commands set it": {}}
-"""Environment of each way. A choice of the user is respected, and 7 is what glibc has anyway."""
+MAPPED = {
+    "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={allocator.MMAP_THRESHOLD}:"
+    f"glibc.malloc.trim_threshold={allocator.TRIM_THRESHOLD}",
+    allocator.HUGE_PAGES: "1",
+}
+WAYS = {"as it comes": {}, "large blocks mapped": MAPPED}
+"""Environment of each way: the second one is that of :func:`hmsa_ext.engine.allocator.follow_live_tensors`."""
 SECONDS = 0.2
 SHOWN = 12
 """Rows of the printed table."""

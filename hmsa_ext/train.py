@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command = parse(arguments)
-    if command.training.machine.recompute != "none":  # who asks for less memory in more time gets both
-        allocator.follow_live_tensors()
+    if command.training.machine.recompute != "none":
+        allocator.use_huge_pages()
     if command.dry_run:
         return _dry_run(command)
     with distributed.start(command.training.machine.device) as process:

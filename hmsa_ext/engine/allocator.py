@@ -30,9 +30,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def follow_live_tensors() -> bool:
     """Tells glibc to map large blocks one by one, for the whole process; true if it was told.
 
-    The commands that evaluate and predict call this first, and training does where parts of the network are recomputed:
-    else its time counts for more. The library does not: a program that uses it calls this function itself, before its
-    first tensor, where resident memory matters more than time.
+    The commands that evaluate and predict call this first. Training, whose time counts for more, calls
+    :func:`use_huge_pages`. The library does neither: a program that uses it calls this function itself, before its first
+    tensor, where resident memory matters more than time.
 
     Nothing is changed without glibc (musl, macOS, Windows), and where the user has chosen: by ``MALLOC_*``, by
     ``glibc.malloc`` in ``GLIBC_TUNABLES``, or by another allocator in ``LD_PRELOAD``. A value of
@@ -43,8 +43,16 @@ def follow_live_tensors() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     done = mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
     if done:
-        os.environ.setdefault(HUGE_PAGES, "1")
+        use_huge_pages()
     return bool(done)
+
+
+def use_huge_pages() -> None:
+    """Has PyTorch ask for huge pages for blocks of 2 MiB and more, before the first tensor of the process.
+
+    Large blocks, which are mapped in any case, are then given faster. A value that the user has set is kept.
+    """
+    os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def _has_glibc() -> bool:

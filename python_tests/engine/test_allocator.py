@@ -103,9 +103,9 @@ def test_commands_that_evaluate_tell_the_allocator(command, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["none", "modules", "all"])
-def test_training_tells_it_where_memory_counts_for_more_than_time(mode, monkeypatch, tmp_path):
+def test_training_that_recomputes_has_huge_pages(mode, monkeypatch, tmp_path):
     told = []
-    monkeypatch.setattr(allocator, "follow_live_tensors", lambda: told.append(mode))
+    monkeypatch.setattr(allocator, "use_huge_pages", lambda: told.append(mode))
     arguments = ["--recompute", mode, "--data", "folder", "--root", str(tmp_path / "missing"), "--device", "cpu"]
     assert importlib.import_module("hmsa_ext.train").main(arguments) == 2
     assert told == ([] if mode == "none" else [mode])
