@@ -31,8 +31,8 @@ def follow_live_tensors() -> bool:
     """Tells glibc to map large blocks one by one, for the whole process; true if it was told.
 
     The commands that evaluate and predict call this first. Training, whose time counts for more, calls
-    :func:`use_huge_pages`. The library does neither: a program that uses it calls this function itself, before its first
-    tensor, where resident memory matters more than time.
+    :func:`use_huge_pages`. The library does neither: a program that uses it calls this function itself, before its
+    first tensor, where resident memory matters more than time.
 
     Nothing is changed without glibc (musl, macOS, Windows), and where the user has chosen: by ``MALLOC_*``, by
     ``glibc.malloc`` in ``GLIBC_TUNABLES``, or by another allocator in ``LD_PRELOAD``. A value of
