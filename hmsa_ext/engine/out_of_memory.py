@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import traceback
 from collections.abc import Iterator, Sequence
 
@@ -42,6 +43,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is that of an allocator, of the CPU or of CUDA."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):  # its text has the names of files
+        return error.errno == errno.ENOMEM
     text = str(error).lower()
     return isinstance(error, Exception) and any(sign in text for sign in SIGNS)
 

@@ -47,7 +47,8 @@ def _show_sides(value: Any) -> str:
 def are_sides(value: Any, least: int = 1) -> bool:
     """Whether a value is N or (height, width) in pixels."""
     sides = value if isinstance(value, tuple) else (value,)
-    return len(sides) in (1, 2) and all(isinstance(side, int) and side >= least for side in sides)
+    expected = 2 if isinstance(value, tuple) else 1
+    return len(sides) == expected and all(isinstance(side, int) and side >= least for side in sides)
 
 
 def _read_bytes(value: object) -> int:

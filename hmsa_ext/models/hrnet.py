@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.joined_maps import Features, JoinedMaps, strip_ranges
-from hmsa_ext.models.layers import Layers, add, add_resized, conv_norm, empty_map, has_hooks, run_layers, saves_memory
+from hmsa_ext.models.layers import (
+    Layers,
+    add,
+    add_resized,
+    conv_norm,
+    empty_map,
+    is_local,
+    leaves,
+    run_layers,
+    saves_memory,
+)
 from hmsa_ext.models.recomputation import run_part
 from hmsa_ext.models.residual_blocks import BOTTLENECK_EXPANSION, BasicBlock, Bottleneck, batch_norm, conv3x3
 
@@ -126,13 +136,14 @@ class HRNet(nn.Module):
 
     def _first_branches(self, images: Tensor) -> list[Tensor]:
         """Stem, stage 1 and the first transition: the inputs of stage 2."""
-        if not saves_memory(self) or any(map(has_hooks, self.modules())):
+        if not saves_memory(self):
             return self._rows_of_first_branches(images)
         # Stage 1 has the widest maps of all at stride 4. It is local, so it runs in strips where they would be large.
         height, halo = -(-images.shape[2] // 4), 2 * (len(self.layer1) // 2 + 2)
         channels = [m for m in self.layer1.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
         bytes_per_row = images.shape[0] * channels * (images.shape[3] // 4) * images.element_size()
-        if bytes_per_row * height < LARGE_STAGE:
+        first_layers = [self.conv1, self.bn1, self.conv2, self.bn2, *leaves(self.layer1), *leaves(self.transition1)]
+        if bytes_per_row * height < LARGE_STAGE or not all(map(_is_narrow, first_layers)):
             return _Own(self._rows_of_first_branches(images))
         rows = max(LARGE_STAGE // 4 // bytes_per_row // 2 * 2, 4 * halo)
         made: list[Tensor] = []
@@ -187,13 +198,15 @@ class ResolutionModule(nn.Module):
         targets = range(len(inputs))
         if not is_own:
             sources = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-            return [self._sum(target, sources, may_overwrite=False) for target in targets]
+            save = saves_memory(self)
+            return [self._sum(target, sources, save=save, may_overwrite=False) for target in targets]
         sources = [run_layers(branch.children(), inputs.pop(0), save=True, is_own=True) for branch in self.branches]
         # The finest map comes last: its sum lies where the source is, which the other targets have read by then.
-        return _Own([self._sum(target, sources, may_overwrite=target == 0) for target in reversed(targets)][::-1])
+        made = [self._sum(t, sources, save=True, may_overwrite=t == 0) for t in reversed(targets)]
+        return _Own(made[::-1])
 
-    def _sum(self, target: int, sources: list[Tensor], *, may_overwrite: bool) -> Tensor:
-        save, size = saves_memory(self), sources[target].shape[-2:]
+    def _sum(self, target: int, sources: list[Tensor], *, save: bool, may_overwrite: bool) -> Tensor:
+        size = sources[target].shape[-2:]
         total: Tensor | None = None
         for source, layer in enumerate(self.fuse_layers[target].children()):
             term = layer(sources[source])
@@ -211,6 +224,13 @@ class ResolutionModule(nn.Module):
 
 class _Own(list[Tensor]):
     """Maps in evaluation that nobody else holds: whoever gets the list may empty it, and overwrite the maps."""
+
+
+def _is_narrow(layer: nn.Module) -> bool:
+    """Whether a layer depends on the next row at most, as those of the first stage do."""
+    if isinstance(layer, nn.Conv2d) and (max(layer.kernel_size) > 3 or max(layer.dilation) > 1):
+        return False
+    return is_local(layer)
 
 
 def _stage(modules: int, blocks: int, widths: Sequence[int]) -> nn.Sequential:

@@ -94,7 +94,7 @@ def convolve(conv: nn.Conv2d, features: Features) -> Tensor:
     """
     if isinstance(features, Tensor):
         return conv(features)
-    if not takes_joined(conv) or torch.compiler.is_compiling():
+    if not takes_joined(conv) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return conv(features.tensor())
     device = features.maps[0].device.type
     maps, weight = features.maps, conv.weight
@@ -110,7 +110,7 @@ def takes_joined(conv: nn.Module) -> bool:
     """Whether :func:`convolve` knows joined maps: a plain convolution that keeps the size, without hooks."""
     if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
         return False
-    if conv._forward_hooks or conv._forward_pre_hooks:
+    if conv._forward_hooks or conv._forward_pre_hooks or "forward" in conv.__dict__:
         return False
     kernel, same = conv.kernel_size, tuple(k // 2 for k in conv.kernel_size)
     plain = conv.stride == (1, 1) and conv.dilation == (1, 1)

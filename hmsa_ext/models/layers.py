@@ -4,7 +4,8 @@ In evaluation without gradients nobody asks for what lies between two layers. Ba
 convolution before it, sums are in place, a residual block overwrites its input where that is the output of the block
 before, and layers that keep the size run in strips of rows. The outputs differ from the plain ones by rounding.
 
-A module with forward hooks, or of a class derived from PyTorch's, is called as it stands.
+A module that has forward hooks somewhere inside, or is of a class derived from PyTorch's, runs as it stands. Hooks for
+all modules of a process are not looked for.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ STRIP_BYTES = 32 * 2**20
 """Of the widest map in a strip."""
 _CHANNELS = 64
 """Of a map in one go, where a map of all channels would be one too many."""
-_LOCAL = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.Dropout2d)
 
 
 def saves_memory(module: nn.Module) -> bool:
-    """Whether a module runs as evaluation does: in evaluation mode, without gradients, and in no graph."""
-    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+    """Whether a module runs as evaluation does: in evaluation mode, without gradients, in no graph, and unwatched."""
+    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not any(map(has_hooks, module.modules()))
 
 
 class Layers(nn.Sequential):
@@ -83,7 +85,8 @@ class NormReLU(nn.Sequential):
             return False
         if type(norm) is not nn.BatchNorm2d or has_hooks(norm) or has_hooks(self[1]):
             return False
-        return norm.training and norm.affine and norm.track_running_stats
+        buffers = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return norm.training and norm.track_running_stats and all(x is not None for x in buffers)
 
 
 def norm_relu(channels: int) -> NormReLU:
@@ -235,7 +238,7 @@ def run_in_strips(layers: Iterable[nn.Module], x: Features) -> Tensor:
     """
     flat = list(_flat(layers))
     convolutions = [layer for layer in flat if isinstance(layer, nn.Conv2d)]
-    if not all(type(layer) in _LOCAL and not has_hooks(layer) for layer in flat):
+    if not all(map(is_local, flat)):
         return run_layers(flat, x, save=True)
     if not convolutions or flat[0] is not convolutions[0] or not all(map(_keeps_size, convolutions)):
         return run_layers(flat, x, save=True)
@@ -318,23 +321,39 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert mean is not None, "asked before"
     assert variance is not None, "asked before"
     scale = torch.rsqrt(variance + norm.eps)
-    if norm.affine:
+    if norm.weight is not None:
         scale = scale * norm.weight
     bias = -mean * scale
     if conv.bias is not None:
         bias = bias + conv.bias * scale
-    if norm.affine:
+    if norm.bias is not None:
         bias = bias + norm.bias
-    return conv.weight * scale[:, None, None, None], bias
+    dtype = conv.weight.dtype
+    return (conv.weight * scale[:, None, None, None]).to(dtype), bias.to(dtype)
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether a convolution and a batch norm are plain layers in evaluation mode that nobody watches."""
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or has_hooks(conv):
         return False
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or norm.training or has_hooks(norm):
+    return is_local(norm) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+
+
+def is_local(layer: nn.Module) -> bool:
+    """Whether what a layer gives at a pixel depends on pixels near it alone, and is the same in every call."""
+    if has_hooks(layer):
         return False
-    return norm.running_mean is not None and norm.running_var is not None
+    if type(layer) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        assert isinstance(layer, nn.modules.batchnorm._BatchNorm), "that is what these are"
+        return not layer.training and layer.running_mean is not None and layer.running_var is not None
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return not layer.training or layer.p == 0
+    return type(layer) in (nn.Conv2d, nn.ReLU, nn.Identity)
+
+
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a module, at any depth."""
+    return (layer for layer in module.modules() if not any(True for _ in layer.children()))
 
 
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -347,7 +366,8 @@ def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether somebody looks at what goes through a module, or has replaced its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:

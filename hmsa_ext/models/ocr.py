@@ -4,8 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmsa_ext.models.joined_maps import Features, JoinedMaps
-from hmsa_ext.models.layers import Layers, StripLayers, Strips, can_fold, empty_map, has_hooks, norm_relu, saves_memory
+from hmsa_ext.models.joined_maps import Features, JoinedMaps, takes_joined
+from hmsa_ext.models.layers import (
+    Layers,
+    StripLayers,
+    Strips,
+    can_fold,
+    empty_map,
+    is_local,
+    leaves,
+    norm_relu,
+    saves_memory,
+)
 from hmsa_ext.models.recomputation import run_part
 
 PUBLISHED_MID_CHANNELS = 512
@@ -75,7 +85,7 @@ class OCRHead(nn.Module):
         return self(trunk_features)[:2]
 
     def _saves_memory(self) -> bool:
-        return saves_memory(self) and not any(map(has_hooks, self.modules()))
+        return saves_memory(self) and all(map(is_local, leaves(self))) and takes_joined(self.conv3x3_ocr[0])
 
     def in_strips(self, trunk_features: Features, *, features: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :meth:`forward`, for evaluation, in two passes over strips of rows.

@@ -53,7 +53,7 @@ def recompute(model: Network, mode: str) -> Network:
     >>> from hmsa_ext import models
     >>> model = recompute(models.build("hrnet_small_ocr", 11), "modules")
     """
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise SettingError("recompute", mode, ", ".join(MODES))
     for module in model.modules():
         if isinstance(module, _Recomputed):
@@ -131,12 +131,10 @@ def _recomputed_class(plain: type[nn.Module]) -> type[nn.Module]:
     return _CLASSES[plain]
 
 
-def _restored(plain: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    """A recomputed module from a file or a copy."""
-    module = plain.__new__(plain)
-    module.__setstate__(state) if hasattr(module, "__setstate__") else module.__dict__.update(state)
-    _change(module)
-    return module
+def _blank(plain: type[nn.Module]) -> nn.Module:
+    """A recomputed module without state, for copies and files, which then give it one."""
+    kind = _recomputed_class(plain)
+    return kind.__new__(kind)
 
 
 class _Recomputed(nn.Module):
@@ -151,7 +149,7 @@ class _Recomputed(nn.Module):
         return _checkpoint(self, plain, *args, **options)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _restored, (self.plain_class, self.__dict__)
+        return _blank, (self.plain_class,), self.__dict__
 
 
 def _checkpoint(part: nn.Module, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
@@ -168,39 +166,44 @@ def _checkpoint(part: nn.Module, function: Callable[..., Any], *inputs: Any, **o
         return checkpoint(run, *leaves, use_reentrant=False, context_fn=functools.partial(_contexts, part))
 
 
-def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts(part: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Of the first pass, and of the second one."""
-    return contextlib.nullcontext(), _again(part)
+    return contextlib.nullcontext(), _Again(part)
 
 
-@contextlib.contextmanager
-def _again(part: nn.Module) -> Iterator[None]:
-    """Inside, norms write their running statistics to copies: the first pass has updated those that count."""
-    norms = [module for module in part.modules() if isinstance(module, _NormBase)]
-    kept = [dict(module._buffers) for module in norms]
-    for module, buffers in zip(norms, kept, strict=True):
-        module._buffers.update({name: None if x is None else x.clone() for name, x in buffers.items()})
-    try:
-        yield
-    finally:
-        for module, buffers in zip(norms, kept, strict=True):
+class _Again:
+    """Inside, norms write their running statistics to copies: the first pass has updated those that count.
+
+    It can be entered again: of a graph that is kept, each backward is one more pass.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        self._norms = [module for module in part.modules() if isinstance(module, _NormBase)]
+        self._kept: list[list[dict[str, Any]]] = []
+
+    def __enter__(self) -> None:
+        self._kept.append([dict(module._buffers) for module in self._norms])
+        for module in self._norms:
+            module._buffers.update({name: None if x is None else x.clone() for name, x in module._buffers.items()})
+
+    def __exit__(self, *_: object) -> None:
+        for module, buffers in zip(self._norms, self._kept.pop(), strict=True):
             module._buffers.update(buffers)
 
 
 @contextlib.contextmanager
 def _unchanged_state(part: nn.Module) -> Iterator[None]:
     """Raises :class:`RecomputeError` where a layer other than a norm writes to its buffers: it would do so twice."""
-    buffers = {
-        f"{name}.{buffer}" if name else buffer: tensor
-        for name, module in part.named_modules()
+    buffers = [
+        (module, buffer, tensor, tensor._version)
+        for module in part.modules()
         if not isinstance(module, _NormBase)
         for buffer, tensor in module.named_buffers(recurse=False)
-    }
-    before = {name: tensor._version for name, tensor in buffers.items()}
+    ]
     yield
-    for name, tensor in buffers.items():
-        if tensor._version != before[name]:
+    for module, name, tensor, version in buffers:
+        if module._buffers.get(name) is not tensor or tensor._version != version:
             raise RecomputeError(
-                f"recompute: {type(part).__name__} writes to its buffer {name} in forward, and would do so again in "
+                f"recompute: {type(module).__name__} writes to its buffer {name} in forward, and would do so again in "
                 'backward; expected modules whose only changing buffers are those of norms (use recompute "none")'
             )

@@ -157,3 +157,9 @@ def test_words_for_images_and_scales():
     assert shown_images(1, (2, 3), "crop") == "a crop of 2x3"
     assert shown_scales((2.0, 0.5), flip=True) == "the scales 0.5, 2, and mirrored"
     assert shown_scales((1.0,)) == "the scale 1"
+
+
+def test_names_of_files_are_no_signs(tmp_path):
+    missing = tmp_path / "not enough memory" / "a.png"
+    with pytest.raises(FileNotFoundError), explained("reading", "nothing helps"):
+        missing.read_bytes()

@@ -1,6 +1,7 @@
 """Evaluation without gradients: the same outputs in less memory, and nothing that anybody holds is overwritten."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -267,3 +268,112 @@ def test_the_first_stage_runs_in_strips(monkeypatch, name, size):
         got = trunk(images)
     assert len(calls) > 1
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x) * 2 + 1
+
+
+def _dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.train()
+            module.p = 0.5
+
+
+def _batch_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def _norms_train(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+
+
+def _group_norms(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                parent.add_module(name, nn.GroupNorm(1, child.num_features).double())
+
+
+def _derived(model: nn.Module) -> None:
+    model.get_submodule("ocr.conv3x3_ocr.0").__class__ = Doubled
+    model.get_submodule("backbone.layer1.0.conv2").__class__ = Doubled
+
+
+def _replaced(model: nn.Module) -> None:
+    for name in ("backbone.conv1", "ocr.conv3x3_ocr.0", "backbone.stage2.0.branches.0.0.conv2"):
+        conv: Any = model.get_submodule(name)
+        conv.forward = lambda x, plain=conv.forward: plain(x) * 2
+
+
+def _without_bias(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_parameter("bias", None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_dropout, _batch_statistics, _norms_train, _group_norms, _derived, _replaced, _without_bias],
+    ids=lambda change: change.__name__.strip("_"),
+)
+def test_networks_that_people_changed_give_what_they_give_with_gradients(monkeypatch, change):
+    monkeypatch.setattr(layers, "STRIP_BYTES", 2**12)
+    monkeypatch.setattr("hmsa_ext.models.joined_maps.STRIP_BYTES", {"cpu": 2**12})
+    monkeypatch.setattr("hmsa_ext.models.ocr.KEPT_BYTES", 0)
+    monkeypatch.setattr(hrnet, "LARGE_STAGE", 1)
+    torch.manual_seed(9)
+    model = shaken(models.build("hrnet_small_ocr", 5, dropout=0.5)).double()
+    other = copy.deepcopy(model)
+    change(model)
+    change(other)
+    images = torch.randn(2, 3, 161, 130).double()
+    torch.manual_seed(10)
+    expected = plainly(model, images, (0.5, 1.0)).logits
+    torch.manual_seed(10)
+    with torch.no_grad():
+        got = other(images, (0.5, 1.0)).logits
+    for one, truth in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, truth, rtol=0, atol=1e-10 * truth.abs().max().item())
+    for one, truth in zip(other.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(one, truth, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["backbone.layer1.0.downsample", "backbone.stage2.0.branches.0.0.bn2", "backbone.stage2.0.fuse_layers.1.0"],
+)
+def test_no_map_that_a_hook_keeps_is_overwritten(name):
+    model, kept = shaken(models.build("hrnet_small_ocr", 5)), []
+    model.get_submodule(name).register_forward_hook(
+        lambda module, inputs, output: kept.append((output, output.clone()))
+    )
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 96), (1.0,))
+    assert kept
+    assert all(torch.equal(output, before) for output, before in kept)
+
+
+def test_convolutions_in_half_precision_beside_norms_in_float32():
+    model = models.build("hrnet_small_ocr", 5).eval().bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    images = torch.randn(1, 3, 64, 96).bfloat16()
+    with torch.no_grad():
+        assert torch.isfinite(model(images, (1.0,)).logits[0]).all()
+
+
+def test_a_trace_serves_other_sizes():
+    trunk = shaken(models.build_trunk("hrnet_small"))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about sizes that are numbers
+        traced: Any = torch.jit.trace(trunk, torch.randn(1, 3, 64, 96), check_trace=False)
+        images = torch.randn(1, 3, 96, 64)
+        torch.testing.assert_close(traced(images), trunk(images), rtol=1e-3, atol=1e-3)

@@ -215,6 +215,8 @@ def test_copies_and_pickles_keep_it(mode):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(HmsaError, match=r"recompute: .*'some'.* none, modules, all|recompute: got 'some'"):
         recompute(nn.Linear(2, 2), "some")
+    with pytest.raises(HmsaError, match="recompute"):
+        recompute(nn.Linear(2, 2), ["all"])  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("mode", SAVING)
@@ -283,3 +285,43 @@ def test_a_step_does_not_depend_on_the_mode_before(one, other):
     data = batch("cpu")
     expected = step(copy.deepcopy(model), *data)
     assert_same(step(recompute(recompute(model, one), other), *data), expected, 1e-12)
+
+
+@pytest.mark.parametrize("mode", SAVING)
+def test_a_graph_that_is_kept_goes_backward_again(mode):
+    model = models.build("hrnet_small_ocr", 5).double()
+    again = recompute(copy.deepcopy(model), mode)
+    images, _ = batch("cpu")
+    found = []
+    for network in (model, again):
+        torch.manual_seed(14)
+        loss = network(images).logits[0].square().mean()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        found.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-11 * (gradient.abs().max().item() + 1e-3))
+    for one, other in zip(again.buffers(), model.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Renewing(Counter):
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.conv(x)
+
+
+def test_a_buffer_that_is_assigned_anew_is_an_error():
+    network = Foreign()
+    network.blocks[1] = Renewing()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    model = recompute(MultiScale(network, feature_channels=8, bottleneck=8), "modules")
+    with pytest.raises(RecomputeError, match=r"recompute: Renewing writes to its buffer calls in forward"):
+        model(torch.randn(2, 3, 32, 32))
+
+
+def test_a_copy_refers_to_itself():
+    model = recompute(models.build("hrnet_small_ocr", 5), "modules")
+    block: Any = model.get_submodule("backbone.layer1.0")
+    block.friends = [block]
+    other: Any = copy.deepcopy(model).get_submodule("backbone.layer1.0")
+    assert other.friends[0] is other
