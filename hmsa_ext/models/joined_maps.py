@@ -94,7 +94,7 @@ def convolve(conv: nn.Conv2d, features: Features) -> Tensor:
     """
     if isinstance(features, Tensor):
         return conv(features)
-    if not takes_joined(conv) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not takes_joined(conv) or torch.compiler.is_compiling() or torch._C._is_tracing():
         return conv(features.tensor())
     device = features.maps[0].device.type
     maps, weight = features.maps, conv.weight

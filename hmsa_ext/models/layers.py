@@ -39,7 +39,7 @@ _CHANNELS = 64
 
 def saves_memory(module: nn.Module) -> bool:
     """Whether a module runs as evaluation does: in evaluation mode, without gradients, in no graph, and unwatched."""
-    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     return not any(map(has_hooks, module.modules()))
 
