@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from hmsa_ext.engine import allocator
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -25,6 +27,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def allocator_of_the_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Commands that run in the process of the tests leave its allocator as it is: other tests measure memory."""
+    if request.path.name != "test_allocator.py":
+        monkeypatch.setattr(allocator, "follow_live_tensors", lambda: False)
+        monkeypatch.setattr(allocator, "use_huge_pages", lambda: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

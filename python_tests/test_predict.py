@@ -467,9 +467,9 @@ def test_a_photo_too_large_for_the_memory_is_named_and_the_others_predicted(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save("in/b/large.png", photo(6000, 9000), compress_level=1)
-    assert main(run, "in", "--memory", "180MiB") == 1
+    assert main(run, "in", "--memory", "240MiB") == 1
     error = capsys.readouterr().err
-    assert "skipped: in/b/large.png: memory: got 180 MiB, expected at least " in error.replace("'", "")
+    assert "skipped: in/b/large.png: memory: got 240 MiB, expected at least " in error.replace("'", "")
     assert {"a.png", "b/c.png", "b/d.e.png"} <= set(tree())
 
 

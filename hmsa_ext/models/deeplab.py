@@ -83,6 +83,7 @@ class DeepLabV3Plus(SegmentationNetwork):
     :func:`hmsa_ext.models.initialisation.initialise` draws the weights of the decoder, and those of a trunk that is
     given by its name in ``TRUNKS`` or by its widths and depths. A module, or what a factory returns, keeps its weights.
 
+    >>> import torch
     >>> model = DeepLabV3Plus("resnet18", num_classes=8, aspp_channels=16, head_channels=16).eval()
     >>> outputs = model(torch.zeros(1, 3, 64, 96), scales=(0.5, 1.0))
     >>> [list(z.shape) for z in outputs.logits], list(outputs.fuse().shape)

@@ -91,6 +91,7 @@ class HRNet(nn.Module):
     Args:
         config: widths and depths.
 
+    >>> import torch
     >>> HRNet(SMALL)(torch.zeros(1, 3, 65, 64)).shape
     torch.Size([1, 208, 17, 16])
     """
