@@ -6,8 +6,8 @@ does not fit into the gap that one of the same size has left (https://sourceware
 The gaps stay resident.
 
 A fixed threshold avoids that: what is larger is mapped, and unmapped when it is freed. Its pages are then new each
-time, which takes time: on one thread of a shared virtual machine training steps took 1.1 to 1.7 times as long, passes
-of an evaluation 1.08 times. PyTorch can ask for huge pages, of which there are 512 times fewer to be given.
+time, which takes time: ``python -m bench.resident`` measures it. PyTorch can ask for huge pages, of which there are 512
+times fewer to be given.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from hmsa_ext.errors import ArgumentValueError
 from hmsa_ext.models.scales import resize
 
 STRIP_BYTES = {"cpu": 64 * 2**20}
-"""Of the products of one map in a strip, by type of device: on the CPU what its caches hold."""
+"""Of the products of one map in a strip, by type of device. More rows in a strip mean fewer that are computed twice."""
 OTHER_STRIP_BYTES = 128 * 2**20
 """On GPUs more, for the sake of fewer kernels."""
 COLUMNS = {"cpu": 64}
