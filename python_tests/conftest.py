@@ -29,12 +29,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(autouse=True)
-def allocator_of_the_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Commands that run in the process of the tests leave its allocator as it is: other tests measure memory."""
-    if request.path.name != "test_allocator.py":
-        monkeypatch.setattr(allocator, "follow_live_tensors", lambda: False)
-        monkeypatch.setattr(allocator, "use_huge_pages", lambda: None)
+@pytest.fixture(scope="session", autouse=True)
+def allocator_of_the_process():
+    """Commands that run in the process of the tests leave its allocator, and the environment that its children inherit,
+    as they are: other tests measure memory. Of the session, since fixtures of modules run commands, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocator, "follow_live_tensors", lambda: False)
+        patch.setattr(allocator, "use_huge_pages", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import weakref
@@ -15,6 +16,8 @@ from hmsa_ext import HmsaError
 from hmsa_ext.engine.out_of_memory import NotEnoughMemoryError, explained, shown_images, shown_scales
 from hmsa_ext.settings import SettingError
 from python_tests.prediction.networks import save, write_run
+
+ROOT = Path(__file__).parents[2]
 
 resource = pytest.importorskip("resource", reason="only Unix limits the memory of a process")
 
@@ -37,9 +40,10 @@ sys.exit(command(sys.argv[2:]))
 
 def starved(spare: int, *arguments: str, folder: Path, before: str = "") -> subprocess.CompletedProcess[str]:
     """A command in a process that gets only so many MiB of addresses more than it has after its imports."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # the network of the run is one of the tests'
     return subprocess.run(
-        [sys.executable, "-c", STARVED.format(spare=spare, before=before), *arguments], cwd=folder, text=True,
-        capture_output=True, timeout=300, check=False,
+        [sys.executable, "-c", STARVED.format(spare=spare, before=before), *arguments], cwd=folder, env=environment,
+        text=True, capture_output=True, timeout=300, check=False,
     )  # fmt: skip
 
 
