@@ -1,15 +1,18 @@
-"""Resident memory of a training on the CPU, step by step: glibc's allocator as it comes, and with large blocks mapped.
+"""Resident memory of a training on the CPU, step by step, by allocator.
 
     python -m bench.resident                                    # the main job, 600 steps of each; prints a table
     python -m bench.resident --json resident.json -- --iterations 1300 --config camvid-hierarchical --root CamVid
 
-What follows ``--`` are flags of ``hmsa train``. Each way trains in a process of its own, one after the other, on one
-thread; both compute the same. Resident memory and time of the processor are read from outside, by /proc of Linux, when
-a record appears in the log of the run. Other processes on the machine change the time a little and memory not at all.
+The allocators are glibc's as it comes, glibc's with large blocks mapped, and those of other libraries that the system
+has. What follows ``--`` are flags of ``hmsa train``. Each way trains in a process of its own, one after the other, on
+one thread; all compute the same. Resident memory and time of the processor are read from outside, by /proc of Linux,
+when a record appears in the log of the run. Other processes on the machine change the time a little and memory not at
+all.
 """
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import os
 import subprocess
@@ -34,6 +37,8 @@ MAPPED = {
 }
 WAYS = {"as it comes": {}, "large blocks mapped": MAPPED}
 """Environment of each way: the second one is that of :func:`hmsa_ext.engine.allocator.follow_live_tensors`."""
+LIBRARIES = ("tcmalloc_minimal", "jemalloc")
+"""Allocators that are loaded before the C library where they are installed, each as it comes."""
 SECONDS = 0.2
 SHOWN = 12
 """Rows of the printed table."""
@@ -47,6 +52,12 @@ class Sample:
     resident: int
     peak: int
     cpu_seconds: float
+
+
+def ways() -> dict[str, dict[str, str]]:
+    """Environment of each way that this system has."""
+    files = {name: ctypes.util.find_library(name) for name in LIBRARIES}
+    return WAYS | {name: {"LD_PRELOAD": file} for name, file in files.items() if file is not None}
 
 
 def train(flags: Sequence[str], environment: dict[str, str]) -> list[Sample]:
@@ -103,12 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, flags = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = command_parser("python -m bench.resident", __doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all samples as JSON")
+    parser.add_argument("--way", action="append", choices=[*WAYS, *LIBRARIES], help="only this one; may be repeated")
     options = parser.parse_args(own)
     if options.json and not Path(options.json).resolve().parent.is_dir():
         parser.error(f"argument --json: there is no folder for {options.json}")
     if not sys.platform.startswith("linux"):
         parser.error(f"resident memory is read from /proc of Linux; this system is {sys.platform}")
-    found = {way: train(flags, environment) for way, environment in WAYS.items()}
+    here = ways()
+    missing = [way for way in options.way or () if way not in here]
+    if missing:
+        parser.error(f"argument --way: this system has no library {missing[0]}")
+    found = {way: train(flags, here[way]) for way in options.way or here}
     print(table(found))
     if options.json:
         named = [word for word in flags if "/" not in word]  # no paths

@@ -1,11 +1,25 @@
 """What all tests share: every test that takes ``device`` runs on the CPU and, where there is one, on a GPU."""
 
-import pytest
-import torch
+import os
 
-from hmsa_ext.engine import allocator
+import pytest
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MOST_WORKERS = 8  # each takes up to 3 GB
+# Workers of pytest-xdist share the cores, since threads that wait for a core spin. Children of the tests inherit it.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // workers)))
+
+import torch  # noqa: E402
+
+from hmsa_ext.engine import allocator  # noqa: E402
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    return min(CORES, MOST_WORKERS)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -15,10 +15,11 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 def test_it_prints_and_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(resident, "SECONDS", 0.01)
+    monkeypatch.setattr(resident, "LIBRARIES", ())
     resident.main(["--json", str(tmp_path / "resident.json"), "--", *SMALL])
     content = json.loads((tmp_path / "resident.json").read_text())
     assert content["flags"] == SMALL
-    assert set(content["samples"]) == set(resident.WAYS)
+    assert list(content["samples"]) == list(resident.WAYS)
     for samples in content["samples"].values():
         steps = [sample["step"] for sample in samples]
         assert steps
@@ -32,6 +33,15 @@ def test_it_prints_and_writes_what_it_measured(tmp_path, monkeypatch, capsys):
 def test_a_training_that_fails_is_an_error():
     with pytest.raises(SystemExit, match="status 2"):
         resident.train(["--no-such-flag"], {})
+
+
+def test_ways_are_those_that_the_system_has(monkeypatch, capsys):
+    monkeypatch.setattr(resident.ctypes.util, "find_library", {"jemalloc": "libjemalloc.so.2"}.get)
+    assert list(resident.ways()) == ["as it comes", "large blocks mapped", "jemalloc"]
+    assert resident.ways()["jemalloc"] == {"LD_PRELOAD": "libjemalloc.so.2"}
+    with pytest.raises(SystemExit):
+        resident.main(["--way", "tcmalloc_minimal"])
+    assert "argument --way: this system has no library tcmalloc_minimal" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_missing_is_named(capsys):
