@@ -7,12 +7,12 @@ The gaps stay resident.
 
 A fixed threshold avoids that: what is larger is mapped, and unmapped when it is freed. Its pages are then new each
 time, which takes time: ``python -m bench.resident`` measures it. PyTorch can ask for huge pages, of which there are 512
-times fewer to be given.
+times fewer to be given. Other allocators fill such gaps; they have to be loaded before the C library (:func:`advice`).
 """
 
 from __future__ import annotations
 
-import ctypes
+import ctypes.util
 import os
 import sys
 
@@ -23,6 +23,9 @@ TRIM_THRESHOLD = 64 * 2**20
 threshold for mappings, and the heap would shrink and grow all the time."""
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Variable by which PyTorch asks for huge pages for blocks of 2 MiB and more. It is read at the first tensor."""
+
+LIBRARY, PACKAGE = "libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"
+"""An allocator whose blocks fit into the gaps that others leave, and the package of Debian and Ubuntu that has it."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -50,9 +53,24 @@ def follow_live_tensors() -> bool:
 def use_huge_pages() -> None:
     """Has PyTorch ask for huge pages for blocks of 2 MiB and more, before the first tensor of the process.
 
-    Large blocks, which are mapped in any case, are then given faster. A value that the user has set is kept.
+    Large blocks, which are mapped in any case, are then given faster. A value that the user has set is kept, and so is
+    another allocator, which knows itself how to give large blocks.
     """
-    os.environ.setdefault(HUGE_PAGES, "1")
+    if not _chosen_by_user():
+        os.environ.setdefault(HUGE_PAGES, "1")
+
+
+def advice() -> str | None:
+    """A sentence: with what a training on the CPU takes less resident memory. None where there is nothing to say:
+    without glibc, and where the user has chosen (see :func:`follow_live_tensors`)."""
+    if not _has_glibc() or _chosen_by_user():
+        return None
+    installed = ctypes.util.find_library(LIBRARY.removeprefix("lib").partition(".")[0]) == LIBRARY
+    where = "" if installed else f" (Debian and Ubuntu: package {PACKAGE})"
+    return (
+        "On the CPU a training takes more memory than its tensors, since glibc keeps gaps between them: "
+        f"LD_PRELOAD={LIBRARY}{where} before the command takes less, and less time."
+    )
 
 
 def _has_glibc() -> bool:

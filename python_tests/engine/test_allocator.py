@@ -76,6 +76,33 @@ def test_a_choice_of_the_user_is_kept(choice):
     assert run_python(source, **{allocator.HUGE_PAGES: "0"}) == [True, "0"]
 
 
+@pytest.mark.parametrize("library", [None, allocator.LIBRARY])
+def test_advice_names_the_allocator_and_its_package_where_it_is_missing(library, monkeypatch):
+    for name in ("LD_PRELOAD", "GLIBC_TUNABLES", *(n for n in os.environ if n.startswith("MALLOC_"))):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(allocator.ctypes.util, "find_library", {"tcmalloc_minimal": library}.get)
+    sentence = allocator.advice()
+    assert sentence is not None
+    assert "LD_PRELOAD=libtcmalloc_minimal.so.4" in sentence
+    assert ("package libtcmalloc-minimal4" in sentence) is (library is None)
+    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
+    assert allocator.advice() is None
+
+
+@pytest.mark.parametrize(
+    "choice", [{"LD_PRELOAD": "libtcmalloc_minimal.so.4"}, {"MALLOC_CONF": "thp:never"}, {allocator.HUGE_PAGES: "0"}]
+)
+def test_huge_pages_are_not_asked_of_what_the_user_has_chosen(choice):
+    source = f"""
+        import json, os
+        from hmsa_ext.engine import allocator
+        allocator.use_huge_pages()
+        print(json.dumps(os.environ.get({allocator.HUGE_PAGES!r})))
+    """
+    assert run_python(source, **choice) == choice.get(allocator.HUGE_PAGES)
+    assert run_python(source) == "1"
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     def confstr(name):
         raise ValueError(name)
