@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
     Returns:
         ``ms``, the median of ``rounds_ms``, without a warm-up round; ``resident_bytes``, the most memory that was
         resident beyond ``libraries_bytes``, which were resident before there was a network. Both are None where the
-        system does not tell. ``maps_large_blocks``: see :func:`hmsa_ext.engine.allocator.follow_live_tensors`.
+        system does not tell. ``gives_back``: whether freed memory was given back to the system, see
+        :func:`hmsa_ext.engine.allocator.follow_live_tensors`.
     """
     command = [sys.executable, "-m", "bench.memory", "--row", json.dumps(row.to_json()), "--rounds", str(rounds)]
     child = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -96,24 +98,24 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
 
 def run_alone(row: Row, rounds: int) -> dict[str, Any]:
     """What :func:`measure` returns; in this process, which should be new."""
-    # As the commands do: `hmsa evaluate`, `hmsa predict`, and `hmsa train --recompute`.
-    maps_large_blocks = row.how.ours and row.job == "evaluation" and allocator.follow_live_tensors()
-    if row.how.ours and row.how.recompute != "none":
-        allocator.use_huge_pages()
-    libraries = _resident("VmRSS")
-    work, milliseconds = memory_methods.prepare(row), []
-    with memory_methods.compiling(row):
-        for _ in range(1 + rounds):
-            begin = time.perf_counter()
-            work.run()
-            milliseconds.append(1e3 * (time.perf_counter() - begin))
-    peak = _resident("VmHWM")
+    # As the commands do.
+    often = row.job == "evaluation" or row.how.recompute != "none"
+    following = allocator.follow_live_tensors(allocator.OFTEN if often else allocator.SELDOM)
+    with following if row.how.ours else nullcontext(enter_result=False) as gives_back:
+        libraries = _resident("VmRSS")
+        work, milliseconds = memory_methods.prepare(row), []
+        with memory_methods.compiling(row):
+            for _ in range(1 + rounds):
+                begin = time.perf_counter()
+                work.run()
+                milliseconds.append(1e3 * (time.perf_counter() - begin))
+        peak = _resident("VmHWM")
     return {
         "ms": round(statistics.median(milliseconds[1:]), 1),
         "rounds_ms": [round(ms, 1) for ms in milliseconds[1:]],
         "resident_bytes": None if peak is None or libraries is None else peak - libraries,
         "libraries_bytes": libraries,
-        "maps_large_blocks": maps_large_blocks,
+        "gives_back": gives_back,
         "threads": torch.get_num_threads(),
     }
 

@@ -3,11 +3,11 @@
     python -m bench.resident                                    # the main job, 600 steps of each; prints a table
     python -m bench.resident --json resident.json -- --iterations 1300 --config camvid-hierarchical --root CamVid
 
-The allocators are glibc's as it comes, glibc's with large blocks mapped, and those of other libraries that the system
-has. What follows ``--`` are flags of ``hmsa train``. Each way trains in a process of its own, one after the other, on
-one thread; all compute the same. Resident memory and time of the processor are read from outside, by /proc of Linux,
-when a record appears in the log of the run. Other processes on the machine change the time a little and memory not at
-all.
+The allocators are glibc's, whose free memory ``hmsa train`` gives back to the system, the same left as it comes, and
+those of other libraries that the system has. What follows ``--`` are flags of ``hmsa train``. Each way trains in a
+process of its own, one after the other, on one thread; all compute the same. Resident memory and time of the processor
+are read from outside, by /proc of Linux, when a record appears in the log of the run. Other processes on the machine
+change the time a little and memory not at all.
 """
 
 from __future__ import annotations
@@ -26,17 +26,12 @@ from pathlib import Path
 from bench import record
 from bench.commands import aligned, command_parser
 from bench.meters import process_status
-from hmsa_ext.engine import allocator
 from hmsa_ext.engine.logging import METRICS, read_records
 from hmsa_ext.files import write_text
 
-MAPPED = {
-    "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={allocator.MMAP_THRESHOLD}:"
-    f"glibc.malloc.trim_threshold={allocator.TRIM_THRESHOLD}",
-    allocator.HUGE_PAGES: "1",
-}
-WAYS = {"as it comes": {}, "large blocks mapped": MAPPED}
-"""Environment of each way: the second one is that of :func:`hmsa_ext.engine.allocator.follow_live_tensors`."""
+WAYS = {"given back": {}, "as it comes": {"MALLOC_ARENA_TEST": "8"}}
+"""Environment of each way. The variable has the value that glibc has by itself: a choice of the user, with which
+:func:`hmsa_ext.engine.allocator.follow_live_tensors` leaves everything as it is."""
 LIBRARIES = ("tcmalloc_minimal", "jemalloc")
 """Allocators that are loaded before the C library where they are installed, each as it comes."""
 SECONDS = 0.2

@@ -81,11 +81,11 @@ def _is_count_or_flag(value: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return command_line.run(_main, arguments)
+    with allocator.follow_live_tensors():
+        return command_line.run(_main, arguments)
 
 
 def _main(arguments: list[str]) -> int:
-    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with distributed.start(command.run.machine.device) as process:
         evaluate(command, trained, process)

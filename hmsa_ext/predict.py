@@ -111,11 +111,11 @@ def is_shown(option: settings.Option) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return command_line.run(_main, arguments)
+    with allocator.follow_live_tensors():
+        return command_line.run(_main, arguments)
 
 
 def _main(arguments: list[str]) -> int:
-    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with saying_how_to_go_on(), distributed.start(command.machine.device, patience=PATIENCE) as process:
         summary = predict(command, trained, process)

@@ -68,11 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     command = parse(arguments)
-    if command.training.machine.recompute != "none":
-        allocator.use_huge_pages()
     if command.dry_run:
         return _dry_run(command)
-    with distributed.start(command.training.machine.device) as process:
+    pace = allocator.SELDOM if command.training.machine.recompute == "none" else allocator.OFTEN
+    with allocator.follow_live_tensors(pace), distributed.start(command.training.machine.device) as process:
         started = open_run(command.training, process, resume=command.resume)
         outcome = loop.train(started)
         if outcome.finished:

@@ -12,8 +12,6 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 import torch  # noqa: E402
 
-from hmsa_ext.engine import allocator  # noqa: E402
-
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -41,16 +39,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def allocator_of_the_process():
-    """Commands that run in the process of the tests leave its allocator, and the environment that its children inherit,
-    as they are: other tests measure memory. Of the session, since fixtures of modules run commands, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocator, "follow_live_tensors", lambda: False)
-        patch.setattr(allocator, "use_huge_pages", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -57,11 +57,11 @@ class AutoLabel(predict.Work):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return command_line.run(_main, arguments)
+    with allocator.follow_live_tensors():
+        return command_line.run(_main, arguments)
 
 
 def _main(arguments: list[str]) -> int:
-    allocator.follow_live_tensors()
     command, trained = parse(arguments)
     with (
         predict.saying_how_to_go_on(),

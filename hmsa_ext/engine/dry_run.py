@@ -15,7 +15,6 @@ from hmsa_ext.data import DataSettings, source_type
 from hmsa_ext.data.by_name import class_table
 from hmsa_ext.data.fit import CROP_AREA, CROP_STEP
 from hmsa_ext.data.types import ClassTable
-from hmsa_ext.engine import allocator
 from hmsa_ext.engine.device import choose_dtype
 from hmsa_ext.engine.peak import GRADIENTS, OPTIMIZER, Peak, TrainingTrial
 from hmsa_ext.engine.settings import TrainSettings
@@ -156,8 +155,6 @@ class DryRun(Step):
             if self.train.optimisation.optimizer == "adamw" and state:
                 text += f"; --optimizer sgd keeps {gigabytes(state / 2)} GB less of it, and needs another --lr"
             found.append(text + ".")
-        if self.device.type == "cpu" and (sentence := allocator.advice()):
-            found.append(sentence)
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_training_that_fails_is_an_error():
 
 def test_ways_are_those_that_the_system_has(monkeypatch, capsys):
     monkeypatch.setattr(resident.ctypes.util, "find_library", {"jemalloc": "libjemalloc.so.2"}.get)
-    assert list(resident.ways()) == ["as it comes", "large blocks mapped", "jemalloc"]
+    assert list(resident.ways()) == ["given back", "as it comes", "jemalloc"]
     assert resident.ways()["jemalloc"] == {"LD_PRELOAD": "libjemalloc.so.2"}
     with pytest.raises(SystemExit):
         resident.main(["--way", "tcmalloc_minimal"])

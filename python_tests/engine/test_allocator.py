@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -12,7 +13,6 @@ import textwrap
 import pytest
 
 from hmsa_ext.engine import allocator
-from hmsa_ext.engine.allocator import follow_live_tensors  # the tests of the session have another one in its place
 
 MB = 10**6
 CODE = 420 * MB
@@ -34,28 +34,31 @@ def run_python(source: str, **environment: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-BLOCKS = """
-    import ctypes, json, os
+GAPS = """
+    import json, threading, time
     from bench.meters import process_status
     from hmsa_ext.engine import allocator
-
-    told = allocator.follow_live_tensors()
     import torch
 
-    for _ in range(2):  # glibc as it comes raises its threshold when the first large block is freed
-        blocks = [torch.ones(4 * 2**20, dtype=torch.uint8) for _ in range(64)]
-        pins = [torch.ones(2**10, dtype=torch.uint8) for _ in range(2)]
+    with allocator.follow_live_tensors(0.05) as follows:
+        blocks = [torch.ones(2**18, dtype=torch.uint8) for _ in range(400)]
         held = process_status("VmRSS")
-        # The last one stays: a heap does not shrink below it.
-        del blocks[:-1]
-    print(json.dumps({"told": told, "given_back": held - process_status("VmRSS")}))
+        del blocks[::2]
+        until = time.monotonic() + (20 if follows else 0.5)
+        while (less := held - process_status("VmRSS")) < 200 * 0.9 * 2**18 and time.monotonic() < until:
+            time.sleep(0.01)
+    threads = [thread.name for thread in threading.enumerate()]
+    print(json.dumps({"follows": follows, "less": less, "threads": threads}))
 """
 
 
-def test_freed_tensors_go_back_to_the_system():
-    found = run_python(BLOCKS)
-    assert found["told"]
-    assert found["given_back"] > 0.95 * 63 * 4 * 2**20
+def test_gaps_between_tensors_that_stay_go_back_to_the_system():
+    found = run_python(GAPS)
+    assert found == {"follows": True, "less": found["less"], "threads": ["MainThread"]}
+    assert found["less"] > 200 * 0.9 * 2**18
+    left_alone = run_python(GAPS, MALLOC_ARENA_MAX="2")
+    assert left_alone["follows"] is False
+    assert left_alone["less"] < 20 * 2**18
 
 
 @pytest.mark.parametrize(
@@ -70,37 +73,13 @@ def test_a_choice_of_the_user_is_kept(choice):
     source = """
         import json, os
         from hmsa_ext.engine import allocator
-        print(json.dumps([allocator.follow_live_tensors(), os.environ.get(allocator.HUGE_PAGES)]))
+        with allocator.follow_live_tensors() as follows:
+            inside = os.environ.get(allocator.HUGE_PAGES)
+        print(json.dumps([follows, inside, os.environ.get(allocator.HUGE_PAGES)]))
     """
-    assert run_python(source, **choice) == [False, None]
-    assert run_python(source, **{allocator.HUGE_PAGES: "0"}) == [True, "0"]
-
-
-@pytest.mark.parametrize("library", [None, allocator.LIBRARY])
-def test_advice_names_the_allocator_and_its_package_where_it_is_missing(library, monkeypatch):
-    for name in ("LD_PRELOAD", "GLIBC_TUNABLES", *(n for n in os.environ if n.startswith("MALLOC_"))):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(allocator.ctypes.util, "find_library", {"tcmalloc_minimal": library}.get)
-    sentence = allocator.advice()
-    assert sentence is not None
-    assert "LD_PRELOAD=libtcmalloc_minimal.so.4" in sentence
-    assert ("package libtcmalloc-minimal4" in sentence) is (library is None)
-    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
-    assert allocator.advice() is None
-
-
-@pytest.mark.parametrize(
-    "choice", [{"LD_PRELOAD": "libtcmalloc_minimal.so.4"}, {"MALLOC_CONF": "thp:never"}, {allocator.HUGE_PAGES: "0"}]
-)
-def test_huge_pages_are_not_asked_of_what_the_user_has_chosen(choice):
-    source = f"""
-        import json, os
-        from hmsa_ext.engine import allocator
-        allocator.use_huge_pages()
-        print(json.dumps(os.environ.get({allocator.HUGE_PAGES!r})))
-    """
-    assert run_python(source, **choice) == choice.get(allocator.HUGE_PAGES)
-    assert run_python(source) == "1"
+    assert run_python(source, **choice) == [False, None, None]
+    assert run_python(source, **{allocator.HUGE_PAGES: "0"}) == [True, "0", "0"]
+    assert run_python(source) == [True, "1", None]
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
@@ -108,7 +87,8 @@ def test_another_c_library_is_left_alone(monkeypatch):
         raise ValueError(name)
 
     monkeypatch.setattr(os, "confstr", confstr)
-    assert follow_live_tensors() is False
+    with allocator.follow_live_tensors() as follows:
+        assert follows is False
 
 
 def test_importing_the_library_changes_nothing():
@@ -121,36 +101,45 @@ def test_importing_the_library_changes_nothing():
     assert run_python(source) is False
 
 
+@pytest.fixture
+def paces(monkeypatch) -> list[float]:
+    """Collects the seconds of each use."""
+    found = []
+
+    def noted(seconds=allocator.OFTEN):
+        found.append(seconds)
+        return contextlib.nullcontext(enter_result=True)
+
+    monkeypatch.setattr(allocator, "follow_live_tensors", noted)
+    return found
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict", "autolabel.label"])
-def test_commands_that_evaluate_tell_the_allocator(command, monkeypatch):
-    told = []
-    monkeypatch.setattr(allocator, "follow_live_tensors", lambda: told.append(command))
+def test_commands_that_evaluate_give_back_often(command, paces):
     with pytest.raises(SystemExit):
         importlib.import_module(f"hmsa_ext.{command}").main(["--no-such-flag"])
-    assert told == [command]
+    assert paces == [allocator.OFTEN]
 
 
 @pytest.mark.parametrize("mode", ["none", "modules", "all"])
-def test_training_that_recomputes_has_huge_pages(mode, monkeypatch, tmp_path):
-    told = []
-    monkeypatch.setattr(allocator, "use_huge_pages", lambda: told.append(mode))
+def test_a_training_gives_back_often_where_memory_counts_for_more_than_time(mode, paces, tmp_path):
     arguments = ["--recompute", mode, "--data", "folder", "--root", str(tmp_path / "missing"), "--device", "cpu"]
     assert importlib.import_module("hmsa_ext.train").main(arguments) == 2
-    assert told == ([] if mode == "none" else [mode])
+    assert paces == [allocator.SELDOM if mode == "none" else allocator.OFTEN]
 
 
 STEPS = """
-    import json
-    from pathlib import Path
+    import contextlib, json
     from bench.meters import LiveBytes, process_status
     from hmsa_ext.engine import allocator
 
-    assert allocator.follow_live_tensors()
+    during = contextlib.ExitStack()
+    assert during.enter_context(allocator.follow_live_tensors())
     import torch
     from hmsa_ext import models
     from hmsa_ext.losses import MultiScaleLoss
 
-    network = models.build({network!r}, 19)
+    network = models.recompute(models.build({network!r}, 19), {mode!r})
     images, target = torch.randn(1, 3, {height}, {width}), torch.zeros(1, {height}, {width}, dtype=torch.uint8)
     criterion = MultiScaleLoss("ce")
 
@@ -172,24 +161,29 @@ STEPS = """
     for _ in range({times}):
         what()
         residents.append(process_status("VmHWM"))
+    during.close()
     print(json.dumps({{"live": meter.peak + own, "peaks": residents}}))
 """
 
 
 @pytest.mark.memory
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["step", "evaluation"])
-def test_resident_memory_is_within_a_quarter_of_the_live_tensors(what):
-    found = run_python(STEPS.format(network="hrnet_w18_ocr", height=256, width=512, what=what, times=4))
+@pytest.mark.parametrize(
+    ("what", "mode"), [("step", "none"), ("step", "modules"), ("step", "all"), ("evaluation", "none")]
+)
+def test_resident_memory_is_within_a_quarter_of_the_live_tensors(what, mode):
+    code = STEPS.format(network="hrnet_w18_ocr", height=512, width=512, what=what, mode=mode, times=4)
+    found = run_python(code)
     assert found["live"] <= found["peaks"][-1] <= CODE + 1.25 * found["live"]
 
 
 SIZES = """
-    import json
+    import contextlib, json
     from bench.meters import process_status
     from hmsa_ext.engine import allocator
 
-    assert allocator.follow_live_tensors()
+    during = contextlib.ExitStack()
+    assert during.enter_context(allocator.follow_live_tensors())
     import torch
     from hmsa_ext import models
 
@@ -200,6 +194,7 @@ SIZES = """
         for height, width in sizes:
             network(torch.zeros(1, 3, height, width), scales=(0.5, 1.0, 2.0)).argmax()
             after.append(process_status("VmRSS"))
+    during.close()
     print(json.dumps(after))
 """
 
