@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OFTEN, SELDOM = 1.0, 10.0
+OFTEN, SELDOM = 0.25, 10.0
 """Seconds between two times. *Often*: most of what is freed is not needed again soon, or memory counts for more than
 time, as in evaluations and with recomputation. *Seldom*: gaps do not add up, at next to no cost in time."""
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
