@@ -90,7 +90,7 @@ def test_it_has_at_most_120_lines():
 def test_the_command_of_the_tests_stands_where_ci_reads_it():
     text = README.read_text(encoding="utf-8")
     (block,) = re.findall(r"^<!-- test-command -->\n```bash\n(.*?)```\n<!-- /test-command -->$", text, re.M | re.S)
-    assert re.fullmatch(r"python3 -m venv .* && pip install \"\.\[test\]\" && python -m pytest\n", block)
+    assert re.fullmatch(r"python3 -m venv .* && pip install \"\.\[test\]\" && pytest -n auto\n", block)
     assert "<!-- test-command -->" in (README.parent / ".ci" / "run").read_text(encoding="utf-8")
 
 
