@@ -18,9 +18,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hmsa_ext.settings import SettingError
+
 OFTEN, SELDOM = 0.25, 10.0
 """Seconds between two times. *Often*: most of what is freed is not needed again soon, or memory counts for more than
-time, as in evaluations and with recomputation. *Seldom*: gaps do not add up, at next to no cost in time."""
+time, as in evaluations and with recomputation. *Seldom*: gaps add up less, at little cost in time."""
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Variable by which PyTorch asks for huge pages for blocks of 2 MiB and more. It is read at the first tensor."""
 
@@ -35,7 +37,11 @@ def follow_live_tensors(seconds: float = OFTEN) -> Iterator[bool]:
     Nothing is changed without glibc (musl, macOS, Windows), and where the user has chosen: by ``MALLOC_*``, by
     ``glibc.malloc`` in ``GLIBC_TUNABLES``, or by another allocator in ``LD_PRELOAD``. A value of
     ``THP_MEM_ALLOC_ENABLE`` that is set is kept.
+
+    Raises :class:`hmsa_ext.settings.SettingError` for ``seconds`` that are not above 0.
     """
+    if not (isinstance(seconds, (int, float)) and 0 < seconds < threading.TIMEOUT_MAX):
+        raise SettingError("seconds", seconds, f"a number above 0 and below {threading.TIMEOUT_MAX:g}")
     if not _has_glibc() or _chosen_by_user():
         yield False
         return

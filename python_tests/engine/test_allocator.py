@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import textwrap
 import pytest
 
 from hmsa_ext.engine import allocator
+from hmsa_ext.settings import SettingError
 
 MB = 10**6
 CODE = 420 * MB
@@ -80,6 +82,13 @@ def test_a_choice_of_the_user_is_kept(choice):
     assert run_python(source, **choice) == [False, None, None]
     assert run_python(source, **{allocator.HUGE_PAGES: "0"}) == [True, "0", "0"]
     assert run_python(source) == [True, "1", None]
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), "1", None])
+def test_seconds_that_cannot_be_are_an_error(seconds):
+    expected = rf"seconds: got {re.escape(repr(seconds))}, expected a number above 0"
+    with pytest.raises(SettingError, match=expected), allocator.follow_live_tensors(seconds):
+        pass
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
