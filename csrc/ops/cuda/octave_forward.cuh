@@ -1,7 +1,23 @@
-// fuse_scales for chains of octaves (octave_chain.cuh), where a quad of the output is one store.
+// The forward pass of chains of octaves (octave_chain.cuh).
 //
 // A warp goes down a plane band by band. A block owns the bands 2 r to 2 s - 1 for the rows r to s - 1 of units, and the
 // first one band -1, too, so that rows have no rim: what a band reads is there from the band before it.
+//
+// What becomes of the fused logits is an *ending*: fuse_scales writes them out (OctaveStore below), losses and
+// predictions have endings of their own. An ending is made of the problem, and has
+//
+//   Problem                        what the kernel gets; a ChainInputs<S>
+//   Plane                          what a warp keeps of its plane between bands
+//   kRegisters, kMoreBands         of a thread; bands as long as the set-up, in the estimate of the time
+//   kBandsBefore                   bands that a block makes before its own (but for the first block)
+//   bytes(plan)                    of shared memory, which begin at Block::kShared
+//   begin(block, plane, channel)   a warp begins a plane
+//   row<r>(block, plane, k, quad)  the lane's quad in row r of band k; all lanes come here, for all rows and columns,
+//                                  also for those that the output does not have
+//   ahead(block, k)                the warp of the attention, when it makes the factors of band k
+//   together(block, k)             all warps, when all planes have been through band k; the planes of the next band may be
+//                                  on their way, those of the band behind it are not
+//   end(block, plane)              a warp is at the end of its plane
 #pragma once
 
 #include "ops/cuda/octave_chain.cuh"
@@ -10,7 +26,41 @@ namespace hmsa {
 namespace cuda {
 namespace fuse {
 
-template <typename S, bool kUpper, bool kLower>
+// The ending of fuse_scales itself, where a quad of the output is one store.
+template <typename S>
+struct OctaveStore {
+  using Problem = FuseScalesForward<S>;
+  struct Plane {
+    S* to;  // the lane's quad in the next band
+  };
+  static constexpr int kRegisters = 88;  // 20 warps or more fit
+  static constexpr int32_t kMoreBands = 3;
+  static constexpr int32_t kBandsBefore = 0;
+  static int32_t bytes(const OctavePlan&) { return 0; }
+
+  const Problem& problem;
+
+  template <typename Block>
+  HMSA_DEVICE void begin(const Block& block, Plane& plane, int64_t channel) const {
+    plane.to = problem.output.at(block.image, channel, 4 * block.first_band() + 2, block.column);
+  }
+  template <int r, typename Block>
+  HMSA_DEVICE void row(const Block& block, Plane& plane, int32_t k, const Quad<typename Block::T>& fused) const {
+    const int32_t y = 4 * k + 2 + r;
+    if (block.place.owned && y >= 0 && y < problem.chain.size.height) {
+      store_whole(plane.to + r * problem.output.row, fused);
+    }
+    if (r == kOctaveBand - 1) plane.to += kOctaveBand * problem.output.row;
+  }
+  template <typename Block>
+  HMSA_DEVICE void ahead(const Block&, int32_t) const {}
+  template <typename Block>
+  HMSA_DEVICE void together(const Block&, int32_t) const {}
+  template <typename Block>
+  HMSA_DEVICE void end(const Block&, Plane&) const {}
+};
+
+template <typename S, bool kUpper, bool kLower, typename Ending>
 struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   using Octaves = OctaveChain<S, kUpper, kLower>;
   using T = typename Octaves::T;
@@ -32,19 +82,19 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   using typename Octaves::OwnRows;
   using typename Octaves::Source;
 
-  static constexpr int kRegisters = 88;  // of a thread: 20 warps or more fit
-  // Bands that a block goes through beyond its own: none; the set-up is taken to last as long as three.
-  static constexpr int32_t kMoreBands = 3;
-  static int32_t bytes(const OctavePlan&) { return Octaves::kShared; }
+  using Problem = typename Ending::Problem;
+  static constexpr int kRegisters = Ending::kRegisters;
+  static constexpr int32_t kMoreBands = Ending::kMoreBands + Ending::kBandsBefore;
+  static int32_t bytes(const OctavePlan& plan) { return Octaves::kShared + Ending::bytes(plan); }
 
-  const FuseScalesForward<S>& problem;
+  const Problem& problem;
   const OctavePlan& plan;
+  Ending ending;
 
-  HMSA_DEVICE OctaveForward(const FuseScalesForward<S>& of, const OctavePlan& by, int32_t part, int64_t b,
-                            int32_t which_classes)
-      : Octaves(of, by, part, b, which_classes), problem(of), plan(by) {}
+  HMSA_DEVICE OctaveForward(const Problem& of, const OctavePlan& by, int32_t part, int64_t b, int32_t which_classes)
+      : Octaves(of, by, part, b, which_classes), problem(of), plan(by), ending{of} {}
 
-  HMSA_DEVICE int32_t first_band() const { return unit_rows.lo == 0 ? -1 : 2 * unit_rows.lo; }
+  HMSA_DEVICE int32_t first_band() const { return unit_rows.lo == 0 ? -1 : 2 * unit_rows.lo - Ending::kBandsBefore; }
   HMSA_DEVICE int32_t end_band() const { return smaller(2 * unit_rows.hi, problem.chain.heads[kUnitScale].height); }
 
   struct Plane {
@@ -54,7 +104,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
     Pair<T> next_above[2];
     LowerRows lower;
     Quad<T> grid[2];  // rows 2 k and 2 k + 1 of A L on the lower grid
-    S* to;            // the lane's quad in the next band
+    typename Ending::Plane end;
   };
 
   HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
@@ -74,7 +124,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       plane.lower.begin(plane.lower_from, k, place);
       plane.lower.move(plane.lower_from, k, place);
     }
-    plane.to = problem.output.at(image, channel, 4 * k + 2, column);
+    ending.begin(*this, plane.end, channel);
   }
 
   // Row 2 k + r of A L; kBorder: it may be the one before the first.
@@ -88,7 +138,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   }
 
   template <int r>
-  HMSA_DEVICE void go_down(const Plane& plane, int32_t k, const Quad<T>& own_lower, const Quad<T> (&above)[4],
+  HMSA_DEVICE void go_down(Plane& plane, int32_t k, const Quad<T>& own_lower, const Quad<T> (&above)[4],
                            const Quad<T> (&grid)[4]) const {
     constexpr int kFirst = (r + 1) / 2;
     const int32_t factors = factors_of(k) + r * kRow;
@@ -112,10 +162,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
         fused.of[j] = keep.of[j] * fused.of[j] + mixed(weight, grid[kFirst].of[j], grid[kFirst + 1].of[j]);
       }
     }
-    const int32_t row = 4 * k + 2 + r;
-    if (place.owned && row >= 0 && row < problem.chain.size.height) {
-      store_whole(plane.to + r * problem.output.row, fused);
-    }
+    ending.template row<r>(*this, plane.end, k, fused);
   }
 
   HMSA_DEVICE_PHASE void band(Plane& plane, int32_t k) const {
@@ -151,7 +198,11 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       plane.grid[0] = grid[2];
       plane.grid[1] = grid[3];
     }
-    plane.to += kOctaveBand * problem.output.row;
+  }
+
+  HMSA_DEVICE void make_ahead(Factors& factors, int32_t k) const {
+    Octaves::make_factors(factors, k);
+    ending.ahead(*this, k);
   }
 
   HMSA_DEVICE void run() const {
@@ -169,28 +220,31 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       for (int32_t k = first_band(); k < end; ++k) {
         if (works) band(plane, k);
         meet();
+        ending.together(*this, k);
       }
+      if (works) ending.end(*this, plane.end);
     } else {
       Factors factors{};
       Octaves::start(factors, first_band());
-      Octaves::make_factors(factors, first_band());
+      make_ahead(factors, first_band());
       meet();
       HMSA_ROLLED
       for (int32_t k = first_band(); k < end; ++k) {
-        if (k + 1 < end) Octaves::make_factors(factors, k + 1);
+        if (k + 1 < end) make_ahead(factors, k + 1);
         meet();
+        ending.together(*this, k);
       }
     }
   }
 };
 
 template <typename S, bool kUpper, bool kLower>
-__global__ void HMSA_MOST_REGISTERS((OctaveForward<S, kUpper, kLower>::kRegisters))
+__global__ void HMSA_MOST_REGISTERS((OctaveStore<S>::kRegisters))
     fuse_scales_octave_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER OctavePlan plan) {
   for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
     for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
       // Anew each time: what a block starts with must not be kept in registers meanwhile.
-      const OctaveForward<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
+      const OctaveForward<S, kUpper, kLower, OctaveStore<S>> block(problem, plan, only_here(blockIdx.x), b, chunk);
       block.run();
     }
   }
@@ -205,8 +259,8 @@ bool start_octaves(const FuseScalesForward<S>& problem, const Start& start) {
   return by_kind(chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;
-    return start_planned<OctaveForward<S, kUpper, kLower>>(problem, true,
-                                                           fuse_scales_octave_forward_kernel<S, kUpper, kLower>, start);
+    return start_planned<OctaveForward<S, kUpper, kLower, OctaveStore<S>>>(
+        problem, true, fuse_scales_octave_forward_kernel<S, kUpper, kLower>, start);
   });
 }
 
