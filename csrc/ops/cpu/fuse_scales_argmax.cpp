@@ -53,7 +53,7 @@ class Argmax {
     for (int32_t y = planes.rows.lo; y < planes.rows.hi; ++y) {
       const int64_t first = (batch_ * size.height + y) * size.width + columns_.lo;
       ops_.argmax(labels_.data(), confidence_, planes.row(0, y), planes.pitch, problem_.classes, n);
-      std::copy(confidence_, confidence_ + n, problem_.confidence + first);
+      if (problem_.confidence != nullptr) std::copy(confidence_, confidence_ + n, problem_.confidence + first);
       if (problem_.classes <= 256) {
         auto* to = static_cast<uint8_t*>(problem_.labels) + first;
         for (int64_t x = 0; x < n; ++x) to[x] = static_cast<uint8_t>(labels_[x]);
