@@ -50,7 +50,7 @@ def main() -> None:
         return large.argmax(dim=1)
 
     def predict_after():
-        return hmsa_ext.upsample_argmax(logits, (height, width))[0]
+        return hmsa_ext.upsample_argmax(logits, (height, width), confidence=False)
 
     print("post-processing:")
     compare_predictions(predict_before, predict_after)

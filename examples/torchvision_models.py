@@ -44,7 +44,7 @@ def main() -> None:
         return model(images)["out"].argmax(1)
 
     def predict_after():
-        return hmsa_ext.upsample_argmax(model.classifier(model.backbone(images)), images.shape[2:])[0]
+        return hmsa_ext.upsample_argmax(model.classifier(model.backbone(images)), images.shape[2:], confidence=False)
 
     compare_predictions(predict_before, predict_after)
 

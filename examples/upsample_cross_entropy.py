@@ -44,8 +44,7 @@ def main() -> None:
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False).argmax(1)
 
     def predict_after():
-        labels, _confidence = hmsa_ext.upsample_argmax(logits, (height, width))
-        return labels
+        return hmsa_ext.upsample_argmax(logits, (height, width), confidence=False)
 
     compare_predictions(predict_before, predict_after)
 

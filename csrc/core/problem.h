@@ -103,7 +103,7 @@ struct FuseScalesArgmax : ChainInputs<S> {  // batch: that of the labels
   using T = arithmetic_t<S>;
   int views;
   void* labels;   // [B, H, W], uint8 up to 256 classes, else int32
-  T* confidence;  // [B, H, W]
+  T* confidence;  // [B, H, W]; null: labels alone
 };
 
 }  // namespace hmsa

@@ -36,7 +36,7 @@ struct OnCuda {
 template <typename BackEnd>
 std::tuple<Tensor, Tensor> fuse_scales_argmax(const Tensors& logits, const Tensors& attention,
                                               const std::vector<double>& scales, const Sizes& size, int64_t views,
-                                              bool align_corners) {
+                                              bool align_corners, bool with_confidence) {
   const ChainArguments arguments{kName, logits, attention, scales, align_corners};
   HMSA_CHECK(size.size() == 2, kName, ": size has ", size.size(), " entries; expected (height, width)");
   HMSA_CHECK(views == 1 || views == 2, kName, ": views is ", views,
@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> fuse_scales_argmax(const Tensors& logits, const Tenso
              "; expected an even one with two views, the mirrored images behind the others");
   const std::vector<int64_t> plane{first.size(0) / views, size[0], size[1]};
   Tensor labels = empty_of(first, plane, first.size(1) <= 256 ? ScalarType::Byte : ScalarType::Int);
-  Tensor confidence = empty_arithmetic(first, plane);
+  Tensor confidence = empty_arithmetic(first, with_confidence ? plane : std::vector<int64_t>{0});
   if (labels.numel() == 0) return {labels, confidence};
   dispatch_floating(first, [&](auto storage) {
     using S = decltype(storage);
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> fuse_scales_argmax(const Tensors& logits, const Tenso
     problem.batch = plane[0];
     problem.views = static_cast<int>(views);
     problem.labels = labels.mutable_data_ptr();
-    problem.confidence = static_cast<arithmetic_t<S>*>(confidence.mutable_data_ptr());
+    if (with_confidence) problem.confidence = static_cast<arithmetic_t<S>*>(confidence.mutable_data_ptr());
     BackEnd::run(problem, first);
   });
   return {labels, confidence};
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> fuse_scales_argmax(const Tensors& logits, const Tenso
 STABLE_TORCH_LIBRARY_FRAGMENT(hmsa, m) {
   m.def(
       "fuse_scales_argmax(Tensor[] logits, Tensor[] attention, float[] scales, SymInt[2] size, *, int views=1, "
-      "bool align_corners=False) -> (Tensor labels, Tensor confidence)");
+      "bool align_corners=False, bool confidence=True) -> (Tensor labels, Tensor confidence)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hmsa, CPU, m) {

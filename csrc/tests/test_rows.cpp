@@ -1,5 +1,6 @@
 // The row primitives against plain loops in double, each instruction set that the processor has, at every length up to
 // a few vectors and every alignment, with NaN around what may be written and behind what may be read.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -213,6 +214,54 @@ void resampling_follows_composed_tables() {
   }
 }
 
+// A label must not depend on where the tile of its pixel begins.
+template <typename T>
+void rows_in_parts_have_the_same_bits() {
+  const RowOps<T>& ops = row_ops<T>();
+  constexpr int32_t kIn = 61, kOut = 233;
+  const Axis<T> axis(make_axis_map(kIn, kOut, false));
+  const Axis<T> composed(ComposedMap{make_axis_map(kIn, 400, false), make_axis_map(400, kOut, false)});
+  Row<T> from(0, kIn), a(0, kOut), b(1, kOut), c(2, kOut), d(3, kOut), attention(5, kOut);
+  const T* rows[4] = {a.data(), b.data(), c.data(), d.data()};
+  const T weights[4] = {T(0.3), T(0.21), T(0.4), T(0.09)};
+  const auto expect_parts = [&](const char* name, const auto& make) {
+    Row<T> whole(0, kOut);
+    make(whole.data(), 0, kOut);
+    for (const int64_t length : {1, 3, 7, 16, 33, 64, 100}) {
+      for (int64_t lo = 0; lo < kOut; lo += length) {
+        const int64_t n = std::min<int64_t>(length, kOut - lo);
+        Row<T> part(lo % 5, n);
+        make(part.data(), lo, n);
+        for (int64_t x = 0; x < n; ++x) EXPECT_EQUAL(part[x], whole[lo + x], name, ", ", lo, " + ", x, " of ", n);
+      }
+    }
+  };
+  for (const Axis<T>* table : {&axis, &composed}) {
+    expect_parts("resample", [&](T* to, int64_t lo, int64_t n) {
+      const auto first = static_cast<int32_t>(lo);
+      ops.resample(to, from.data(), 0, table->table(Range{first, first + static_cast<int32_t>(n)}), n);
+    });
+  }
+  const auto pair = [&](const Row<T>& near, const Row<T>& far, int64_t lo) {
+    return RowPair<T>{near.memory.data() + near.offset + lo, far.memory.data() + far.offset + lo, T(0.37)};
+  };
+  for (const int count : {2, 3, 4}) {
+    expect_parts("sum_rows", [&](T* to, int64_t lo, int64_t n) {
+      const T* some[4] = {rows[0] + lo, rows[1] + lo, rows[2] + lo, rows[3] + lo};
+      ops.sum_rows(to, some, weights, count, n);
+    });
+  }
+  expect_parts("lerp", [&](T* to, int64_t lo, int64_t n) { ops.lerp(to, pair(a, b, lo), n); });
+  expect_parts("lerp_multiply",
+               [&](T* to, int64_t lo, int64_t n) { ops.lerp_multiply(to, pair(a, b, lo), attention.data() + lo, n); });
+  expect_parts("blend_upper", [&](T* to, int64_t lo, int64_t n) {
+    ops.blend_upper(to, attention.data() + lo, pair(a, b, lo), pair(c, d, lo), n);
+  });
+  expect_parts("blend_lower", [&](T* to, int64_t lo, int64_t n) {
+    ops.blend_lower(to, attention.data() + lo, pair(a, b, lo), pair(c, d, lo), n);
+  });
+}
+
 template <typename T>
 void pixels_are_split_and_joined() {
   const RowOps<T>& ops = row_ops<T>();
@@ -271,6 +320,8 @@ int run_all() {
   RUN_TEST(resampling_follows_its_table<double>);
   RUN_TEST(resampling_follows_composed_tables<float>);
   RUN_TEST(resampling_follows_composed_tables<double>);
+  RUN_TEST(rows_in_parts_have_the_same_bits<float>);
+  RUN_TEST(rows_in_parts_have_the_same_bits<double>);
   RUN_TEST(pixels_are_split_and_joined<float>);
   RUN_TEST(pixels_are_split_and_joined<double>);
   RUN_TEST(stored_types_are_converted<Half>);

@@ -2,6 +2,7 @@
 // has, at many lengths, alignments and numbers of channels; and the accuracy of the exponential and the logarithm.
 #include "ops/cpu/simd/softmax.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -127,6 +128,52 @@ void labels_are_the_first_of_the_largest() {
 }
 
 template <typename T>
+void labels_alone_are_those_with_a_probability() {
+  for_shapes([](int64_t channels, int64_t n, double reach) {
+    Rows<T> z(channels, n, n % 3, reach);
+    for (int64_t c = 0; c < channels; ++c) {
+      z.at(c, n / 2) = T(c % 2);
+      if (n > 2) z.at(c, 0) = c == 1 || c == 4 ? T(NAN) : T(c);
+      if (n > 2) z.at(c, n - 1) = c >= 2 ? T(INFINITY) : -T(INFINITY);
+    }
+    std::vector<T> confidence = row_of<T>(n, 0, 0);
+    std::vector<int32_t> label(static_cast<size_t>(n + kRowSlack + 1)), alone = label, names;
+    for (int32_t c = 0; c < channels; ++c) names.push_back(3 * c + 1);
+    softmax_ops<T>().argmax(label.data(), confidence.data(), z.data(), z.pitch, channels, n);
+    softmax_ops<T>().label(alone.data(), z.data(), z.pitch, names.data(), channels, n);
+    for (int64_t x = 0; x < n; ++x) {
+      EXPECT_EQUAL(alone[x], 3 * label[x] + 1, "channels ", channels, ", n ", n, ", element ", x);
+    }
+  });
+}
+
+template <typename T>
+void bounds_and_margins_hold_for_every_element() {
+  const SoftmaxOps<T>& ops = softmax_ops<T>();
+  for (int64_t n = 1; n < 70; ++n) {
+    std::vector<T> a, b;  // without slack
+    for (int64_t x = 0; x < n; ++x) {
+      a.push_back(number<T>(-1, 1));
+      b.push_back(a.back() - T(0.5));
+    }
+    T least = T(0.25), largest = T(0.125);
+    EXPECT(ops.bound(&least, &largest, a.data(), n));
+    EXPECT_EQUAL(least, std::min(T(0.25), *std::min_element(a.begin(), a.end())));
+    EXPECT_EQUAL(largest, std::max(T(0.125), *std::max_element(a.begin(), a.end())));
+    EXPECT(ops.exceeds(a.data(), b.data(), T(0.49), n) && !ops.exceeds(a.data(), b.data(), T(0.51), n));
+    for (int64_t x = 0; x < n; ++x) {
+      const T kept = a[static_cast<size_t>(x)];
+      a[static_cast<size_t>(x)] = b[static_cast<size_t>(x)];
+      EXPECT(!ops.exceeds(a.data(), b.data(), T(0), n), "n ", n, ", element ", x);
+      a[static_cast<size_t>(x)] = T(NAN);
+      EXPECT(!ops.exceeds(a.data(), b.data(), T(0), n), "n ", n, ", element ", x);
+      EXPECT(!ops.bound(&least, &largest, a.data(), n), "n ", n, ", element ", x);
+      a[static_cast<size_t>(x)] = kept;
+    }
+  }
+}
+
+template <typename T>
 void not_a_number_and_infinities_pass_through() {
   for (const double bad : {double(NAN), double(INFINITY)}) {
     Rows<T> z(3, 5, 0, 1);
@@ -205,6 +252,10 @@ int run_all() {
   RUN_TEST(log_sums_keep_small_rests<double>);
   RUN_TEST(labels_are_the_first_of_the_largest<float>);
   RUN_TEST(labels_are_the_first_of_the_largest<double>);
+  RUN_TEST(labels_alone_are_those_with_a_probability<float>);
+  RUN_TEST(labels_alone_are_those_with_a_probability<double>);
+  RUN_TEST(bounds_and_margins_hold_for_every_element<float>);
+  RUN_TEST(bounds_and_margins_hold_for_every_element<double>);
   RUN_TEST(not_a_number_and_infinities_pass_through<float>);
   RUN_TEST(not_a_number_and_infinities_pass_through<double>);
   RUN_TEST(gradients_and_sums_follow_their_formulas<float>);

@@ -187,7 +187,7 @@ def evaluate(
             with explained(f"evaluating {shown} at {shown_scales(scales, flip=flip)}", LESS_TO_EVALUATE):
                 target = batch.labels.to(process.device, non_blocking=True)
                 outputs = tiling.outputs(batch.images, scales, around, flip=flip)
-                predictions = Predictions(outputs, target, batch.names, flip=flip)
+                predictions = Predictions(outputs, target, batch.names, flip=flip, with_confidence=bool(metrics))
                 for metric in (confusion, *metrics):
                     metric.update(predictions)
                 del outputs, predictions, target  # they need not stay while the next image runs

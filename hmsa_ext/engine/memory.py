@@ -174,12 +174,12 @@ def reading(
 def scoring(
     num_classes: int, scales: int, attention_channels: int, *, flip: bool, metrics: bool, builds_logits: bool = False
 ) -> Reading:
-    """What an evaluation takes of an image: labels and confidence of each scale alone, the mean and the combination.
+    """What an evaluation takes of an image: labels of each scale alone, the mean and the combination.
 
-    metrics: whether there are others than the confusion matrices.
+    metrics: whether there are others than the confusion matrices. They may read confidences, which are kept too.
     """
     ways = scales + 2 if scales > 1 else 1
-    label = (1 if num_classes <= 256 else 4) + 4
+    label = (1 if num_classes <= 256 else 4) + (4 if metrics else 0)
     one = reading(
         num_classes, scales, attention_channels, flip=flip, logits=False, per_scale=False, builds_logits=builds_logits
     )

@@ -94,23 +94,45 @@ class Predictions:
     names: of the images.
     ways: the names that ``labels`` and ``confidence`` take: ``"0.5"``, ``"1.0"``, ..., ``"mean"``, and last the
         network's own combination, such as ``"attention"``, which is also what they take unless told.
+    with_confidence: whether labels are computed together with their confidence. Without it labels take less time, and
+        a confidence that is asked for nevertheless takes a second computation.
 
     Labels and confidence are computed when they are first asked for, and kept. Full-resolution logits exist only where
     :class:`hmsa_ext.models.ScaleOutputs` says so.
     """
 
-    def __init__(self, outputs: ScaleOutputs, target: Tensor, names: Sequence[str], *, flip: bool = False) -> None:
+    def __init__(
+        self,
+        outputs: ScaleOutputs,
+        target: Tensor,
+        names: Sequence[str],
+        *,
+        flip: bool = False,
+        with_confidence: bool = True,
+    ) -> None:
         self.outputs, self.target, self.names, self.flip = outputs, target, list(names), flip
+        self.with_confidence = with_confidence
         self.ways = ways_of(outputs.scales, outputs.combination)
-        self._read: dict[str, tuple[Tensor, Tensor]] = {}
+        self._labels: dict[str, Tensor] = {}
+        self._confidence: dict[str, Tensor] = {}
 
     def labels(self, way: str | None = None) -> Tensor:
         """The predicted labels [B, H, W]: uint8, int32 above 256 classes. With ``flip`` both views are averaged."""
-        return self._reading(way)[0]
+        way = self.ways[-1] if way is None else way
+        if way not in self._labels:
+            if self.with_confidence:
+                self._read_both(way)
+            else:
+                argmax, arguments = self._argmax(way)
+                self._labels[way] = argmax(*arguments, views=self._views, confidence=False)
+        return self._labels[way]
 
     def confidence(self, way: str | None = None) -> Tensor:
         """The softmax probability of each predicted label, [B, H, W]."""
-        return self._reading(way)[1]
+        way = self.ways[-1] if way is None else way
+        if way not in self._confidence:
+            self._read_both(way)
+        return self._confidence[way]
 
     @property
     def straight(self) -> ScaleOutputs:
@@ -125,18 +147,21 @@ class Predictions:
         aux = None if out.aux is None else first(out.aux)
         return ScaleOutputs(first(out.logits), first(out.attention), aux, out.scales, out.size, out.combination)
 
-    def _reading(self, way: str | None) -> tuple[Tensor, Tensor]:
-        way = self.ways[-1] if way is None else way
-        if way not in self._read:
-            views, outputs = 2 if self.flip else 1, self.outputs
-            if way == self.ways[-1]:
-                self._read[way] = outputs.argmax(views=views)
-            elif way == MEAN:
-                self._read[way] = outputs.argmax(MEAN, views=views)
-            else:
-                index = [f"{float(s)}" for s in outputs.scales].index(way)
-                self._read[way] = outputs.single_scale_argmax(index, views=views)
-        return self._read[way]
+    @property
+    def _views(self) -> int:
+        return 2 if self.flip else 1
+
+    def _read_both(self, way: str) -> None:
+        argmax, arguments = self._argmax(way)
+        self._labels[way], self._confidence[way] = argmax(*arguments, views=self._views)
+
+    def _argmax(self, way: str) -> tuple[Callable[..., Any], tuple[str | int, ...]]:
+        """The method of the outputs that reads the labels of a way, and its arguments."""
+        if way == self.ways[-1]:
+            return self.outputs.argmax, ()
+        if way == MEAN:
+            return self.outputs.argmax, (MEAN,)
+        return self.outputs.single_scale_argmax, ([f"{float(s)}" for s in self.outputs.scales].index(way),)
 
 
 class Sums:

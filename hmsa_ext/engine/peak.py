@@ -36,7 +36,7 @@ from hmsa_ext.parts import spelled
 
 PARAMETERS, GRADIENTS = "parameters and buffers", "gradients of parameters"
 OPTIMIZER, AVERAGE, BUCKETS = "optimizer state", "moving average", "gradients of parameters, between processes"
-INPUTS, LOSS, UPDATE, OUTPUTS = "images and labels", "loss", "optimizer step", "labels and confidence"
+INPUTS, LOSS, UPDATE, OUTPUTS = "images and labels", "loss", "optimizer step", "labels"
 NETWORK, OTHERS = "network", "others"
 STANDING = (PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, BUCKETS)
 SHOWN_FROM = 0.01
@@ -271,7 +271,7 @@ def evaluation_pass_peak(
             target = torch.zeros(1, *size, dtype=torch.uint8, device=device)
         outputs = run(model, images, scales, device, dtype=dtype, flip=flip)
         with meter.part(OUTPUTS):
-            predictions = Predictions(outputs, target, [""], flip=flip)
+            predictions = Predictions(outputs, target, [""], flip=flip, with_confidence=False)
             for way in predictions.ways:
                 confusion_matrix(predictions.labels(way), target, num_classes, ignore_index=IGNORE_LABEL)
     return _summed(meter, sum(t.nbytes for t in held))

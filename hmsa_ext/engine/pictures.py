@@ -90,7 +90,7 @@ def pages(
             what = f"a picture of {name} ({image.shape[0]}x{image.shape[1]}) at {shown_scales(scales, flip=flip)}"
             with explained(what, LESS_TO_EVALUATE):
                 outputs = tiling.outputs(batch.images, scales, around, flip=flip)
-                read = Predictions(outputs, batch.labels, batch.names, flip=flip)
+                read = Predictions(outputs, batch.labels, batch.names, flip=flip, with_confidence=False)
                 predictions = {way: read.labels(way)[0].cpu().numpy() for way in read.ways}
                 shares = share_maps(outputs, flip=flip)
                 del outputs, read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -91,19 +91,39 @@ class ScaleOutputs:
         """Mean of the single-scale logits, the usual way without attention (the AvgPool baseline): [B, C, H, W]."""
         return fuse_scales(*self.chain(MEAN), self.size)
 
-    def argmax(self, combination: str | Combination | None = None, *, views: int = 1) -> tuple[Tensor, Tensor]:
+    @overload
+    def argmax(
+        self, combination: str | Combination | None = None, *, views: int = 1, confidence: Literal[True] = True
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def argmax(
+        self, combination: str | Combination | None = None, *, views: int = 1, confidence: Literal[False]
+    ) -> Tensor: ...
+    def argmax(
+        self, combination: str | Combination | None = None, *, views: int = 1, confidence: bool = True
+    ) -> tuple[Tensor, Tensor] | Tensor:
         """Labels of all scales, combined, and their probabilities: [B, H, W] twice.
 
         Args:
             combination: instead of that of the outputs, such as ``"mean"``.
             views: with 2 the second half of the batch are outputs for the mirrored images, and the combined logits of
                 both are averaged: see :func:`hmsa_ext.fuse_scales_argmax`.
+            confidence: False for the labels alone, which takes less time.
         """
-        return fuse_scales_argmax(*self.chain(combination), self.size, views=views)
+        return fuse_scales_argmax(*self.chain(combination), self.size, views=views, confidence=confidence)
 
-    def single_scale_argmax(self, index: int, *, views: int = 1) -> tuple[Tensor, Tensor]:
+    @overload
+    def single_scale_argmax(
+        self, index: int, *, views: int = 1, confidence: Literal[True] = True
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def single_scale_argmax(self, index: int, *, views: int = 1, confidence: Literal[False]) -> Tensor: ...
+    def single_scale_argmax(
+        self, index: int, *, views: int = 1, confidence: bool = True
+    ) -> tuple[Tensor, Tensor] | Tensor:
         """Labels of ``scales[index]`` alone, and their probabilities: as :meth:`argmax` of :meth:`single_scale`."""
-        return fuse_scales_argmax([self.logits[index]], [], [self.scales[index]], self.size, views=views)
+        chain = [self.logits[index]], [], [self.scales[index]]
+        return fuse_scales_argmax(*chain, self.size, views=views, confidence=confidence)
 
     def chain(
         self, combination: str | Combination | None = None, *, aux: bool = False

@@ -94,11 +94,13 @@ def fuse_scales_argmax(
     *,
     views: int = 1,
     align_corners: bool = False,
+    confidence: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The class of the largest fused logit, uint8 up to 256 classes and int32 beyond, and its softmax probability.
 
     With two views the second half of the batch are outputs for the mirrored images, still mirrored: the fused logits
-    are mirrored back and averaged with those of the first half. Returns [B, H, W] twice.
+    are mirrored back and averaged with those of the first half. Returns [B, H, W] twice; without ``confidence`` the
+    second result is empty, of shape [0].
     """
     logits, attention = in_arithmetic_dtype(logits), in_arithmetic_dtype(attention)
     fused = fuse_scales(logits, attention, scales, size, align_corners=align_corners)
@@ -106,8 +108,8 @@ def fuse_scales_argmax(
         straight, mirrored = fused.chunk(2)
         fused = (straight + mirrored.flip(-1)) / 2
     labels = fused.argmax(1, keepdim=True)
-    confidence = F.softmax(fused, 1).gather(1, labels)
-    return labels.squeeze(1).to(torch.uint8 if fused.shape[1] <= 256 else torch.int32), confidence.squeeze(1)
+    probability = F.softmax(fused, 1).gather(1, labels).squeeze(1) if confidence else fused.new_empty(0)
+    return labels.squeeze(1).to(torch.uint8 if fused.shape[1] <= 256 else torch.int32), probability
 
 
 def confusion_matrix(

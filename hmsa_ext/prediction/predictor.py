@@ -383,7 +383,8 @@ class _Results:
             keep(self.logits, unmirrored(outputs.fuse(), flip=flip)[0])
         if self.scale_labels is not None and self.shares is not None:
             for index, scale in enumerate(outputs.scales):
-                keep(self.scale_labels[scale], outputs.single_scale_argmax(index, views=views)[0][0])
+                labels = outputs.single_scale_argmax(index, views=views, confidence=False)
+                keep(self.scale_labels[scale], labels[0])
             for scale, maps in (outputs.shares() or {}).items():
                 share = self.shares.setdefault(scale, np.empty(self.size, np.float32))
                 keep(share, unmirrored(maps, flip=flip)[0, 0])

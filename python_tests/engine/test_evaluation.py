@@ -276,6 +276,35 @@ def test_labels_are_computed_once_for_all_metrics(device: torch.device, monkeypa
     assert sorted(calls) == ["argmax", "argmax", "single_scale_argmax", "single_scale_argmax"]
 
 
+def test_confusion_matrices_alone_need_no_confidence(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    for name in ("argmax", "single_scale_argmax"):
+        own = getattr(ScaleOutputs, name)
+        monkeypatch.setattr(
+            ScaleOutputs,
+            name,
+            lambda self, *a, own=own, **k: wanted.append(k.get("confidence", True)) or own(self, *a, **k),
+        )
+    model, batches = Scripted({1.0: [[0, 1]], 0.5: [[0, 1]]}, {0.5: 0.5}), [batch([[0, 1], [0, 1]])]
+    alone = evaluate(model, batches, CLASSES, (0.5, 1.0), Process(device))
+    assert wanted == [False] * 4
+    with_others = evaluate(model, batches, CLASSES, (0.5, 1.0), Process(device), metrics=[CalibrationError(CLASSES)])
+    assert wanted == [False] * 4 + [True] * 4
+    assert [s.counts.tolist() for s in alone.scores.values()] == [
+        s.counts.tolist() for s in with_others.scores.values()
+    ]
+
+
+def test_a_confidence_that_was_not_announced_is_computed(device: torch.device) -> None:
+    model, truth = Scripted({1.0: [[0, 1]], 0.5: [[0, 1]]}, {0.5: 0.5}), batch([[0, 1], [0, 1]])
+    outputs = model(truth.images.to(device), (0.5, 1.0))
+    lazy = Predictions(outputs, truth.labels.to(device), truth.names, with_confidence=False)
+    whole = Predictions(outputs, truth.labels.to(device), truth.names)
+    for way in whole.ways:
+        assert torch.equal(lazy.labels(way), whole.labels(way))
+        assert torch.equal(lazy.confidence(way), whole.confidence(way))
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_validation_loss_is_that_of_the_images_themselves(device: torch.device, flip: bool) -> None:
     torch.manual_seed(0)

@@ -69,6 +69,13 @@ def test_labels_are_those_of_the_logits(scales, dtype):
     ]
     for (labels, confidence), logits, tolerance in pairs:
         check_prediction(labels, confidence, logits, tolerance)
+    alone = [
+        outputs.argmax(confidence=False),
+        outputs.argmax("mean", confidence=False),
+        *(outputs.single_scale_argmax(i, confidence=False) for i in range(len(scales))),
+    ]
+    for labels, ((expected, _), _, _) in zip(alone, pairs, strict=True):
+        assert torch.equal(labels, expected)
 
 
 def test_labels_of_two_views_are_those_of_the_mean_of_both():
@@ -77,6 +84,10 @@ def test_labels_of_two_views_are_those_of_the_mean_of_both():
     check_prediction(*outputs.argmax(views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
     straight, mirrored = outputs.mean().double().chunk(2)
     check_prediction(*outputs.argmax("mean", views=2), (straight + mirrored.flip(-1)) / 2, 1e-6)
+    assert torch.equal(outputs.argmax(views=2, confidence=False), outputs.argmax(views=2)[0])
+    assert torch.equal(
+        outputs.single_scale_argmax(1, views=2, confidence=False), outputs.single_scale_argmax(1, views=2)[0]
+    )
 
 
 def test_attention_map_belongs_to_the_next_smaller_scale():

@@ -38,6 +38,15 @@ def check(problem: Problem, views: int = 1, tolerance: float = 1e-6) -> None:
     labels, confidence = op(*problem.args(), views=views, align_corners=problem.align_corners)
     check_prediction(labels, confidence, fused(problem, views), tolerance)
     assert confidence.dtype == (torch.float64 if problem.logits[0].dtype == torch.float64 else torch.float32)
+    assert torch.equal(labels_alone(problem, views), labels)
+
+
+def labels_alone(problem: Problem, views: int = 1) -> torch.Tensor:
+    options = {"views": views, "align_corners": problem.align_corners}
+    labels, nothing = op(*problem.args(), **options, confidence=False)
+    assert nothing.shape == (0,)
+    assert nothing.dtype == (torch.float64 if problem.logits[0].dtype == torch.float64 else torch.float32)
+    return labels
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
@@ -85,6 +94,7 @@ def test_empty_batch(device):
         labels, confidence = op(*problem.args(), views=views)
         assert labels.shape == confidence.shape == (0, 16, 24)
         assert labels.dtype == torch.uint8
+        assert labels_alone(problem, views).shape == (0, 16, 24)
 
 
 def test_the_smallest_class_wins_a_tie(device):
@@ -114,6 +124,7 @@ def test_nan_and_inf_give_what_pytorch_gives(device, views, classes, value):
     assert torch.equal(labels, expected_labels)
     torch.testing.assert_close(confidence, expected, equal_nan=True)
     assert confidence.isnan().any()
+    assert torch.equal(op([logits], [], [1.0], (6, 40), views=views, confidence=False)[0], expected_labels)
 
 
 def test_large_logits_do_not_overflow(device):
@@ -132,6 +143,10 @@ def test_public_function_takes_scales_in_any_order(device):
     of_one, of_half = problem.attention
     ours = hmsa_ext.fuse_scales_argmax([half, two, one], [of_half, of_one], [0.5, 2.0, 1.0], (24, 36), views=2)
     assert all(map(torch.equal, ours, op(*problem.args(), views=2)))
+    alone = hmsa_ext.fuse_scales_argmax(
+        [half, two, one], [of_half, of_one], [0.5, 2.0, 1.0], (24, 36), views=2, confidence=False
+    )
+    assert torch.equal(alone, ours[0])
 
 
 def test_one_scale_replaces_interpolate_and_argmax(device):
@@ -140,6 +155,7 @@ def test_one_scale_replaces_interpolate_and_argmax(device):
     large = F.interpolate(logits.double(), (51, 66), mode="bilinear", align_corners=True)
     check_prediction(labels, confidence, large, 1e-6)
     assert (labels == large.argmax(1)).float().mean() > 0.999
+    assert torch.equal(hmsa_ext.upsample_argmax(logits, (51, 66), align_corners=True, confidence=False), labels)
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -170,6 +186,7 @@ def test_opcheck(device, dtype, memory_format):
     problem = make_problem([2.0, 1.0, 0.5], (26, 38), dtype=dtype, memory_format=memory_format, device=device)
     opcheck(op, problem.args(), {"views": 2})
     opcheck(op, problem.args(), {"align_corners": True})
+    opcheck(op, problem.args(), {"views": 2, "confidence": False})
     many = make_problem([1.0], (26, 38), classes=300, dtype=dtype, memory_format=memory_format, device=device)
     opcheck(op, many.args())
 
@@ -186,7 +203,8 @@ def test_compiles_whole_with_changing_sizes(device):
 
     def function(low, high, attention, height: int, width: int):
         labels, confidence = hmsa_ext.fuse_scales_argmax([low, high], [attention], [0.5, 1.0], (height, width), views=2)
-        return labels + 1, confidence * 2
+        alone = hmsa_ext.fuse_scales_argmax([low, high], [attention], [0.5, 1.0], (height, width), confidence=False)
+        return labels + 1, confidence * 2, alone
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
     for size in ((32, 48), (41, 63), (56, 40)):
@@ -207,8 +225,8 @@ def test_vmap_is_a_loop(device, views, in_dims):
         copies = [torch.rand(tensor.shape, generator=generator).to(device) for _ in range(3)]
         inputs.append(tensor if dim is None else torch.stack(copies, dim))
 
-    def predict(high, low, attention):
-        return op([high, low], [attention], problem.scales, problem.size, views=views)
+    def predict(high, low, attention, confidence=True):
+        return op([high, low], [attention], problem.scales, problem.size, views=views, confidence=confidence)
 
     mapped = torch.vmap(predict, in_dims)(*inputs)
     for i in range(3):
@@ -216,13 +234,20 @@ def test_vmap_is_a_loop(device, views, in_dims):
         assert torch.equal(mapped[0][i], alone[0])
         torch.testing.assert_close(mapped[1][i], alone[1])
 
+    mapped_labels = torch.vmap(lambda *maps: predict(*maps, confidence=False), in_dims)(*inputs)
+    assert torch.equal(mapped_labels[0], mapped[0])
+    assert mapped_labels[1].shape == (3, 0)
+
 
 def test_autocast_computes_in_the_widest_dtype(device):
     problem = make_problem([1.0, 0.5], (24, 32), device=device)
     logits = [problem.logits[0].detach().bfloat16(), problem.logits[1].detach()]
     with torch.autocast(device.type, torch.bfloat16):
         ours = op(logits, problem.attention, problem.scales, problem.size)
+        labels, nothing = op(logits, problem.attention, problem.scales, problem.size, confidence=False)
     assert all(map(torch.equal, ours, op([z.float() for z in logits], *problem.args()[1:])))
+    assert torch.equal(labels, ours[0])
+    assert nothing.shape == (0,)
     with pytest.raises(RuntimeError, match=r"^fuse_scales_argmax: logits\[1\] is float32, but logits\[0\] is bfloat16"):
         op(logits, problem.attention, problem.scales, problem.size)
 
@@ -234,6 +259,9 @@ def test_flops_are_counted(device):
         with FlopCounterMode(display=False) as counter:
             op(*problem.args(), views=views)
         assert counter.get_total_flops() == expected
+        with FlopCounterMode(display=False) as counter:
+            op(*problem.args(), views=views, confidence=False)
+        assert counter.get_total_flops() == resize + (2 * 3 * pixels if views == 2 else 0)
 
 
 # ---- memory, determinism ----------------------------------------------------------------------------------------

@@ -84,9 +84,13 @@ class FusedRows {
   // rows, and so many rows that little is computed twice. With attention for each class all rows of a channel are fused
   // together, so all rows of a tile wait in memory: the tile has fewer.
   static TileGrid tiles(const ChainInputs<S>& inputs) {
+    return TileGrid(inputs.batch, inputs.chain.size, Extent{inputs.chain.class_wise ? 16 : 64, tile_columns(inputs)});
+  }
+
+  static int32_t tile_columns(const ChainInputs<S>& inputs) {
     int32_t columns = 256;
     while (columns > 64 && columns * inputs.classes > 16384) columns /= 2;
-    return TileGrid(inputs.batch, inputs.chain.size, Extent{inputs.chain.class_wise ? 16 : 64, columns});
+    return columns;
   }
 
   // Rows that are fused together: few enough for the L1 and L2 caches.
@@ -120,7 +124,10 @@ class FusedRows {
   }
 
   // The next rows of all channels. They hold until the next call.
-  Planes<T> make(Range rows) {
+  Planes<T> make(Range rows) { return make(rows, nullptr, inputs_.classes); }
+
+  // The next rows of `count` channels, plane k of which is channel `names[k]`; null: of all. Attention has one channel.
+  Planes<T> make(Range rows, const int32_t* names, int64_t count) {
     if (inputs_.chain.class_wise) {
       Planes<T> part = planes_;
       part.data = planes_.row(0, rows.lo);
@@ -128,8 +135,10 @@ class FusedRows {
       return part;
     }
     planes_.rows = rows;
-    for (int64_t c = 0; c < inputs_.classes; ++c) {
-      for (int32_t y = rows.lo; y < rows.hi; ++y) fused_.make(planes_.row(c, y), states_[c], y);
+    planes_.pitch = planes_.row_pitch * rows.size();
+    for (int64_t k = 0; k < count; ++k) {
+      StreamState<T>& state = states_[names == nullptr ? k : names[k]];
+      for (int32_t y = rows.lo; y < rows.hi; ++y) fused_.make(planes_.row(k, y), state, y);
     }
     return planes_;
   }

@@ -86,6 +86,7 @@ struct ArgmaxSink {
       } else {
         static_cast<int32_t*>(problem.labels)[at] = label;
       }
+      if (problem.confidence == nullptr) return;
       // The softmax of logits that are all -inf is NaN.
       const T sum = slots(block, kSum)[slot];
       problem.confidence[at] = sum == T(0) ? static_cast<T>(NAN) : T(1) / sum;

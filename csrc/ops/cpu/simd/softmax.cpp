@@ -116,6 +116,100 @@ void argmax(int32_t* label, T* confidence, const T* planes, int64_t pitch, int64
 }
 
 template <typename T>
+void label(int32_t* label, const T* planes, int64_t pitch, const int32_t* names, int64_t channels, int64_t n) {
+  using Lanes = Vector<T>;
+  for (int64_t x = 0; x < n; x += Pixels<T>::kCount) {
+    Pixels<T> m = Pixels<T>::load(planes + x);
+    Pixels<T> sum = m;
+    mask_t<T> best[kSide];
+    const auto named = [&](int64_t c) { return static_cast<decltype(best[0][0] + 0)>(names[c]) - mask_t<T>{}; };
+    for (int k = 0; k < kSide; ++k) best[k] = named(0);
+    for (int64_t c = 1; c < channels; ++c) {
+      const Pixels<T> z = Pixels<T>::load(planes + x + c * pitch);
+      for (int k = 0; k < kSide; ++k) {
+        const mask_t<T> larger = z.v[k] > m.v[k];
+        m.v[k] = larger ? z.v[k] : m.v[k];
+        best[k] = larger ? named(c) : best[k];
+        sum.v[k] += z.v[k];
+      }
+    }
+    bool regular = true;
+    for (int k = 0; k < kSide; ++k) {
+      for (int64_t lane = 0; lane < Lanes::kLanes; ++lane) {
+        label[x + k * Lanes::kLanes + lane] = static_cast<int32_t>(best[k][lane]);
+        regular &= sum.v[k][lane] == sum.v[k][lane];
+      }
+    }
+    if (regular) continue;
+    for (int64_t at = x; at < x + Pixels<T>::kCount && at < n; ++at) {
+      label[at] = names[argmax_of_pixel(planes + at, pitch, channels)];
+    }
+  }
+}
+
+template <typename T>
+bool bound(T* least, T* largest, const T* row, int64_t n) {
+  using Lanes = Vector<T>;
+  T low = *least, high = *largest;
+  bool numbers = true;
+  int64_t x = 0;
+  if (n >= Lanes::kLanes) {
+    vector_t<T> lows = load_vector(row), highs = lows;
+    mask_t<T> is_number = lows == lows;
+    const auto take = [&](int64_t at) {
+      const vector_t<T> z = load_vector(row + at);
+      lows = z < lows ? z : lows;
+      highs = z > highs ? z : highs;
+      is_number &= z == z;
+    };
+    for (x = Lanes::kLanes; x + Lanes::kLanes <= n; x += Lanes::kLanes) take(x);
+    if (x < n) take(n - Lanes::kLanes);
+    for (int64_t lane = 0; lane < Lanes::kLanes; ++lane) {
+      low = lows[lane] < low ? lows[lane] : low;
+      high = highs[lane] > high ? highs[lane] : high;
+      numbers &= is_number[lane] != 0;
+    }
+    x = n;
+  }
+  for (; x < n; ++x) {
+    low = row[x] < low ? row[x] : low;
+    high = row[x] > high ? row[x] : high;
+    numbers &= row[x] == row[x];
+  }
+  *least = low;
+  *largest = high;
+  return numbers;
+}
+
+template <typename T>
+bool exceeds(const T* a, const T* b, T margin, int64_t n) {
+  using Lanes = Vector<T>;
+  int64_t x = 0;
+  if (n >= Lanes::kLanes) {
+    // Four vectors between two looks: most rows that do not exceed tell so at once.
+    const auto all_exceed = [&](const mask_t<T>& larger) {
+      int64_t count = 0;
+      for (int64_t lane = 0; lane < Lanes::kLanes; ++lane) count -= larger[lane];
+      return count == Lanes::kLanes;
+    };
+    const auto larger = [&](int64_t at) { return load_vector(a + at) - load_vector(b + at) > all(margin); };
+    if (!all_exceed(larger(0))) return false;
+    for (x = Lanes::kLanes; x + 4 * Lanes::kLanes <= n; x += 4 * Lanes::kLanes) {
+      mask_t<T> each = larger(x);
+      for (int k = 1; k < 4; ++k) each &= larger(x + k * Lanes::kLanes);
+      if (!all_exceed(each)) return false;
+    }
+    mask_t<T> last = larger(n - Lanes::kLanes);
+    for (; x + Lanes::kLanes < n; x += Lanes::kLanes) last &= larger(x);
+    return all_exceed(last);
+  }
+  for (; x < n; ++x) {
+    if (!(a[x] - b[x] > margin)) return false;
+  }
+  return true;
+}
+
+template <typename T>
 void weighted_sum(T* to, const T* planes, int64_t pitch, const T* weight, int64_t channels, int64_t n) {
   for (int64_t x = 0; x < n; ++x) to[x] = T(0);
   for (int64_t c = 0; c < channels; ++c) {
@@ -158,6 +252,9 @@ constexpr SoftmaxOps<T> softmax_table() {
   SoftmaxOps<T> ops{};
   ops.log_sum = log_sum<T>;
   ops.argmax = argmax<T>;
+  ops.label = label<T>;
+  ops.bound = bound<T>;
+  ops.exceeds = exceeds<T>;
   ops.weighted_sum = weighted_sum<T>;
   ops.cross_entropy_gradient = cross_entropy_gradient<T>;
   ops.average_mirrored = average_mirrored<T>;

@@ -32,6 +32,14 @@ struct SoftmaxOps {
   // the label that of the first NaN, which counts as the largest.
   void (*argmax)(int32_t* label, T* confidence, const T* planes, int64_t pitch, int64_t channels, int64_t n);
 
+  // The label that argmax() gives, without a probability. Row k of the planes belongs to channel names[k], ascending.
+  void (*label)(int32_t* label, const T* planes, int64_t pitch, const int32_t* names, int64_t channels, int64_t n);
+
+  // Takes the n elements of a row into `least` and `largest`. False where one of them is NaN.
+  bool (*bound)(T* least, T* largest, const T* row, int64_t n);
+  // Whether a - b > margin for all n elements. These rows need no slack.
+  bool (*exceeds)(const T* a, const T* b, T margin, int64_t n);
+
   // to = sum_c weight[c] z_c; weight null: all one
   void (*weighted_sum)(T* to, const T* planes, int64_t pitch, const T* weight, int64_t channels, int64_t n);
 
