@@ -20,10 +20,12 @@ struct CropTaps {
   float scale;
   float inside;  // sum of the weights: what lies outside the image is missing in it
 
-  HMSA_HOST_DEVICE float weight(int32_t k) const {
+  // The weight as a whole number, from 0 to `reach`: a weight is that times `scale`.
+  HMSA_HOST_DEVICE int32_t units(int32_t k) const {
     const int32_t from_centre = start + k * step;
-    return static_cast<float>(reach - (from_centre < 0 ? -from_centre : from_centre)) * scale;
+    return reach - (from_centre < 0 ? -from_centre : from_centre);
   }
+  HMSA_HOST_DEVICE float weight(int32_t k) const { return static_cast<float>(units(k)) * scale; }
 };
 
 // One axis of a crop: `out` outputs over a box of `in` pixels that starts at pixel `origin` of an image of `length`. The

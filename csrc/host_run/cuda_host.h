@@ -208,6 +208,29 @@ inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
+// Sum of the products of the four bytes, and a number more.
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+  for (int bits = 0; bits < 32; bits += 8) sum += ((a >> bits) & 0xffu) * ((b >> bits) & 0xffu);
+  return sum;
+}
+// Sum of the products of two 16-bit numbers and two bytes, the low or the high ones, and a number more.
+inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned sum) {
+  return sum + (a & 0xffffu) * (b & 0xffu) + (a >> 16) * ((b >> 8) & 0xffu);
+}
+inline unsigned __dp2a_hi(unsigned a, unsigned b, unsigned sum) { return __dp2a_lo(a, b >> 16, sum); }
+// Four of the eight bytes of two words; each of the selector's four low digits, from 0 to 7, names one.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const std::uint64_t bytes = (static_cast<std::uint64_t>(high) << 32) | low;
+  unsigned result = 0;
+  for (int k = 0; k < 4; ++k) {
+    result |= static_cast<unsigned>((bytes >> 8 * ((selector >> 4 * k) & 7u)) & 0xffu) << 8 * k;
+  }
+  return result;
+}
+// The low word of both, as 64 bits, moved to the right.
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>(((static_cast<std::uint64_t>(high) << 32) | low) >> (shift & 31u));
+}
 inline int __float_as_int(float value) {
   int bits;
   std::memcpy(&bits, &value, sizeof(bits));

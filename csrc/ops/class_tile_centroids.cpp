@@ -28,7 +28,9 @@ struct OnCpu {
 struct OnCuda {
   static void run(const ClassTileCentroids& problem, const Tensor& like) {
     const CudaScope scope(like);
-    cuda::launch_class_tile_centroids(problem, scope.stream());
+    Tensor sums = empty_of(like, {cuda::class_tile_centroids_sums(problem)}, ScalarType::Long);
+    cuda::launch_class_tile_centroids(problem, static_cast<unsigned long long*>(sums.mutable_data_ptr()),
+                                      scope.stream());
   }
 };
 #endif

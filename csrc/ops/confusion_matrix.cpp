@@ -26,7 +26,8 @@ struct OnCpu {
 struct OnCuda {
   static void run(const ConfusionMatrix& problem, const Tensor& like) {
     const CudaScope scope(like);
-    cuda::launch_confusion_matrix(problem, scope.stream());
+    Tensor partials = empty_of(like, {cuda::confusion_matrix_partials(problem)}, ScalarType::Int);
+    cuda::launch_confusion_matrix(problem, static_cast<uint32_t*>(partials.mutable_data_ptr()), scope.stream());
   }
 };
 #endif

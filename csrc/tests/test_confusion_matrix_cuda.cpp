@@ -22,7 +22,9 @@ Counts count(const StoredLabels& prediction, const StoredLabels& target, int bat
   const hmsa::ConfusionMatrix problem{prediction.view, target.view,          batch,
                                       size.height,     size.width,           classes,
                                       ignore_index,    result.counts.data(), &result.invalid};
-  hmsa::cuda::launch_confusion_matrix(problem, nullptr);
+  // Memory of the blocks' own, which holds anything.
+  std::vector<uint32_t> partials(static_cast<size_t>(hmsa::cuda::confusion_matrix_partials(problem)), 77);
+  hmsa::cuda::launch_confusion_matrix(problem, partials.data(), nullptr);
   return result;
 }
 
@@ -91,6 +93,36 @@ void flat_labels_match() {
   }
 }
 
+// Rows of a larger map, which begin and end anywhere and are longer than a warp's stretch.
+void rows_of_a_larger_map_match() {
+  const Size whole{9, 700};
+  for (const int left : {0, 3, 8}) {
+    const Size part{9, 700 - left - 2};
+    const Labels predictions = random_labels(2, whole, 5, 0, 0.0, 1), targets = random_labels(2, whole, 5, 255, 0.3, 2);
+    Labels prediction(2, part), target(2, part);
+    for (int b = 0; b < 2; ++b) {
+      for (int y = 0; y < part.height; ++y) {
+        for (int x = 0; x < part.width; ++x) {
+          prediction.at(b, y, x) = predictions.at(b, y, x + left);
+          target.at(b, y, x) = targets.at(b, y, x + left);
+        }
+      }
+    }
+    const Counts wanted = plainly(prediction, target, 5, 255);
+    for (const LabelType type : kTypes) {
+      StoredLabels stored_prediction(predictions, LabelType::kUint8, false), stored_target(targets, type, false);
+      const auto move = [&](LabelView& view) {
+        hmsa::visit_label_type(view.type,
+                               [&](auto label) { view.data = static_cast<const decltype(label)*>(view.data) + left; });
+      };
+      move(stored_prediction.view);
+      move(stored_target.view);
+      const Counts got = count(stored_prediction, stored_target, 2, part, 5, 255);
+      EXPECT(got == wanted, "from column ", left, ", type ", static_cast<int>(type));
+    }
+  }
+}
+
 // Long runs of equal pairs, as in real label maps.
 void runs_match() {
   Labels prediction(1, {150, 40});
@@ -137,6 +169,7 @@ int main() {
   RUN_TEST(counts_match_a_loop);
   RUN_TEST(counts_match_for_every_type);
   RUN_TEST(flat_labels_match);
+  RUN_TEST(rows_of_a_larger_map_match);
   RUN_TEST(runs_match);
   RUN_TEST(labels_out_of_range_are_invalid);
   RUN_TEST(wide_labels_are_not_cut_off);

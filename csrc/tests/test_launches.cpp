@@ -336,7 +336,8 @@ void expect_labels_taken(int64_t batch, int64_t height, int64_t width, int32_t c
                                         255,
                                         memory.numbers<int64_t>(int64_t{classes} * classes),
                                         memory.numbers<int64_t>(1)};
-  expect_taken([&] { hmsa::cuda::launch_confusion_matrix(confusion, nullptr); },
+  auto* partials = memory.numbers<uint32_t>(hmsa::cuda::confusion_matrix_partials(confusion));
+  expect_taken([&] { hmsa::cuda::launch_confusion_matrix(confusion, partials, nullptr); },
                [&] { return "confusion_matrix " + describe(); });
   if (classes > 256) return;
   hmsa::ClassTileCentroids tiles{{memory.numbers<uint8_t>(pixels), height * width, width, 1},
@@ -349,7 +350,8 @@ void expect_labels_taken(int64_t batch, int64_t height, int64_t width, int32_t c
                                  nullptr};
   tiles.counts = memory.numbers<int64_t>(tiles.cells());
   tiles.centres = memory.numbers<int64_t>(2 * tiles.cells());
-  expect_taken([&] { hmsa::cuda::launch_class_tile_centroids(tiles, nullptr); },
+  auto* sums = memory.numbers<unsigned long long>(hmsa::cuda::class_tile_centroids_sums(tiles));
+  expect_taken([&] { hmsa::cuda::launch_class_tile_centroids(tiles, sums, nullptr); },
                [&] { return "class_tile_centroids " + describe(); });
 }
 

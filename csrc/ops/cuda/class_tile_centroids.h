@@ -1,4 +1,4 @@
-// CUDA kernel of class_tile_centroids: launched over plain device pointers; nothing here knows torch.
+// CUDA kernels of class_tile_centroids: launched over plain device pointers; nothing here knows torch.
 #pragma once
 
 #include "core/class_tile_centroids.h"
@@ -7,7 +7,10 @@
 namespace hmsa {
 namespace cuda {
 
-void launch_class_tile_centroids(const ClassTileCentroids& problem, StreamHandle stream);
+// How many sums the kernels need besides the result: none where a block does a whole tile.
+int64_t class_tile_centroids_sums(const ClassTileCentroids& problem);
+
+void launch_class_tile_centroids(const ClassTileCentroids& problem, unsigned long long* sums, StreamHandle stream);
 
 }  // namespace cuda
 }  // namespace hmsa

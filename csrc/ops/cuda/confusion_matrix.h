@@ -1,4 +1,4 @@
-// CUDA kernel of confusion_matrix: launched over plain device pointers; nothing here knows torch.
+// CUDA kernels of confusion_matrix: launched over plain device pointers; nothing here knows torch.
 #pragma once
 
 #include "core/confusion_matrix.h"
@@ -7,7 +7,10 @@
 namespace hmsa {
 namespace cuda {
 
-void launch_confusion_matrix(const ConfusionMatrix& problem, StreamHandle stream);
+// How many numbers the kernels need for the histograms of their blocks.
+int64_t confusion_matrix_partials(const ConfusionMatrix& problem);
+
+void launch_confusion_matrix(const ConfusionMatrix& problem, uint32_t* partials, StreamHandle stream);
 
 }  // namespace cuda
 }  // namespace hmsa

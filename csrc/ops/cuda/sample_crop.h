@@ -7,7 +7,7 @@
 namespace hmsa {
 namespace cuda {
 
-// How many sums the kernels need: three for each crop, if the mean of one is needed.
+// How many sums the kernels need: three for each crop and each block that adds up its pixels, if the mean of one is needed.
 int64_t sample_crop_sums(const SampleCrop& problem);
 
 // `problem.items` is memory of the host; what it points to is the device's.

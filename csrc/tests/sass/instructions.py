@@ -69,3 +69,26 @@ def decode_minimum(parts):
 
 for opcode in ("VIMNMX", "VIADDMNMX"):
     emulator.DECODERS[opcode] = decode_minimum
+
+
+decode_bytes = integers.decode_idp
+
+
+def decode_idp(parts):
+    """IDP.2A: products of two 16-bit numbers and two bytes of a word, the low or the high ones, and a number."""
+    if not parts.has("2A"):
+        return decode_bytes(parts)
+    if parts.modifiers not in (["2A", "LO", "U16", "U8"], ["2A", "HI", "U16", "U8"]):
+        raise parts.unknown()
+    write, shift = to_register(parts.arguments[0]), np.uint32(16 if parts.has("HI") else 0)
+    numbers, pairs, addend = (integer(text) for text in parts.arguments[1:4])
+
+    def execute(machine, mask):
+        a, b = numbers(machine), pairs(machine) >> shift
+        low = (a & np.uint32(0xFFFF)) * (b & np.uint32(0xFF))
+        write(machine, low + (a >> np.uint32(16)) * (b >> np.uint32(8) & np.uint32(0xFF)) + addend(machine), mask)
+
+    return execute
+
+
+emulator.DECODERS["IDP"] = decode_idp
