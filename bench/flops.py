@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from functorch.compile import (
@@ -118,7 +119,7 @@ class _WithEffects(torch.fx.Interpreter):
     """Runs a graph. Ops that are kept in order, such as the check of a matrix that was inverted, have a wrapper there,
     which a dispatch mode cannot take: they are called without it."""
 
-    def call_function(self, target, args, kwargs):
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is not torch.ops.higher_order.with_effects:
             return super().call_function(target, args, kwargs)
         token, op, *rest = args

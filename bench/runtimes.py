@@ -11,6 +11,7 @@ with dense matrices, gives the same numbers and took eight times as long.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,14 +63,14 @@ class _Graph:
         self.constants: list = []
 
     def node(self, kind: str, *inputs: str, **attributes) -> str:
-        import onnx
+        onnx = importlib.import_module("onnx")
 
         output = f"value{len(self.nodes)}"
         self.nodes.append(onnx.helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def constant(self, values: np.ndarray) -> str:
-        import onnx
+        onnx = importlib.import_module("onnx")
 
         name = f"constant{len(self.constants)}"
         self.constants.append(onnx.numpy_helper.from_array(values, name))
@@ -84,8 +85,8 @@ class _Graph:
 
 @functools.lru_cache(maxsize=1)
 def _session(op: str, shapes: tuple, scales: tuple, size: tuple, threads: int) -> Callable[[list[Tensor]], Any]:
-    import onnx
-    import onnxruntime
+    onnx = importlib.import_module("onnx")
+    onnxruntime = importlib.import_module("onnxruntime")
 
     model = _model(op, shapes, scales, size)
     onnx.checker.check_model(model)
@@ -96,7 +97,7 @@ def _session(op: str, shapes: tuple, scales: tuple, size: tuple, threads: int) -
 
 
 def _model(op: str, shapes: tuple, scales: tuple, size: tuple) -> Any:
-    import onnx
+    onnx = importlib.import_module("onnx")
 
     graph, count = _Graph(), len(scales)
     batch, classes = shapes[0][:2]
@@ -148,7 +149,7 @@ def _resize(maps: Any, size: Sequence[int]) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _jitted(op: str, shapes: tuple, scales: tuple, size: tuple, threads: int) -> Callable[[list[Tensor]], Any]:
-    import jax
+    jax = importlib.import_module("jax")
 
     count = len(scales)
 
