@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import mmap
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hmsa_ext
-from bench import published_rmi
+from bench import published_rmi, runtimes
 from bench.cases import OPS, Case
 from hmsa_ext.ops import reference
 
 # What every way of computing an op takes: logits, attention, labels, scales, size. Results: a tensor or several.
 Function = Callable[..., Any]
-# "floor" is no competitor: what moving the bytes costs, and nothing else.
-NAMES = ("eager", "compile", "hmsa")
+# In the order in which they take turns; each op has some of them. "floor" is no competitor: what moving the bytes
+# costs, and nothing else.
+NAMES = ("numpy", "eager", "compile", "onnxruntime", "xla", "hmsa")
+# These compute where the tensors are in the memory of the CPU, and forward alone.
+ON_CPU = ("numpy", *runtimes.PACKAGES)
 COPIED = 1 << 28  # bytes: past every cache
 
 
@@ -96,6 +100,21 @@ def _argmax(logits, attention, labels, scales, size):
     return torch.ops.hmsa.fuse_scales_argmax(logits, attention, scales, size)
 
 
+def _eager_labels(logits, attention, labels, scales, size):
+    return reference.fuse_scales(logits, attention, scales, size).argmax(1)
+
+
+def _labels(logits, attention, labels, scales, size):
+    result = hmsa_ext.fuse_scales_argmax(logits, attention, scales, size, **_LABELS_ALONE)
+    return result if isinstance(result, Tensor) else result[0]
+
+
+# Without this option the confidence is computed as well, and left.
+_LABELS_ALONE = (
+    {"confidence": False} if "confidence" in inspect.signature(hmsa_ext.fuse_scales_argmax).parameters else {}
+)
+
+
 def _eager_rmi(logits, attention, labels, scales, size):
     return published_rmi.rmi_loss(reference.fuse_scales(logits, attention, scales, size), labels[0])
 
@@ -126,6 +145,7 @@ _FUNCTIONS: dict[str, dict[str, Function]] = {
     "fuse_scales": {"eager": _eager_fuse, "hmsa": _fuse},
     "cross_entropy": {"eager": _eager_cross_entropy, "hmsa": _cross_entropy},
     "argmax": {"eager": _eager_argmax, "hmsa": _argmax},
+    "labels": {"eager": _eager_labels, "hmsa": _labels},
     "rmi": {"eager": _eager_rmi, "hmsa": _rmi},
     "confusion_matrix": {
         "numpy": _numpy_confusion_matrix,
@@ -135,14 +155,31 @@ _FUNCTIONS: dict[str, dict[str, Function]] = {
 }
 
 
-def names(op: str, device: str) -> tuple[str, ...]:
-    """The competitors of an op on a device; NumPy's only where the tensors are in the memory of the CPU."""
-    known = [name for name in _FUNCTIONS[op] if name != "numpy" or device == "cpu"]
-    return NAMES if OPS[op].compiled else tuple(known)
+def names(op: str, device: str, direction: str = "forward") -> tuple[str, ...]:
+    """The competitors of an op, as far as they are installed: :func:`left_out` tells of the others."""
+    return tuple(name for name in _known(op, device, direction) if not _missing(name))
+
+
+def left_out(device: str) -> list[str]:
+    """A line for each competitor that would take part if it were installed."""
+    known = dict.fromkeys(name for op in OPS for name in _known(op, device, "forward") if _missing(name))
+    return [f"{name}: left out, since {' and '.join(_missing(name))} is not installed" for name in known]
+
+
+def _known(op: str, device: str, direction: str) -> list[str]:
+    known = {"compile", *_FUNCTIONS[op], *(runtimes.PACKAGES if op in runtimes.OPS else ())}
+    elsewhere = () if device == "cpu" and direction == "forward" else ON_CPU
+    return [name for name in NAMES if name in known and name not in elsewhere]
+
+
+def _missing(name: str) -> list[str]:
+    return runtimes.missing(name) if name in runtimes.PACKAGES else []
 
 
 def build(name: str, op: str = "fuse_scales", backend: str = "inductor") -> Function:
-    """``eager``, ``compile`` (that one by Inductor, as it comes), ``hmsa``, or ``numpy`` where there is one."""
+    """One of :func:`names`. ``compile`` is by Inductor as it comes, unless another backend is asked for."""
+    if name in runtimes.PACKAGES:
+        return runtimes.build(name, op)
     if name == "compile":
         torch._dynamo.reset()  # a second shape in one process would otherwise be compiled for shapes that change
         return torch.compile(_FUNCTIONS[op]["eager"], fullgraph=True, backend=backend)
@@ -179,7 +216,8 @@ def moved_bytes(case: Case, direction: str) -> int:
     attention = (case.classes if case.class_wise else 1) * sum(cells[1:])
     inputs = case.batch * (case.classes * sum(cells) + attention) * case.torch_dtype.itemsize
     labels = 8 * pixels if OPS[case.op].takes_target else 0
-    result = {"fuse_scales": case.output_bytes, "argmax": (1 if case.classes <= 256 else 4) * pixels + 4 * pixels}
+    predicted = (1 if case.classes <= 256 else 4) * pixels
+    result = {"fuse_scales": case.output_bytes, "labels": predicted, "argmax": predicted + 4 * pixels}
     forward = inputs + labels + result.get(case.op, 0)
     grad = case.output_bytes if case.op == "fuse_scales" else 0
     return forward if direction == "forward" else forward + grad + labels + 2 * inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import cases, record
+from bench import cases, competitors, record
 from bench.crew import Crew
 
 CASES = {"test_headline": cases.headline, "test_shape": cases.shapes, "test_end": cases.ends}
@@ -32,6 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="test_paper_table: rounds of steps that are timed (3; on a GPU 11); 0: no times, only what is counted",
     )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return competitors.left_out("cpu")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from functorch.compile import (
@@ -108,7 +109,19 @@ class CountingBackend:
     def _graph(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
         def run(*args):
             results = []
-            self.flops += count_flops(lambda: results.extend(graph(*args)))
+            self.flops += count_flops(lambda: results.extend(_WithEffects(graph).run(*args)))
             return results
 
         return make_boxed_func(run)
+
+
+class _WithEffects(torch.fx.Interpreter):
+    """Runs a graph. Ops that are kept in order, such as the check of a matrix that was inverted, have a wrapper there,
+    which a dispatch mode cannot take: they are called without it."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is not torch.ops.higher_order.with_effects:
+            return super().call_function(target, args, kwargs)
+        token, op, *rest = args
+        result = op(*rest, **kwargs)
+        return (token, *result) if isinstance(result, tuple) else (token, result)

@@ -122,6 +122,8 @@ def times() -> list[Item]:
     for scales, ops in (
         ({}, ("fuse_scales", "cross_entropy", "argmax")),
         ({"name": "three scales", "scales": _THREE}, ("fuse_scales", "cross_entropy", "argmax")),
+        ({"name": "one scale", "scales": (1.0,)}, ("argmax",)),
+        ({"name": "one scale, labels alone", "scales": (1.0,)}, ("labels",)),
         ({}, ("rmi",)),
         ({"name": "two scales, bfloat16", "dtype": "bfloat16"}, ("fuse_scales", "cross_entropy", "argmax")),
         ({"name": "two scales, channels_last", "channels_last": True}, ("fuse_scales", "cross_entropy")),
@@ -151,10 +153,19 @@ def times() -> list[Item]:
 
 
 def compiled() -> list[Call]:
-    """Two headlines by torch.compile: training and inference."""
+    """Two headlines by torch.compile, training and inference, then labels of one scale and the confusion matrix."""
     two = Case("two scales", _SIZE)
     loss = dataclasses.replace(two, op="cross_entropy")
-    pairs = ((loss, "forward+backward"), (two, "forward"), (two, "forward+backward"), (loss, "forward"))
+    labels = Case("one scale, labels alone", _SIZE, scales=(1.0,), op="labels")
+    counts = Case("19 classes", _SIZE, scales=(1.0,), op="confusion_matrix")
+    pairs = (
+        (loss, "forward+backward"),
+        (two, "forward"),
+        (two, "forward+backward"),
+        (loss, "forward"),
+        (labels, "forward"),
+        (counts, "forward"),
+    )
     return [Call(case, direction, ("compile",), ()) for case, direction in pairs]
 
 

@@ -21,7 +21,14 @@ from bench import competitors, training_cost
 from bench.cases import OPS, Case
 from bench.commands import markdown
 
-NAMES = {"hmsa": "**hmsa_ext**", "eager": "PyTorch eager", "compile": "torch.compile", "numpy": "np.bincount"}
+NAMES = {
+    "hmsa": "**hmsa_ext**",
+    "eager": "PyTorch eager",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "xla": "XLA",
+    "numpy": "np.bincount",
+}
 H200_COPY = 4300.0  # GB/s, read and written together
 CROP_NAMES = {"pillow": "Pillow, whole frame first", "opencv": "OpenCV, crop first"}
 
@@ -77,7 +84,7 @@ def headline_table(tests: list[dict]) -> list[list[str]]:
                 ms = facts[memory]["ms"]
                 ours, floor = (test["results"][other][memory]["ms"] for other in ("hmsa", "floor"))
                 row += [_ms(ms), f"{ms / ours:.1f}", f"{ms / floor:.1f}"]
-            row += [_megabytes(facts["peak_bytes"]), _megabytes(facts["saved_bytes"]), f"{facts['flops'] / 1e9:.2f}"]
+            row += [_megabytes(facts["peak_bytes"]), _megabytes(facts["saved_bytes"]), _gflop(facts["flops"])]
             table.append(row)
     return table
 
@@ -95,11 +102,11 @@ def summary_table(tests: list[dict]) -> list[list[str]]:
             ms = facts[memory]["ms"]
             row = [
                 _what(test),
-                label if Case.from_json(test["case"]).op != "rmi" or name == "hmsa" else "published, eager",
+                "published, eager" if (Case.from_json(test["case"]).op, name) == ("rmi", "eager") else label,
                 _ms(ms),
             ]
             row += [f"{ms / ours:.1f}", f"{ms / floor:.1f}"]
-            row += [_megabytes(facts["peak_bytes"]), _megabytes(facts["saved_bytes"]), f"{facts['flops'] / 1e9:.2f}"]
+            row += [_megabytes(facts["peak_bytes"]), _megabytes(facts["saved_bytes"]), _gflop(facts["flops"])]
             table.append(row)
     return table
 
@@ -234,7 +241,7 @@ def _memories(tests: list[dict]) -> list[str]:
 def _op(fields: dict) -> str:
     case = Case.from_json(fields)
     scales = "" if case.op == "confusion_matrix" else f" ({', '.join(f'{s:g}' for s in case.scales)})"
-    return f"`{OPS[case.op].function}`{scales}"
+    return f"`{OPS[case.op].function}`{scales}{', labels alone' if case.op == 'labels' else ''}"
 
 
 def _what(test: dict) -> str:
@@ -249,6 +256,10 @@ def _what(test: dict) -> str:
 
 def _ms(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 1 else f"{ms:.3f}"
+
+
+def _gflop(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e9:.2f}"
 
 
 def _megabytes(count: int | None) -> str:

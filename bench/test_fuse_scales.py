@@ -4,9 +4,10 @@
     pytest bench --bench-size 256x512     # a quick try
     pytest bench -k headline              # without the table over shapes
 
-The headline is 1024x2048, 19 classes, heads at stride 4, float32, against plain PyTorch and torch.compile; the table
-over shapes is against plain PyTorch. Competitors take turns, round by round, each in processes of its own (see
-bench/worker.py for what cold and warm are); medians count. pytest-benchmark's own figures are ours in cold memory.
+The headline is 1024x2048, 19 classes, heads at stride 4, float32, against plain PyTorch and torch.compile, forward
+against ONNX Runtime and XLA, too (bench/runtimes.py); the table over shapes is against plain PyTorch. Competitors take
+turns, round by round, each in processes of its own (see bench/worker.py for what cold and warm are); medians count.
+pytest-benchmark's own figures are ours in cold memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from bench import competitors
 
 
 def test_headline(benchmark, crew, case, direction):
-    measure(benchmark, crew, case, direction, competitors.NAMES, seconds=20, rounds=(5, 11))
+    names = competitors.names(case.op, crew.device, direction)
+    measure(benchmark, crew, case, direction, names, seconds=20, rounds=(5, 11))
 
 
 def test_shape(benchmark, crew, case, direction):

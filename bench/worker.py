@@ -52,15 +52,18 @@ class Work:
     inputs: competitors.Inputs
 
     def __init__(self, name: str, memory: str, device: str) -> None:
-        global torch, competitors, flops, meters, Case
+        global torch, competitors, flops, meters, runtimes, OPS, Case
         import torch
 
         import hmsa_ext  # noqa: F401  (registers the op)
-        from bench import competitors, flops, meters
-        from bench.cases import Case
+        from bench import competitors, flops, meters, runtimes
+        from bench.cases import OPS, Case
 
         self.name, self.memory, self.device = name, memory, device
         self.threads = torch.get_num_threads()
+        if name == "xla" and hasattr(os, "sched_setaffinity"):
+            # XLA has a thread for each core that the process may use, and no setting for another number.
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self.threads])
         self.share = 1.0  # of a measured time that counts
 
     def load(self, case: dict, direction: str) -> dict:
@@ -126,7 +129,12 @@ class Work:
         return dict(zip(("seconds", "cpu_seconds", "faults"), each, strict=True))
 
     def facts(self) -> dict:
-        """What does not depend on time: memory, bytes saved for backward, FLOPs."""
+        """What does not depend on time: memory, bytes saved for backward, FLOPs.
+
+        Not known of other runtimes, which keep memory for themselves and compute what they like.
+        """
+        if self.name in runtimes.PACKAGES:
+            return dict.fromkeys(("peak_bytes", "flops", "saved_bytes"))
         facts = {"peak_bytes": meters.peak_memory(self.run, self.device)}
         if self.name != "compile":  # Inductor allocates past the dispatcher
             with meters.LiveBytes().ignore(*self.inputs.all) as meter:
@@ -134,7 +142,7 @@ class Work:
             facts["live_peak_bytes"] = meter.peak
         facts["flops"] = flops.of_competitor(self.name, self.case, self.direction)
         facts["saved_bytes"] = 0
-        if self.inputs.leaves and self.case.op != "argmax":  # a prediction is made without gradients
+        if self.inputs.leaves and OPS[self.case.op].differentiable:  # a prediction is made without gradients
             facts["saved_bytes"] = meters.saved_bytes(
                 lambda: competitors.call(self.function, self.case, self.inputs), self.inputs.all
             )

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hmsa_ext
-from bench import cases, competitors, flops, meters, record
+from bench import cases, competitors, flops, meters, record, runtimes
 from bench.cases import Case
 from bench.crew import Worker
 
@@ -109,11 +109,13 @@ def test_competitors_of_the_ops_that_end_the_chain_agree(case):
     first, *others = (
         competitors.call(competitors.build(name, case.op), case, inputs)
         for name in competitors.names(case.op, "cpu")
-        if name != "compile"
+        if name != "compile" and name not in runtimes.PACKAGES
     )
     for other in others:
         if case.op == "confusion_matrix":
             assert torch.equal(torch.as_tensor(first), other[0])
+        elif case.op == "labels":
+            assert (first == other).float().mean() > 0.999
         elif case.op == "argmax":
             assert (first[0] == other[0]).float().mean() > 0.999
             torch.testing.assert_close(first[1], other[1], rtol=1e-4, atol=1e-5)
@@ -121,6 +123,52 @@ def test_competitors_of_the_ops_that_end_the_chain_agree(case):
             torch.testing.assert_close(first, other, rtol=1e-4, atol=1e-5)
             for theirs, ours in zip(*(torch.autograd.grad(x, inputs.leaves) for x in (first, other)), strict=True):
                 assert (theirs - ours).abs().max() <= 1e-3 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", runtimes.PACKAGES)
+@pytest.mark.parametrize("op", runtimes.OPS)
+def test_other_runtimes_compute_the_same(name, op):
+    if runtimes.missing(name):
+        pytest.skip(competitors.left_out("cpu")[0])
+    # Class-wise attention; grids that floor unevenly; one scale of more classes than a byte has.
+    for case in (
+        Case("three scales", (50, 70), scales=(2.0, 1.0, 0.5), classes=3, class_wise=True, op=op),
+        Case("two scales", (33, 64), batch=2, op=op),
+        Case("one scale", (32, 64), scales=(1.0,), classes=300, op=op),
+    ):
+        inputs = competitors.make_inputs(case)
+        ours = competitors.call(competitors.build("hmsa", op), case, inputs)
+        (theirs,) = runtimes.tensors(competitors.call(competitors.build(name, op), case, inputs))
+        assert theirs.dtype == ours.dtype
+        if op == "labels":
+            assert (theirs == ours).float().mean() > 0.999
+        else:
+            torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_competitors_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setitem(runtimes.PACKAGES, "xla", ("no_such_package", "torch"))
+    assert "xla" not in competitors.names("labels", "cpu")
+    assert "xla: left out, since no_such_package is not installed" in competitors.left_out("cpu")
+
+
+def test_each_device_and_direction_has_its_competitors(monkeypatch):
+    monkeypatch.setattr(runtimes, "missing", lambda name: [])
+    assert competitors.names("fuse_scales", "cpu") == ("eager", "compile", "onnxruntime", "xla", "hmsa")
+    assert competitors.names("fuse_scales", "cpu", "forward+backward") == ("eager", "compile", "hmsa")
+    assert competitors.names("labels", "cuda") == ("eager", "compile", "hmsa")
+    assert competitors.names("confusion_matrix", "cpu") == ("numpy", "eager", "compile", "hmsa")
+    assert competitors.names("rmi", "cpu") == ("eager", "compile", "hmsa")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("op", ["rmi", "confusion_matrix"])
+def test_published_formulations_are_single_graphs_for_torch_compile(op):
+    case = Case("x", (40, 72), op=op)
+    inputs = competitors.make_inputs(case)
+    compiled = competitors.call(competitors.build("compile", op, backend="aot_eager"), case, inputs)
+    torch.testing.assert_close(compiled, competitors.call(competitors.build("eager", op), case, inputs))
+    assert (flops.of_competitor("compile", case, "forward") > 0) == (op == "rmi")
 
 
 def test_floor_of_the_ops_that_end_the_chain_is_bytes_at_the_speed_of_a_copy():

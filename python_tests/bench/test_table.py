@@ -43,6 +43,8 @@ def entry(case: cases.Case, direction: str, device: str, group: str, ours: float
     for name, factor in (("floor", 0.5), ("eager", 10.0), ("compile", 4.0), ("hmsa", 1.0)):
         results[name] = {m: {"ms": factor * ours * (2 if m == "cold" else 1)} for m in memories}
         results[name] |= {"peak_bytes": 3e6, "saved_bytes": 2e6, "flops": 5e9}
+    if case.op == "labels" and device == "cpu":
+        results["onnxruntime"] = {**results["eager"], **dict.fromkeys(("peak_bytes", "saved_bytes", "flops"))}
     return {"case": case.to_json(), "direction": direction, "device": device, "group": group, "results": results}
 
 
@@ -80,6 +82,9 @@ def test_summary_has_all_but_the_shapes(report):
     assert f"| `fuse_scales_cross_entropy` (1, 0.5), forward+backward | PyTorch eager | {figures}" in lines
     assert any(line.startswith("| `fuse_scales_argmax` (2, 1, 0.5) | torch.compile | 64.0 | 4.0 |") for line in lines)
     assert any(line.startswith("| `rmi_loss` (1, 0.5), forward | published, eager |") for line in lines)
+    assert any(line.startswith("| `rmi_loss` (1, 0.5), forward | torch.compile | 64.0 |") for line in lines)
+    # Memory and operations of another runtime are not known.
+    assert "| `fuse_scales_argmax` (1), labels alone | ONNX Runtime | 160 | 10.0 | 20.0 |  |  |  |" in lines
     one_scale = "| `fuse_scales_cross_entropy` (1), 150 classes, 8x512x512, forward | **hmsa_ext** |"
     assert any(line.startswith(one_scale) for line in lines)
 

@@ -106,7 +106,7 @@ HMSA_DEVICE void add_pixels(const CropImage& image, const uint8_t* row, int32_t 
   for (int c = 0; c < kChannels; ++c) sum[c] += part[c];
 }
 
-// Adds up the three numbers of each lane; the result is right in the first one.
+// Adds up the three numbers of all lanes; each lane then has the result.
 HMSA_DEVICE void add_lanes(Sum* sum /* [3] */) {
   HMSA_UNROLL
   for (int c = 0; c < kChannels; ++c) {
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) crop_sums_kernel(HMSA_PARAMETER Crop
   sums[(item.number * static_cast<int64_t>(gridDim.x) + blockIdx.x) * kChannels + thread()] = total;
 }
 
-// The mean luma of a crop's pixels from 0 to 1, found by the lanes of a warp together; right in the first lane.
+// The mean luma of a crop's pixels from 0 to 1, found by the lanes of a warp together.
 HMSA_DEVICE float mean_of(const CropBatch& batch, const CropItem& item) {
   const Sum* from = batch.sums + item.number * batch.sum_blocks * kChannels;
   Sum sum[kChannels] = {0, 0, 0};
