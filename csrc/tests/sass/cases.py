@@ -9,11 +9,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import torch
-from hmsa_ext.ops import reference
-
 import problems
+import torch
 from problems import Shape
+
+from hmsa_ext.ops import reference
 
 OCTAVES = Shape((2, 1, 0.5), (24, 136), 5)
 OCTAVE_BELOW = Shape((1, 0.5), (24, 136), 24)
