@@ -169,6 +169,16 @@ inline std::vector<Case> octave_cases() {
   };
 }
 
+// What the forward kernels of octaves take for losses and predictions: a lone scale with its head at a quarter, too; and as
+// many classes as need several chunks.
+inline std::vector<Case> quarter_cases() {
+  std::vector<Case> all = octave_cases();
+  all.push_back({{1.0}, {12, 236}, {{3, 59}}, 2, 7, false, false});
+  all.push_back({{1.0}, {20, 8}, {{5, 2}}, 1, 70, false, false});
+  all.push_back({{1.0, 0.5}, {8, 8}, {{2, 2}, {1, 1}}, 1, 260, false, false});
+  return all;
+}
+
 // Shapes from a fixed sequence: one to four scales, sides up to 40.
 inline std::vector<Case> random_cases(int count) {
   std::mt19937 random(7);

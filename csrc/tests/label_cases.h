@@ -97,6 +97,13 @@ void set_inputs(hmsa::ChainInputs<S>& inputs, const Case& c, const Setup<S>& set
   }
 }
 
+// Fused logits where infinities matter: the plain chain resizes a lone scale to its own size, too, which multiplies them by
+// weights of zero.
+inline reference::Map fused_once(const reference::Problem& problem) {
+  if (problem.scales != std::vector<double>{1.0}) return reference::fuse_scales(problem);
+  return reference::resize(problem.logits[0], problem.size, problem.align_corners);
+}
+
 // Equal, or both NaN, or within a tolerance.
 inline bool near(double got, double wanted, double tolerance) {
   if (std::isnan(wanted)) return std::isnan(got);

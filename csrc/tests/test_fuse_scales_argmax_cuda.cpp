@@ -25,7 +25,7 @@ struct Result {
 
 // `c` has the images of all views.
 template <typename S>
-Result<hmsa::arithmetic_t<S>> predict(const Case& c, const Setup<S>& setup, int views) {
+Result<hmsa::arithmetic_t<S>> predict(const Case& c, const Setup<S>& setup, int views, bool confident = true) {
   hmsa::FuseScalesArgmax<S> problem{};
   set_inputs(problem, c, setup);
   problem.batch = c.batch / views;
@@ -33,7 +33,7 @@ Result<hmsa::arithmetic_t<S>> predict(const Case& c, const Setup<S>& setup, int 
   const auto pixels = static_cast<size_t>(problem.batch) * c.size.height * c.size.width;
   Result<hmsa::arithmetic_t<S>> result;
   result.confidence.assign(pixels, -7);
-  problem.confidence = result.confidence.data();
+  problem.confidence = confident ? result.confidence.data() : nullptr;
   std::vector<uint8_t> bytes(pixels, 0xee);
   result.labels.assign(pixels, -7);
   problem.labels = c.channels <= 256 ? static_cast<void*>(bytes.data()) : result.labels.data();
@@ -71,6 +71,7 @@ void expect_prediction(const Case& c, const Setup<S>& setup, const Map& fused, i
   for (uint64_t seed = 1; seed < kSeeds; ++seed) {
     hmsa::host_run::seed() = seed;
     EXPECT(got.same_bits(predict(c, setup, views)), what, ", seed ", seed);
+    EXPECT(got.labels == predict(c, setup, views, false).labels, what, ", labels alone, seed ", seed);
   }
 }
 
@@ -161,6 +162,57 @@ void infinite_logits_go_as_in_pytorch() {
                  {-inf, -inf, -inf, -inf, -inf, -inf, nan}});
 }
 
+// ---- chains of octaves, and a lone scale with a head at a quarter ---------------------------------------------------
+
+void octaves_match() {
+  const Layout layouts[] = {Layout::kContiguous, Layout::kGaps, Layout::kChannelsLast};
+  int k = 0;
+  for (const Case& c : quarter_cases()) {
+    EXPECT(hmsa::cuda::fuse::is_forward_octave(Setup<float>(c, Layout::kContiguous).chain), text_of(c));
+    expect_prediction<float>(c, layouts[k % 3], 1);
+    if (k % 2 == 0) expect_prediction<Half>(c, layouts[(k + 1) % 3], 1);
+    if (k % 2 == 1) expect_prediction<BFloat16>(c, layouts[(k + 1) % 3], 1);
+    ++k;
+  }
+  expect_prediction<float>(octave_cases()[1], Layout::kContiguous, 2);
+}
+
+// Every class looks like one of the first three.
+void ties_in_octaves_go_to_the_first_class() {
+  for (const Case& c : quarter_cases()) {
+    Setup<float> setup(c, Layout::kContiguous);
+    for (size_t i = 0; i < c.scales.size(); ++i) {
+      Map& logits = setup.problem.logits[i];
+      reference::for_all(
+          logits, [&](int b, int k, int y, int x) { logits.at(b, k, y, x) = std::round(logits.at(b, k % 3, y, x)); });
+      setup.logits[i]->store(logits);
+    }
+    for (const int32_t label : predict(c, setup, 1).labels) EXPECT(label < 3, text_of(c), ": ", label);
+    expect_prediction(c, setup, reference::fuse_scales(setup.problem), 1, text_of(c) + ", ties");
+  }
+}
+
+// Infinities and NaN anywhere in the logits, and numbers whose exponentials need care.
+void special_logits_pass_through_octaves() {
+  std::mt19937 random(3);
+  const double specials[] = {kInfinity, -kInfinity, NAN};
+  for (const Case& c : quarter_cases()) {
+    for (const std::string what : {"infinities and NaN", "mostly -inf", "large numbers"}) {
+      Setup<float> setup(c, Layout::kContiguous);
+      for (size_t i = 0; i < c.scales.size(); ++i) {
+        Map& logits = setup.problem.logits[i];
+        for (double& value : logits.values) {
+          if (what == "large numbers") value *= 6e37;
+          if (what == "mostly -inf" && value < 3.5) value = -kInfinity;
+          if (what == "infinities and NaN" && random() % 29 == 0) value = specials[random() % 3];
+        }
+        setup.logits[i]->store(logits);
+      }
+      expect_prediction(c, setup, fused_once(setup.problem), 1, text_of(c) + ", " + what);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -171,5 +223,8 @@ int main() {
   RUN_TEST(prediction_matches_with_many_classes);
   RUN_TEST(ties_go_to_the_first_class);
   RUN_TEST(infinite_logits_go_as_in_pytorch);
+  RUN_TEST(octaves_match);
+  RUN_TEST(ties_in_octaves_go_to_the_first_class);
+  RUN_TEST(special_logits_pass_through_octaves);
   return testing::finish();
 }

@@ -224,6 +224,58 @@ void infinite_logits_pass_through() {
   }
 }
 
+// Chains of octaves, and a lone scale with a head at a quarter.
+void octaves_match() {
+  const Layout layouts[] = {Layout::kContiguous, Layout::kGaps, Layout::kChannelsLast};
+  const LabelType types[] = {LabelType::kUint8, LabelType::kInt16, LabelType::kInt32, LabelType::kInt64};
+  int k = 0;
+  for (const Case& c : quarter_cases()) {
+    EXPECT(hmsa::cuda::fuse::is_forward_octave(Setup<float>(c, Layout::kContiguous).chain), text_of(c));
+    const LabelType type = c.channels > 256 ? LabelType::kInt32 : types[k % 4];
+    expect_forward<float>(c, layouts[k % 3], k % 2 == 0, k % 4 < 2 ? 0.1 : 0.0, kReductions[k % 3], type, k % 2 == 1);
+    expect_forward<float>(c, layouts[(k + 1) % 3], k % 2 == 1, 0.0, kReductions[(k + 1) % 3], type);
+    if (k % 3 == 0) expect_forward<Half>(c, layouts[(k + 2) % 3], true, 0.2, Reduction::kNone, type);
+    if (k % 3 == 1) expect_forward<BFloat16>(c, layouts[(k + 2) % 3], false, 0.0, Reduction::kMean, type);
+    ++k;
+  }
+}
+
+// Infinities and NaN anywhere in the logits, numbers whose exponentials need care, and wrong labels.
+void special_problems_pass_through_octaves() {
+  std::mt19937 random(3);
+  const double specials[] = {kInfinity, -kInfinity, NAN};
+  for (const Case& c : quarter_cases()) {
+    for (const std::string what : {"infinities and NaN", "mostly -inf", "large numbers", "wrong labels"}) {
+      Setup<float> setup(c, Layout::kContiguous);
+      for (size_t i = 0; i < c.scales.size(); ++i) {
+        Map& logits = setup.problem.logits[i];
+        for (double& value : logits.values) {
+          if (what == "large numbers") value *= 6e37;
+          if (what == "mostly -inf" && value < 3.5) value = -kInfinity;
+          if (what == "infinities and NaN" && random() % 29 == 0) value = specials[random() % 3];
+        }
+        setup.logits[i]->store(logits);
+      }
+      Target target = random_target(c, false, 0.0);
+      if (what == "wrong labels") target.labels.values[target.labels.values.size() / 2] = c.channels;
+      const StoredLabels labels(target.labels, LabelType::kInt32, false);
+      hmsa::FuseScalesCrossEntropyForward<float> problem{};
+      set_inputs(problem, c, setup);
+      problem.target = {labels.view, nullptr, target.ignore_index, 0.0f};
+      problem.reduction = Reduction::kNone;
+      const Result<float> got = forward(problem, c.size);
+      const reference::CrossEntropy wanted = reference::cross_entropy(fused_once(setup.problem), target);
+      for (size_t i = 0; i < got.loss.size(); ++i) {
+        const double loss = wanted.loss.values[i];
+        const double tolerance = what == "large numbers" ? 4e-6 * 2.4e38 : 2e-5;
+        // The largest numbers have no difference in float.
+        const bool fits = near(got.loss[i], loss, tolerance) || std::fabs(loss) > std::numeric_limits<float>::max();
+        EXPECT(fits, text_of(c), ", ", what, ", pixel ", i, ": ", got.loss[i], " instead of ", loss);
+      }
+    }
+  }
+}
+
 void no_images_have_no_loss() {
   const Case c{{1.0}, {4, 5}, {{4, 5}}, 1, 3, false, false};
   const Setup<float> setup(c, Layout::kContiguous);
@@ -250,6 +302,8 @@ int main() {
   RUN_TEST(ignored_pixels_count_nothing);
   RUN_TEST(wrong_labels_make_the_loss_nan);
   RUN_TEST(infinite_logits_pass_through);
+  RUN_TEST(octaves_match);
+  RUN_TEST(special_problems_pass_through_octaves);
   RUN_TEST(no_images_have_no_loss);
   return testing::finish();
 }

@@ -256,7 +256,7 @@ void small_problems_run() {
     }
   }
   expect_all_taken(Problem{{8, 11}, {2, 1, 0.5}, 2, 2, 2, false, true}, kAll, true, true);
-  for (const std::vector<double>& scales : std::vector<std::vector<double>>{{1, 0.5}, {2, 1}, {2, 1, 0.5}}) {
+  for (const std::vector<double>& scales : std::vector<std::vector<double>>{{1}, {1, 0.5}, {2, 1}, {2, 1, 0.5}}) {
     expect_all_taken(Problem{{8, 16}, scales, 4, 4, 2}, kPredictions | kGradients, true, true);  // octaves
   }
   // Chains for which fuse_scales has kernels of their own, or none.

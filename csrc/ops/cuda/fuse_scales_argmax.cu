@@ -3,8 +3,11 @@
 //
 // Two views: every resize is symmetric, so the chain of the mirrored images is run on their maps read from the right, and
 // comes out unmirrored, pixel for pixel beside that of the first view.
+//
+// Chains of octaves with one view are predicted by octave_argmax.cuh.
 #include "ops/cuda/class_tiles.cuh"
 #include "ops/cuda/fuse_scales_argmax.h"
+#include "ops/cuda/octave_argmax.cuh"
 #include "ops/cuda/online_softmax.cuh"
 
 namespace hmsa {
@@ -89,7 +92,7 @@ struct ArgmaxSink {
       if (problem.confidence == nullptr) return;
       // The softmax of logits that are all -inf is NaN.
       const T sum = slots(block, kSum)[slot];
-      problem.confidence[at] = sum == T(0) ? static_cast<T>(NAN) : T(1) / sum;
+      if (problem.confidence != nullptr) problem.confidence[at] = sum == T(0) ? static_cast<T>(NAN) : T(1) / sum;
     });
   }
 };
@@ -114,6 +117,13 @@ ClassLayout plan(const FuseScalesArgmax<S>& problem) {
 template <typename S>
 void launch_fuse_scales_argmax(const FuseScalesArgmax<S>& problem, StreamHandle stream) {
   if (problem.batch == 0) return;
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    const auto start = [&](auto kernel, dim3 grid, const fuse::OctavePlan& plan) {
+      HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes, static_cast<cudaStream_t>(stream),
+                  problem, plan);
+    };
+    if (fuse::start_octaves(problem, start)) return;
+  }
   const forward::ClassLayout layout = forward::plan(problem);
   const auto start = [&](auto kernel) {
     HMSA_LAUNCH(kernel, layout.grid(), layout.block(), layout.bytes, static_cast<cudaStream_t>(stream), problem,

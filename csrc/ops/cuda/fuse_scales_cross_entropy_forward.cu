@@ -4,10 +4,13 @@
 //
 // One pass over the inputs; per pixel a log-sum-exp is written, and the loss where the map is asked for. Else every tile
 // leaves its sums of losses and weights in float64, which a second kernel adds up, always in the same order.
+//
+// Chains of octaves are gone through by octave_cross_entropy.cuh.
 #include "ops/cuda/block_sum.cuh"
 #include "ops/cuda/class_tiles.cuh"
 #include "ops/cuda/fuse_scales_cross_entropy.h"
 #include "ops/cuda/label_slots.cuh"
+#include "ops/cuda/octave_cross_entropy.cuh"
 #include "ops/cuda/online_softmax.cuh"
 
 namespace hmsa {
@@ -167,7 +170,10 @@ ClassLayout plan(const FuseScalesCrossEntropyForward<S>& problem) {
 
 template <typename S>
 int64_t fuse_scales_cross_entropy_forward_workspace(const FuseScalesCrossEntropyForward<S>& problem) {
-  return problem.batch == 0 ? 0 : 2 * problem.batch * forward::plan(problem).tile_count();
+  if (problem.batch == 0) return 0;
+  const Extent parts = fuse::parts_of_octaves(problem);
+  const int64_t count = static_cast<int64_t>(parts.height) * parts.width;
+  return 2 * problem.batch * (count > 0 ? count : forward::plan(problem).tile_count());
 }
 
 template <typename S>
@@ -177,7 +183,16 @@ void launch_fuse_scales_cross_entropy_forward(const FuseScalesCrossEntropyForwar
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   const auto partial_sums = static_cast<double*>(workspace);
   int64_t count = 0;
-  if (problem.batch > 0) {
+  bool started = problem.batch == 0;
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    const auto start = [&](auto kernel, dim3 grid, const fuse::OctavePlan& plan) {
+      count = problem.batch * grid.x;
+      HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes, stream, problem, plan,
+                  partial_sums);
+    };
+    started = started || fuse::start_octaves(problem, start);
+  }
+  if (!started) {
     const forward::ClassLayout layout = forward::plan(problem);
     count = problem.batch * layout.tile_count();
     const auto start = [&](auto kernel) {

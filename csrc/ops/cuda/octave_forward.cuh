@@ -18,6 +18,8 @@
 //   together(block, k)             all warps, when all planes have been through band k; the planes of the next band may be
 //                                  on their way, those of the band behind it are not
 //   end(block, plane)              a warp is at the end of its plane
+//
+// and, where the warp of the attention shall not come to together(), which saves half of its code: kPlanesTogether, true.
 #pragma once
 
 #include "ops/cuda/octave_chain.cuh"
@@ -25,6 +27,12 @@
 namespace hmsa {
 namespace cuda {
 namespace fuse {
+
+template <typename Ending, typename = void>
+struct PlanesTogether : std::false_type {};
+template <typename Ending>
+struct PlanesTogether<Ending, std::void_t<decltype(Ending::kPlanesTogether)>>
+    : std::bool_constant<Ending::kPlanesTogether> {};
 
 // The ending of fuse_scales itself, where a quad of the output is one store.
 template <typename S>
@@ -232,7 +240,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
       for (int32_t k = first_band(); k < end; ++k) {
         if (k + 1 < end) make_ahead(factors, k + 1);
         meet();
-        ending.together(*this, k);
+        if constexpr (!PlanesTogether<Ending>::value) ending.together(*this, k);
       }
     }
   }

@@ -9,11 +9,16 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import problems
+import torch
 from problems import Shape
+
+from hmsa_ext.ops import reference
 
 OCTAVES = Shape((2, 1, 0.5), (24, 136), 5)
 OCTAVE_BELOW = Shape((1, 0.5), (24, 136), 24)
 OCTAVE_ABOVE = Shape((2, 1), (20, 36), 3, batch=2, layout="nhwc")
+LONE_QUARTER = Shape((1,), (12, 132), 5)  # for losses and predictions only
 
 path = next(
     path for folder in sys.path if (path := Path(folder) / "cases.py").is_file() and not path.samefile(__file__)
@@ -36,6 +41,32 @@ def all_cases(ops: list[str], quick: bool):
                 yield original.Case(op, str(shape), original.bind(make, shape))
     if "fwd" in ops:
         yield original.Case("fwd", f"{OCTAVES} inf and NaN", original.bind(original.forward, OCTAVES, special=True))
+    if "ce" in ops:
+        options = {"label_dtype": "int64", "weighted": True, "smoothing": 0.1}
+        for shape in [OCTAVES] if quick else [OCTAVES, OCTAVE_BELOW, OCTAVE_ABOVE, LONE_QUARTER]:
+            yield original.Case("ce", f"{shape} weighted", original.bind(original.cross_entropy, shape, **options))
+    if "argmax" in ops:
+        for shape in shapes if quick else [*shapes, LONE_QUARTER]:
+            yield original.Case("argmax", str(shape), original.bind(original.argmax, shape))
+        yield original.Case("argmax", f"{OCTAVES} inf and NaN", lambda: argmax_of_special_logits(OCTAVES))
+
+
+def argmax_of_special_logits(shape: Shape):
+    """Pixels with NaN have the label and the confidence of PyTorch; the other confidences are close."""
+    chain = problems.Chain(shape, gradients=False)
+    original.spoil(chain)
+    (call,) = problems.argmax(chain)
+
+    def compare(results):
+        truth = original.Truth(chain)
+        labels, confidence = reference.fuse_scales_argmax(*truth.chain, list(shape.size), **truth.options)
+        is_nan = truth.fused().isnan().any(1)
+        return [
+            original.equality("labels of NaN", torch.where(is_nan, results[0].long(), 0), labels.long() * is_nan),
+            original.agreement("confidence", results[1], confidence),
+        ]
+
+    return original.Problem(call.run, compare)
 
 
 def __getattr__(name: str):
