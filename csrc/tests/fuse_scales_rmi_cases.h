@@ -148,4 +148,16 @@ inline std::vector<Case> rmi_cases() {
   };
 }
 
+// Chains of octaves that pool in the lanes of a warp: the smallest, those of several blocks side by side, one of which ends
+// with half a unit, more rows than a tile has, more classes than a block has warps.
+inline std::vector<Case> rmi_octave_cases() {
+  return {
+      {{1.0, 0.5}, {16, 24}, {{4, 6}, {2, 3}}, 2, 3, false, false},
+      {{2.0, 1.0}, {12, 116}, {{6, 58}, {3, 29}}, 1, 2, false, false},
+      {{2.0, 1.0, 0.5}, {40, 232}, {{20, 116}, {10, 58}, {5, 29}}, 1, 2, false, false},
+      {{1.0, 0.5}, {88, 16}, {{22, 4}, {11, 2}}, 3, 2, false, false},
+      {{1.0, 0.5}, {16, 16}, {{4, 4}, {2, 2}}, 1, 37, false, false},
+  };
+}
+
 }  // namespace testing
