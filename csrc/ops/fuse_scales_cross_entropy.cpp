@@ -89,8 +89,12 @@ struct OnCuda {
   template <typename S>
   static void backward(const FuseScalesCrossEntropyBackward<S>& problem, const Tensor& like) {
     const CudaScope scope(like);
-    Tensor workspace = empty_arithmetic(like, {cuda::fuse_scales_cross_entropy_backward_workspace(problem)});
-    cuda::launch_fuse_scales_cross_entropy_backward(problem, workspace.mutable_data_ptr(), scope.stream());
+    Tensor memory;
+    const auto workspace = [&](int64_t numbers) {
+      memory = empty_arithmetic(like, {numbers});
+      return memory.mutable_data_ptr();
+    };
+    cuda::launch_fuse_scales_cross_entropy_backward(problem, workspace, scope.stream());
   }
 };
 #endif

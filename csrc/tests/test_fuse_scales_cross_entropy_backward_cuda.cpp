@@ -77,8 +77,27 @@ struct Loss {
     return reference::fuse_scales_backward(setup.problem, reference::cross_entropy_gradient(fused, target, grad_loss));
   }
 
-  // Bit i of what is wanted: the gradient of scale i.
+  // Bit i of what is wanted: the gradient of scale i. In bands of so many bytes.
   Gradients<S> run(int64_t bytes, unsigned wanted_logits = ~0u, unsigned wanted_attention = ~0u) const {
+    return run_with(wanted_logits, wanted_attention, [&](const auto& asked) {
+      const int64_t numbers = hmsa::cuda::band_backward_workspace<S>(asked, asked, bytes);
+      const hmsa::host_run::PoisonedMemory workspace(static_cast<size_t>(numbers) * sizeof(T));
+      hmsa::cuda::forward::launch_in_bands(asked, bytes, workspace.data(), nullptr);
+    });
+  }
+  // In one pass, without any workspace.
+  Gradients<S> run_octaves(unsigned wanted_logits = ~0u, unsigned wanted_attention = ~0u) const {
+    return run_with(wanted_logits, wanted_attention, [&](const auto& asked) {
+      const auto none = [&](int64_t numbers) -> void* {
+        EXPECT(false, text_of(c), ": asks for ", numbers, " numbers");
+        return nullptr;
+      };
+      hmsa::cuda::launch_fuse_scales_cross_entropy_backward(asked, none, nullptr);
+    });
+  }
+
+  template <typename Launch>
+  Gradients<S> run_with(unsigned wanted_logits, unsigned wanted_attention, const Launch& launch) const {
     Gradients<S> gradients;
     hmsa::FuseScalesCrossEntropyBackward<S> asked = problem;
     for (int i = 0; i < setup.chain.count; ++i) {
@@ -90,9 +109,7 @@ struct Loss {
       if (wanted_logits >> i & 1) asked.grad_logits[i] = gradients.logits[i]->view;
       if (i > 0 && (wanted_attention >> i & 1)) asked.grad_attention[i] = gradients.attention[i]->view;
     }
-    const int64_t numbers = hmsa::cuda::band_backward_workspace<S>(asked, asked, bytes);
-    const hmsa::host_run::PoisonedMemory workspace(static_cast<size_t>(numbers) * sizeof(T));
-    hmsa::cuda::forward::launch_in_bands(asked, bytes, workspace.data(), nullptr);
+    launch(asked);
     return gradients;
   }
 };
@@ -113,6 +130,19 @@ void expect_near(const Map& got, const Map& wanted, double grad_loss, const std:
 }
 
 template <typename S>
+void expect_gradients(const Case& c, const Gradients<S>& got, const reference::Gradients& wanted, double grad_loss,
+                      const std::string& what) {
+  for (size_t i = 0; i < c.scales.size(); ++i) {
+    const std::string scale = what + ", scale " + std::to_string(i);
+    expect_near<S>(got.logits[i]->load(), wanted.logits[i], grad_loss, scale + " logits");
+    EXPECT(got.logits[i]->gaps_untouched(), scale);
+    if (i == 0) continue;
+    expect_near<S>(got.attention[i]->load(), wanted.attention[i], grad_loss, scale + " attention");
+    EXPECT(got.attention[i]->gaps_untouched(), scale);
+  }
+}
+
+template <typename S>
 void expect_backward(const Case& c, Layout layout, const Target& target, Reduction reduction, LabelType type) {
   const std::string what = text_of(c) + ", " + name_of(layout) + ", smoothing " +
                            std::to_string(target.label_smoothing) + ", reduction " +
@@ -122,14 +152,7 @@ void expect_backward(const Case& c, Layout layout, const Target& target, Reducti
   const double grad_loss = *std::max_element(loss.grad_loss.values.begin(), loss.grad_loss.values.end());
   hmsa::host_run::seed() = 0;
   const Gradients<S> got = loss.run(kBandBytes);
-  for (size_t i = 0; i < c.scales.size(); ++i) {
-    const std::string scale = what + ", scale " + std::to_string(i);
-    expect_near<S>(got.logits[i]->load(), wanted.logits[i], grad_loss, scale + " logits");
-    EXPECT(got.logits[i]->gaps_untouched(), scale);
-    if (i == 0) continue;
-    expect_near<S>(got.attention[i]->load(), wanted.attention[i], grad_loss, scale + " attention");
-    EXPECT(got.attention[i]->gaps_untouched(), scale);
-  }
+  expect_gradients(c, got, wanted, grad_loss, what);
   // Another order of threads and blocks, and about two bands.
   hmsa::host_run::seed() = 1;
   const int64_t row = static_cast<int64_t>(sizeof(typename Loss<S>::T)) * c.channels * c.size.width;
@@ -186,6 +209,74 @@ void gradients_match_with_many_classes() {
     const Case c{{1.0}, {16, 18}, {{4, 5}}, 2, classes, false, false};
     expect_backward<float>(c, Layout::kContiguous, true, 0.1, Reduction::kMean, LabelType::kInt32);
     expect_backward<Half>(c, Layout::kChannelsLast, false, 0.0, Reduction::kMean, LabelType::kInt16);
+  }
+}
+
+template <typename S>
+void expect_octaves(const Case& c, Layout layout, bool weights, double smoothing, Reduction reduction,
+                    LabelType type = LabelType::kUint8) {
+  const std::string what = text_of(c) + ", " + name_of(layout) + ", one pass, smoothing " + std::to_string(smoothing) +
+                           ", reduction " + std::to_string(static_cast<int>(reduction));
+  const Loss<S> loss(c, layout, random_target(c, weights, smoothing), reduction, type);
+  const double grad_loss = *std::max_element(loss.grad_loss.values.begin(), loss.grad_loss.values.end());
+  hmsa::host_run::seed() = 0;
+  const Gradients<S> got = loss.run_octaves();
+  expect_gradients(c, got, loss.expected(), grad_loss, what);
+  hmsa::host_run::seed() = 1;
+  EXPECT(got.same_bits(loss.run_octaves()), what);
+}
+
+void octaves_match() {
+  int k = 0;
+  for (const Case& c : octave_cases()) {
+    expect_octaves<float>(c, Layout::kContiguous, k % 2 == 0, 0.0, kReductions[k % 3]);
+    expect_octaves<float>(c, Layout::kGaps, k % 2 == 1, 0.2, kReductions[(k + 1) % 3], LabelType::kInt64);
+    expect_octaves<Half>(c, Layout::kChannelsLast, false, k % 2 == 0 ? 0.1 : 0.0, Reduction::kMean, LabelType::kInt32);
+    ++k;
+  }
+}
+
+void octaves_ignore_pixels_and_tell_of_wrong_labels() {
+  const Case c{{2.0, 1.0, 0.5}, {16, 24}, {{8, 12}, {4, 6}, {2, 3}}, 1, 5, false, false};
+  Target target = random_target(c, true, 0.1);
+  target.labels = random_labels(c.batch, c.size, c.channels, target.ignore_index, 1.0, 3);
+  const Gradients<float> nothing = Loss<float>(c, Layout::kContiguous, target, Reduction::kMean).run_octaves();
+  for (size_t i = 0; i < c.scales.size(); ++i) {
+    for (const float value : nothing.logits[i]->memory) EXPECT(value == 0.0f, "logits ", i, ": ", value);
+    if (i == 0) continue;
+    for (const float value : nothing.attention[i]->memory) EXPECT(value == 0.0f, "attention ", i, ": ", value);
+  }
+  for (const double smoothing : {0.0, 0.1}) {
+    target = random_target(c, false, smoothing);
+    target.labels.at(0, 3, 20) = 5;
+    const Loss<float> loss(c, Layout::kContiguous, target, Reduction::kSum);
+    const Gradients<float> got = loss.run_octaves();
+    const reference::Gradients wanted = loss.expected();
+    for (size_t i = 0; i < c.scales.size(); ++i) {
+      const Map gradient = got.logits[i]->load();
+      bool any = false;
+      reference::for_all(gradient, [&](int b, int k, int y, int x) {
+        any = any || std::isnan(gradient.at(b, k, y, x));
+        EXPECT(std::isnan(gradient.at(b, k, y, x)) == std::isnan(wanted.logits[i].at(b, k, y, x)), i, ": ", k, ", ", y,
+               ", ", x, ": ", gradient.at(b, k, y, x));
+      });
+      EXPECT(any, "scale ", i);
+    }
+  }
+}
+
+void octaves_do_not_depend_on_which_gradients_are_wanted() {
+  const Case c{{2.0, 1.0, 0.5}, {16, 24}, {{8, 12}, {4, 6}, {2, 3}}, 1, 9, false, false};
+  const Loss<float> loss(c, Layout::kContiguous, random_target(c, true, 0.0), Reduction::kMean);
+  const Gradients<float> every = loss.run_octaves();
+  const Gradients<float> none = loss.run_octaves(0, 0);
+  for (size_t i = 0; i < c.scales.size(); ++i) {
+    const Gradients<float> one = loss.run_octaves(1u << i, 0);
+    const Gradients<float> other = loss.run_octaves(0, 1u << i);
+    for (size_t j = 0; j < c.scales.size(); ++j) {
+      EXPECT(one.logits[j]->same_bits(*(i == j ? every : none).logits[j]), i, ", ", j);
+      EXPECT(other.attention[j]->same_bits(*(i == j ? every : none).attention[j]), i, ", ", j);
+    }
   }
 }
 
@@ -286,7 +377,7 @@ int64_t workspace_of(const Case& c, bool attention) {
     problem.grad_logits[i].data = &any;
     if (attention && i > 0) problem.grad_attention[i].data = &any;
   }
-  return hmsa::cuda::fuse_scales_cross_entropy_backward_workspace(problem) * static_cast<int64_t>(sizeof(float));
+  return hmsa::cuda::band_backward_workspace<float>(problem, problem, kBandBytes) * static_cast<int64_t>(sizeof(float));
 }
 
 void the_workspace_is_bounded() {
@@ -315,6 +406,9 @@ int main() {
   RUN_TEST(gradients_match_in_every_layout);
   RUN_TEST(gradients_match_on_random_shapes);
   RUN_TEST(gradients_match_with_many_classes);
+  RUN_TEST(octaves_match);
+  RUN_TEST(octaves_ignore_pixels_and_tell_of_wrong_labels);
+  RUN_TEST(octaves_do_not_depend_on_which_gradients_are_wanted);
   RUN_TEST(bands_change_no_bit);
   RUN_TEST(gradients_do_not_depend_on_which_are_wanted);
   RUN_TEST(ignored_pixels_have_no_gradient);

@@ -135,8 +135,7 @@ class Calls {
   void fuse_scales_cross_entropy_backward(double smoothing) {
     hmsa::FuseScalesCrossEntropyBackward<S> problem{
         {inputs_}, {gradients_}, target(smoothing), {numbers<T>(1), 0, 0, 0}, numbers<T>(pixels()), numbers<T>(1)};
-    T* workspace = numbers<T>(hmsa::cuda::fuse_scales_cross_entropy_backward_workspace(problem));
-    hmsa::cuda::launch_fuse_scales_cross_entropy_backward(problem, workspace, nullptr);
+    hmsa::cuda::launch_fuse_scales_cross_entropy_backward(problem, [](int64_t n) { return numbers<T>(n); }, nullptr);
   }
   void argmax(int views) {
     hmsa::FuseScalesArgmax<S> problem{inputs_, views, numbers<int32_t>(pixels()), numbers<T>(pixels())};

@@ -126,6 +126,18 @@ struct Arena {
   }
 };
 
+// exp x, to 2^-22 and two roundings; subnormal results are zero.
+HMSA_DEVICE float fast_exponential(float x) {
+  constexpr float kLog2E = 1.44269504f;
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * kLog2E));
+  return result;
+#else
+  return exp2f(x * kLog2E);
+#endif
+}
+
 // ---- quads ----------------------------------------------------------------------------------------------------------
 
 template <typename T>

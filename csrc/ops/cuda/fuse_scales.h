@@ -2,20 +2,17 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 #include "core/half.h"
 #include "core/problem.h"
 #include "ops/cuda/stream_handle.h"
+#include "ops/cuda/workspace.h"
 
 namespace hmsa {
 namespace cuda {
 
 template <typename S>
 void launch_fuse_scales_forward(const FuseScalesForward<S>& problem, StreamHandle stream);
-
-// Gives a launch so many numbers of the arithmetic type to work in. Called once at most.
-using Workspace = std::function<void*(int64_t numbers)>;
 
 // Most chains need no workspace; others one number for each pixel of the output and each scale of 1 and below (but the
 // largest) whose attention gets a gradient.

@@ -6,6 +6,7 @@
 #include "core/half.h"
 #include "core/problem.h"
 #include "ops/cuda/stream_handle.h"
+#include "ops/cuda/workspace.h"
 
 namespace hmsa {
 namespace cuda {
@@ -19,14 +20,11 @@ template <typename S>
 void launch_fuse_scales_cross_entropy_forward(const FuseScalesCrossEntropyForward<S>& problem, void* workspace,
                                               StreamHandle stream);
 
-// Numbers of the arithmetic type that the backward kernels need as workspace, at most 16 MB of them unless a single
-// element of a head reaches more of the output than that (band_backward.cuh).
+// Chains of octaves need no workspace, others at most 16 MB unless a single element of a head reaches more of the output
+// than that (band_backward.cuh).
 template <typename S>
-int64_t fuse_scales_cross_entropy_backward_workspace(const FuseScalesCrossEntropyBackward<S>& problem);
-
-template <typename S>
-void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<S>& problem, void* workspace,
-                                               StreamHandle stream);
+void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<S>& problem,
+                                               const Workspace& workspace, StreamHandle stream);
 
 }  // namespace cuda
 }  // namespace hmsa

@@ -1,15 +1,18 @@
-// Cross-entropy of the fused logits on the GPU, backward: dLoss/dz of a band of the output at a time, from the inputs and
-// the log-sum-exp that forward left, and from there the gradients of the inputs (band_backward.cuh).
+// Cross-entropy of the fused logits on the GPU, backward, from the inputs and the log-sum-exp that forward left.
 //
 //     dLoss/dz_c = A exp(z_c - lse) - [y = c] Y - w_c U
 //     Y = go (1 - e) w_y    U = go e / C    A = Y + U sum_c w_c          go: of the pixel's loss, over the total weight
 //
 // A, Y and U are 0 at ignored pixels, and A is NaN at wrong labels.
+//
+// For chains of octaves this is made where it is used, in the one pass of octave_backward.cuh. For other chains it is made
+// for a band of the output at a time, and the gradients of the inputs are gathered from there (band_backward.cuh).
 #include "ops/cuda/band_backward.cuh"
 #include "ops/cuda/block_sum.cuh"
 #include "ops/cuda/class_tiles.cuh"
 #include "ops/cuda/fuse_scales_cross_entropy.h"
 #include "ops/cuda/label_slots.cuh"
+#include "ops/cuda/octave_backward.cuh"
 #include "ops/cuda/online_softmax.cuh"
 
 namespace hmsa {
@@ -143,29 +146,155 @@ void launch_in_bands(const FuseScalesCrossEntropyBackward<S>& problem, int64_t b
 }  // namespace
 }  // namespace forward
 
-template <typename S>
-int64_t fuse_scales_cross_entropy_backward_workspace(const FuseScalesCrossEntropyBackward<S>& problem) {
-  return band_backward_workspace<S>(problem, problem, kBandBytes);
+namespace fuse {
+namespace {
+
+// ---- chains of octaves ----------------------------------------------------------------------------------------------
+
+HMSA_DEVICE Quad<int32_t> labels_at(int32_t offset) { return *shared_at<const Quad<int32_t>>(offset); }
+
+// dLoss/dz as a source of octave_backward.cuh.
+template <typename S, bool kSmooths>
+struct SoftmaxSource {
+  using T = arithmetic_t<S>;
+  using Problem = FuseScalesCrossEntropyBackward<S>;
+  static constexpr bool kMakes = true;
+  // What the planes share of a pixel. Without smoothing Y is A, and U is 0.
+  enum Row { kLogSumExp, kAll, kLabel, kOwn, kUniform };
+  static constexpr int32_t kRows = kSmooths ? 5 : 3;
+  const Problem& problem;
+
+  // By the lanes of a warp, always in the same order.
+  HMSA_DEVICE T sum_of_weights() const {
+    if (problem.target.weight == nullptr) return static_cast<T>(problem.classes);
+    T sum = 0;
+    for (auto c = lane(); c < problem.classes; c += kLanes) sum += problem.target.weight[c];
+    HMSA_UNROLL
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+    return sum;
+  }
+
+  template <typename Block>
+  HMSA_DEVICE void ahead(const Block& block, int32_t k) const {
+    const Extent size = problem.chain.size;
+    const CrossEntropyTarget<T>& target = problem.target;
+    const PlaneView<const T>& grad = problem.grad_loss;
+    const bool one_number = grad.row == 0 && grad.column == 0;
+    const T all_weights = kSmooths ? sum_of_weights() : T(0);
+    const auto over_total = [&](T go) { return problem.total_weight != nullptr ? go / *problem.total_weight : go; };
+    const T same = one_number ? over_total(*grad.at(block.image, 0, 0)) : T(0);
+    HMSA_ROLLED
+    for (int r = 0; r < kOctaveBand; ++r) {
+      const int32_t y = 4 * k + 2 + r;
+      if (!block.place.exists || y < 0 || y >= size.height) continue;
+      Quad<T> log_sum_exp, all, own, uniform;
+      Quad<int32_t> labels;
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        const int32_t x = block.column + j;
+        const int32_t label = label_at(target, problem.classes, block.image, y, x);
+        own.of[j] = T(0);
+        uniform.of[j] = T(0);
+        if (label >= 0) {
+          const T go = one_number ? same : over_total(*grad.at(block.image, y, x));
+          own.of[j] = go * (T(1) - target.label_smoothing) * cuda::weight_of(target, label);
+          if (kSmooths) uniform.of[j] = go * target.label_smoothing / static_cast<T>(problem.classes);
+        } else if (label == kWrongLabel) {
+          own.of[j] = static_cast<T>(NAN);
+        }
+        labels.of[j] = label;
+        all.of[j] = kSmooths ? own.of[j] + uniform.of[j] * all_weights : own.of[j];
+        log_sum_exp.of[j] = problem.log_sum_exp[(block.image * size.height + y) * size.width + x];
+      }
+      put_quad(block.shared_row(k, r, kLogSumExp), log_sum_exp);
+      put_quad(block.shared_row(k, r, kAll), all);
+      *shared_at<Quad<int32_t>>(block.shared_row(k, r, kLabel)) = labels;
+      if constexpr (kSmooths) {
+        put_quad(block.shared_row(k, r, kOwn), own);
+        put_quad(block.shared_row(k, r, kUniform), uniform);
+      }
+    }
+  }
+
+  template <int r, typename Block>
+  HMSA_DEVICE Quad<T> row(const Block& block, int32_t k, const Quad<T>& fused) const {
+    const int32_t channel = block.first_class + warp();
+    const Quad<T> log_sum_exp = quad_at<T>(block.shared_row(k, r, kLogSumExp));
+    Quad<T> g;
+    HMSA_UNROLL
+    for (int j = 0; j < kQuad; ++j) g.of[j] = fast_exponential(fused.of[j] - log_sum_exp.of[j]);
+    const Quad<int32_t> labels = labels_at(block.shared_row(k, r, kLabel));
+    const Quad<T> all = quad_at<T>(block.shared_row(k, r, kAll));
+    if constexpr (kSmooths) {
+      const T weight = cuda::weight_of(problem.target, channel);
+      const Quad<T> own = quad_at<T>(block.shared_row(k, r, kOwn));
+      const Quad<T> uniform = quad_at<T>(block.shared_row(k, r, kUniform));
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) {
+        const T of_label = labels.of[j] == channel ? own.of[j] : T(0);
+        g.of[j] = all.of[j] * g.of[j] - (of_label + weight * uniform.of[j]);
+      }
+    } else {
+      HMSA_UNROLL
+      for (int j = 0; j < kQuad; ++j) g.of[j] = all.of[j] * (labels.of[j] == channel ? g.of[j] - T(1) : g.of[j]);
+    }
+    return g;
+  }
+};
+
+template <typename S, bool kUpper, bool kLower, bool kSmooths>
+using SoftmaxBackward = OctaveBackward<S, kUpper, kLower, SoftmaxSource<S, kSmooths>>;
+
+template <typename S, bool kUpper, bool kLower, bool kSmooths>
+__global__ void HMSA_MOST_REGISTERS((SoftmaxBackward<S, kUpper, kLower, kSmooths>::kRegisters))
+    cross_entropy_octave_backward_kernel(HMSA_PARAMETER FuseScalesCrossEntropyBackward<S> problem,
+                                         HMSA_PARAMETER OctavePlan plan) {
+  go_back_octaves<SoftmaxBackward<S, kUpper, kLower, kSmooths>>(problem, plan);
 }
 
+// False if the chain is another one.
 template <typename S>
-void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<S>& problem, void* workspace,
-                                               StreamHandle stream) {
-  forward::launch_in_bands(problem, kBandBytes, workspace, stream);
+bool launch_octaves(const FuseScalesCrossEntropyBackward<S>& problem, cudaStream_t stream) {
+  if constexpr (sizeof(arithmetic_t<S>) != sizeof(float)) {
+    return false;
+  } else {
+    if (!takes_octaves<S>(problem, problem)) return false;
+    const auto start = [&](auto kernel, dim3 grid, const OctavePlan& plan) {
+      HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * kLanes), plan.bytes, stream, problem, plan);
+    };
+    return by_kind(problem.chain, [&](auto upper, auto lower) {
+      constexpr bool kUpper = decltype(upper)::value;
+      constexpr bool kLower = decltype(lower)::value;
+      if (problem.target.label_smoothing != 0) {
+        return start_planned<SoftmaxBackward<S, kUpper, kLower, true>>(
+            problem, true, cross_entropy_octave_backward_kernel<S, kUpper, kLower, true>, start);
+      }
+      return start_planned<SoftmaxBackward<S, kUpper, kLower, false>>(
+          problem, true, cross_entropy_octave_backward_kernel<S, kUpper, kLower, false>, start);
+    });
+  }
 }
 
-HMSA_INSTANTIATE(int64_t fuse_scales_cross_entropy_backward_workspace(const FuseScalesCrossEntropyBackward<float>&));
-HMSA_INSTANTIATE(int64_t fuse_scales_cross_entropy_backward_workspace(const FuseScalesCrossEntropyBackward<double>&));
-HMSA_INSTANTIATE(int64_t fuse_scales_cross_entropy_backward_workspace(const FuseScalesCrossEntropyBackward<Half>&));
-HMSA_INSTANTIATE(int64_t fuse_scales_cross_entropy_backward_workspace(const FuseScalesCrossEntropyBackward<BFloat16>&));
-HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<float>&, void*,
-                                                                StreamHandle));
-HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<double>&, void*,
-                                                                StreamHandle));
-HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<Half>&, void*,
-                                                                StreamHandle));
-HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<BFloat16>&, void*,
-                                                                StreamHandle));
+}  // namespace
+}  // namespace fuse
+
+template <typename S>
+void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<S>& problem,
+                                               const Workspace& workspace, StreamHandle stream) {
+  if (!wants_gradients<S>(problem, problem)) return;
+  if (fuse::launch_octaves(problem, static_cast<cudaStream_t>(stream))) return;
+  const int64_t numbers = band_backward_workspace<S>(problem, problem, kBandBytes);
+  forward::launch_in_bands(problem, kBandBytes, workspace(numbers), stream);
+}
+
+HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<float>&,
+                                                                const Workspace&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<double>&,
+                                                                const Workspace&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<Half>&,
+                                                                const Workspace&, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_cross_entropy_backward(const FuseScalesCrossEntropyBackward<BFloat16>&,
+                                                                const Workspace&, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa

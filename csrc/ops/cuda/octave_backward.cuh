@@ -1,9 +1,21 @@
-// The backward pass of fuse_scales for chains of octaves (octave_chain.cuh).
+// The backward pass of chains of octaves (octave_chain.cuh).
 //
 // The work is divided as in fuse_scales_backward.cu: a warp for each plane and one for the attention, bands of four rows.
 // Band k ends the rows 2 k and 2 k + 1 of the lower grid and of the head above, row k of scale 1.0's head and, if it is
 // even, row k / 2 - 1 of the lower head. What an adjoint gives to elements beyond the borders of a map goes to those at
 // the borders.
+//
+// Where the incoming gradient g comes from is said by a *source*: fuse_scales reads it (StoredGradient below), losses make
+// it of the fused logits where it is used, so that it exists in no memory. A source is made of the problem, and has
+//
+//   Problem                         what the kernel gets: ChainInputs<S>, ChainGradients<S>
+//   kMakes                          whether g is made; if it is, also
+//   kRegisters                      of a thread
+//   kRows                           rows of numbers that the planes share, for each of the four rows of a band
+//   ahead(block, k)                 the warp of the attention fills the rows of band k (shared_row), while the planes are
+//                                   in band k - 1
+//   row<r>(block, k, fused)         g of the lane's quad in row r of band k; all lanes come here, also for rows and
+//                                   columns that the output does not have, where g is taken to be zero whatever it is
 #pragma once
 
 #include "ops/cuda/octave_chain.cuh"
@@ -82,7 +94,16 @@ HMSA_DEVICE void add_to(Quad<T>& quad, const Quad<T>& other) {
 
 // ---- a block --------------------------------------------------------------------------------------------------------
 
-template <typename S, bool kUpper, bool kLower>
+// The source of fuse_scales: g lies in memory.
+template <typename S>
+struct StoredGradient {
+  using Problem = FuseScalesBackward<S>;
+  static constexpr bool kMakes = false;
+  static constexpr int32_t kRows = 0;
+  const Problem& problem;
+};
+
+template <typename S, bool kUpper, bool kLower, typename Incoming>
 struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   using Octaves = OctaveChain<S, kUpper, kLower>;
   using T = typename Octaves::T;
@@ -116,6 +137,9 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
   using typename Octaves::OwnRows;
   using typename Octaves::Source;
 
+  using Problem = typename Incoming::Problem;
+  static constexpr bool kMakes = Incoming::kMakes;
+
   // Of a thread. A lone block of 20 warps fits with either number, two of 11 warps with the smaller one.
   static constexpr int kRegisters = kUpper && kLower ? 96 : 88;
   // Bands that a block goes through beyond its own, and the set-up, which is taken to last as long as three.
@@ -123,16 +147,18 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
 
   static constexpr int32_t kStoredRow = kLineColumns * static_cast<int32_t>(sizeof(S));
   // Products take the place of the rows of g that they are made of, if these have as many bytes.
-  static constexpr bool kInPlace = sizeof(S) == sizeof(T);
+  static constexpr bool kInPlace = !kMakes && sizeof(S) == sizeof(T);
 
   // Products: [sums][kOctaveBand] rows, and two rows of pairs on the lower grid; those of all planes together come first.
   static constexpr int32_t kProductBytes = kSums * kBandBytes + (kLower ? kRow : 0);
-  static constexpr int32_t kSummed = Octaves::kShared;
+  static constexpr int32_t kIncoming = Octaves::kShared;  // [2][kOctaveBand][rows of the source]
+  static constexpr int32_t kSummed = kIncoming + 2 * Incoming::kRows * kBandBytes;
   static constexpr int32_t kWarps = kSummed + kProductBytes;
-  // From the first byte of a warp's memory, which begins with two bands of g.
-  static constexpr int32_t kProducts = 2 * kOctaveBand * kStoredRow;
+  // From the first byte of a warp's memory, which begins with two bands of g where it is read.
+  static constexpr int32_t kProducts = kMakes ? 0 : 2 * kOctaveBand * kStoredRow;
   static constexpr int32_t kParked = kProducts + kProductBytes - (kInPlace ? kBandBytes : 0);  // rows that wait
-  static constexpr int32_t kWarpBytes = kParked + (kUpper ? (kLower ? 3 : 2) * kRow : 0);
+  static constexpr int32_t kParkedGrid = kUpper ? (kLower ? 3 : 2) : 0;  // the first of those of the lower grid
+  static constexpr int32_t kWarpBytes = kParked + (kParkedGrid + (kLower && kMakes ? (kUpper ? 3 : 2) : 0)) * kRow;
 
   // Of the attention's gradients over the chunks, behind the planes: of scale 1.0's, then of the lower scale's.
   HMSA_HOST_DEVICE static int32_t totals(const OctavePlan& plan, int i) {
@@ -145,12 +171,17 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     return round_up(totals(plan, kLowerScale) + (kLower ? units : 0), 16);
   }
 
-  const FuseScalesBackward<S>& problem;
+  const Problem& problem;
   const OctavePlan& plan;
+  Incoming incoming;
 
-  HMSA_DEVICE OctaveBackward(const FuseScalesBackward<S>& of, const OctavePlan& by, int32_t part, int64_t b,
-                             int32_t which_classes)
-      : Octaves(of, by, part, b, which_classes), problem(of), plan(by) {}
+  HMSA_DEVICE OctaveBackward(const Problem& of, const OctavePlan& by, int32_t part, int64_t b, int32_t which_classes)
+      : Octaves(of, by, part, b, which_classes), problem(of), plan(by), incoming{of} {}
+
+  // The lane's quad in a row that the planes share.
+  HMSA_DEVICE static int32_t shared_row(int32_t k, int r, int which) {
+    return kIncoming + (((k & 1) * kOctaveBand + r) * Incoming::kRows + which) * kRow + quad_offset();
+  }
 
   // Bands. Those of a lower scale begin earlier and end later, since its two resizes reach farther.
   HMSA_DEVICE int32_t first_band() const { return larger(2 * unit_rows.lo - (kLower ? 2 : 1), -1); }
@@ -332,8 +363,23 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     for (int32_t at = kProducts; at < kParked; at += kRow) put_quad(memory() + at + quad_offset(), Quad<T>{});
   }
 
-  // Asks for the rows of band k; `from` is the lane's quad in the first of them.
-  HMSA_DEVICE void fetch(int32_t k, const S* from) const {
+  // Where the lane's quads of a plane lie, band by band.
+  HMSA_DEVICE const S* first_quad(int64_t channel) const {
+    if constexpr (kMakes) {
+      return nullptr;
+    } else {
+      return problem.grad_output.at(image, channel, 4 * first_band() + 2, column);
+    }
+  }
+
+  // Asks for the rows of band k.
+  HMSA_DEVICE void fetch(int32_t k, const S*& quad) const {
+    if constexpr (!kMakes) {
+      fetch_from(k, quad);
+      quad += kOctaveBand * problem.grad_output.row;
+    }
+  }
+  HMSA_DEVICE void fetch_from(int32_t k, const S* from) const {
     constexpr auto kBytes = static_cast<int32_t>(sizeof(S));
     const MapView<const S>& grad = problem.grad_output;
     const int32_t height = problem.chain.size.height;
@@ -378,6 +424,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     TwofoldSums<T> grid_sums;
     LowerSums lower_sums;
     Targets to;
+    Pair<T> on_grid[2];  // rows 2 k and 2 k + 1 of L on the lower grid, unless they wait in shared memory
   };
 
   HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
@@ -391,32 +438,88 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     if (kLower) {
       plane.lower_from = lower_source(problem.logits, channel);
       plane.lower.begin(plane.lower_from, k, place);
+      if (kMakes) plane.lower.move(plane.lower_from, k, place);
       park(plane.lower);
     }
     plane.to = targets<false>(channel);
   }
 
+  // ---- g that is made: P needs A L of the lower grid, two rows farther than R^T is -------------------------------------
+
+  HMSA_DEVICE static int32_t parked_grid(int r) { return parked(kParkedGrid + r); }
+  HMSA_DEVICE Quad<T> blended_on_grid(Pair<T> pair, int32_t row) const {
+    const Pair<T> a = pair_at(grid_row(row));
+    HMSA_UNROLL
+    for (int j = 0; j < 2; ++j) pair.of[j] *= a.of[j];
+    return enlarged_by_two(pair, place);
+  }
+  // Rows of L on the lower grid wait until R^T has reached them.
+  HMSA_DEVICE static void keep_on_grid(Plane& plane, const Pair<T>& first, const Pair<T>& second) {
+    if constexpr (kUpper) {
+      put_quad(parked_grid(2), Quad<T>{{first.of[0], first.of[1], second.of[0], second.of[1]}});
+    } else {
+      plane.on_grid[0] = first;
+      plane.on_grid[1] = second;
+    }
+  }
+  template <int r>
+  HMSA_DEVICE static Pair<T> kept_on_grid(const Plane& plane) {
+    if constexpr (kUpper) return pair_at(parked_grid(2) + r * static_cast<int32_t>(sizeof(Pair<T>)));
+    return plane.on_grid[r];
+  }
+  // The first two rows, when A is there.
+  HMSA_DEVICE void begin_grid(Plane& plane) const {
+    const int32_t k = first_band();
+    unpark(plane.lower);
+    keep_on_grid(plane, plane.lower.row(k, 0), plane.lower.row(k, 1));
+    HMSA_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      put_quad(parked_grid(r), blended_on_grid(plane.lower.row_from_border(k, r), 2 * k + r));
+    }
+  }
+
   // A row of the band: products for the attention, and sums for the heads.
   template <int r>
-  HMSA_DEVICE void go_down(Plane& plane, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4], int32_t g_at,
-                           int32_t factors, int32_t products, int32_t last_products) const {
-    const Quad<T> g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
-    Quad<T> part = g;
-    if (kLower) times(part, quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow));
+  HMSA_DEVICE void go_down(Plane& plane, int32_t k, const Quad<T>& own_lower, const Quad<T> (&above_rows)[4],
+                           const Quad<T> (&grid_rows)[4], int32_t g_at, int32_t factors, int32_t products,
+                           int32_t last_products) const {
+    constexpr int kFirst = (r + 1) / 2;
     Quad<T> so_far;  // P before the lower scale is blended in
     HMSA_UNROLL
     for (int j = 0; j < kQuad; ++j) so_far.of[j] = mixed(T(of_four(r)), plane.own.upper.of[j], own_lower.of[j]);
+    Quad<T> a, difference;  // A, and what the blending of scale 1.0 makes of a change of A
     if constexpr (kUpper) {
-      const Quad<T> a = quad_at<T>(factors + r * kRow);
-      constexpr int kFirst = (r + 1) / 2;
-      Quad<T> product;
+      a = quad_at<T>(factors + r * kRow);
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
         const T above = mixed(T(of_two(r)), above_rows[kFirst].of[j], above_rows[kFirst + 1].of[j]);
-        product.of[j] = g.of[j] * (so_far.of[j] - above);
+        difference.of[j] = so_far.of[j] - above;
         so_far.of[j] = mixed(a.of[j], above, so_far.of[j]);
       }
-      if (place.exists) put_quad(products + r * kRow, product);
+    }
+    Quad<T> keep;
+    if constexpr (kLower) keep = quad_at<T>(factors + kLowerPlace * kBandBytes + r * kRow);
+    Quad<T> g;
+    if constexpr (kMakes) {
+      Quad<T> fused = so_far;
+      if constexpr (kLower) {
+        HMSA_UNROLL
+        for (int j = 0; j < kQuad; ++j) {
+          fused.of[j] =
+              keep.of[j] * fused.of[j] + mixed(T(of_two(r)), grid_rows[kFirst].of[j], grid_rows[kFirst + 1].of[j]);
+        }
+      }
+      g = incoming.template row<r>(*this, k, fused);
+      const int32_t row = 4 * k + 2 + r;
+      if (!place.exists || row < 0 || row >= problem.chain.size.height) g = Quad<T>{};
+    } else {
+      g = load_whole(shared_at<const S>(g_at + r * kStoredRow));
+    }
+    Quad<T> part = g;
+    if constexpr (kLower) times(part, keep);
+    if constexpr (kUpper) {
+      times(difference, g);
+      if (place.exists) put_quad(products + r * kRow, difference);
       Quad<T> above_part;
       HMSA_UNROLL
       for (int j = 0; j < kQuad; ++j) {
@@ -441,8 +544,13 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     if (!on_grid(k)) return;
     Pair<T> pair = grid_pair(sums);
     const Pair<T> a = pair_at(grid_row(2 * k + r));
-    unpark(plane.lower);
-    Pair<T> product = plane.lower.row(k, r);
+    Pair<T> product;
+    if constexpr (kMakes) {
+      product = kept_on_grid<r>(plane);
+    } else {
+      unpark(plane.lower);
+      product = plane.lower.row(k, r);
+    }
     HMSA_UNROLL
     for (int j = 0; j < 2; ++j) {
       product.of[j] *= pair.of[j];
@@ -466,11 +574,27 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
       put_quad(parked(r), above_rows[2 + r]);
       plane.above.next[r] = plane.above_from.two(2 * k + 4 + r);
     };
-    if (kLower && k % 2 != 0) {
+    // For the grid's rows of this band or, where P is made, of the next one.
+    const int32_t ahead = kMakes ? k + 1 : k;
+    if (kLower && ahead % 2 != 0) {
       unpark(plane.lower);
-      plane.lower.move(plane.lower_from, k, place);
+      plane.lower.move(plane.lower_from, ahead, place);
       park(plane.lower);
     }
+    Quad<T> grid_rows[4];
+    Pair<T> next_on_grid[2];
+    if constexpr (kLower && kMakes) {
+      grid_rows[0] = quad_at<T>(parked_grid(0));
+      grid_rows[1] = quad_at<T>(parked_grid(1));
+    }
+    const auto next_grid = [&](int r) {
+      if constexpr (kLower && kMakes) {
+        unpark(plane.lower);
+        next_on_grid[r] = plane.lower.row(k + 1, r);
+        grid_rows[2 + r] = blended_on_grid(next_on_grid[r], 2 * k + 2 + r);
+        put_quad(parked_grid(r), grid_rows[2 + r]);
+      }
+    };
     const int32_t memory = this->memory();
     const int32_t g_at = memory + g_of(k) + lane() * static_cast<int32_t>(sizeof(StoredQuad<S>));
     const int32_t factors = factors_of(k);
@@ -478,12 +602,13 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     const int32_t last_products = memory + products_of(kSums - 1, k) + quad_offset();
     const int32_t above_height = kUpper ? problem.chain.heads[0].height : 0;
     const int32_t grid_height = kLower ? problem.chain.grids[kLowerScale].height : 0;
-    go_down<0>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    go_down<0>(plane, k, own_lower, above_rows, grid_rows, g_at, factors, products, last_products);
     if (kUpper) finish_above(plane, plane.above_sums.of[0], k);
     if constexpr (kLower) finish_grid<0>(plane, plane.grid_sums.of[0], k);
     if constexpr (kUpper) next_above(0);
-    go_down<1>(plane, own_lower, above_rows, g_at, factors, products, last_products);
-    go_down<2>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    next_grid(0);
+    go_down<1>(plane, k, own_lower, above_rows, grid_rows, g_at, factors, products, last_products);
+    go_down<2>(plane, k, own_lower, above_rows, grid_rows, g_at, factors, products, last_products);
     if (kUpper) {
       add_last(plane.above_sums, k, above_height);
       finish_above(plane, plane.above_sums.of[1], k);
@@ -494,9 +619,13 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
       finish_lower<false>(plane.lower_sums, plane.to.lower, k);
     }
     if constexpr (kUpper) next_above(1);
-    go_down<3>(plane, own_lower, above_rows, g_at, factors, products, last_products);
+    next_grid(1);
+    go_down<3>(plane, k, own_lower, above_rows, grid_rows, g_at, factors, products, last_products);
     finish_own<false>(plane.own_sums, plane.to.own, k);
     plane.own.upper = own_lower;
+    if constexpr (kLower && kMakes) {
+      keep_on_grid(plane, next_on_grid[0], next_on_grid[1]);
+    }
     if (kUpper) go_on(plane.above_sums, k);
     if (kLower) go_on(plane.grid_sums, k);
   }
@@ -582,7 +711,7 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     const bool works = uniform(warp() < count);
     const int32_t end = end_band();
     const int64_t channel = first_class + warp();
-    const S* from = problem.grad_output.at(image, channel, 4 * first_band() + 2, column);
+    const S* from = first_quad(channel);
     Plane plane{};
     if (works) {
       start(plane, channel);
@@ -590,20 +719,27 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
       fetch(first_band(), from);
     }
     meet();
+    if (kLower && kMakes && works) begin_grid(plane);
     HMSA_ROLLED
     for (int32_t k = first_band(); k <= end; ++k) {
       if (works && k < end) {
-        from += kOctaveBand * problem.grad_output.row;
-        if (k + 1 < end) {
-          fetch(k + 1, from);
-        } else {
-          close_copies();
+        if constexpr (!kMakes) {
+          if (k + 1 < end) {
+            fetch(k + 1, from);
+          } else {
+            close_copies();
+          }
+          await_copies();
         }
-        await_copies();
         plane_band(plane, k);
       }
       finish_band(k, k < end);
     }
+  }
+
+  HMSA_DEVICE void make_ahead(Factors& factors, int32_t k) const {
+    Octaves::make_factors(factors, k);
+    if constexpr (kMakes) incoming.ahead(*this, k);
   }
 
   HMSA_DEVICE_PHASE void run_attention() const {
@@ -611,12 +747,12 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
     Attention attention{};
     Octaves::start(attention.factors, first_band());
     attention.to = targets<true>(0);
-    Octaves::make_factors(attention.factors, first_band());
+    make_ahead(attention.factors, first_band());
     meet();
     HMSA_ROLLED
     for (int32_t k = first_band(); k <= end; ++k) {
       if (k > first_band()) attention_band(attention, k - 1);
-      if (k + 1 < end) Octaves::make_factors(attention.factors, k + 1);
+      if (k + 1 < end) make_ahead(attention.factors, k + 1);
       finish_band(k, k < end);
     }
   }
@@ -632,33 +768,46 @@ struct OctaveBackward : OctaveChain<S, kUpper, kLower> {
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
 
-template <typename S, bool kUpper, bool kLower>
-__global__ void HMSA_MOST_REGISTERS((OctaveBackward<S, kUpper, kLower>::kRegisters))
-    fuse_scales_octave_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER OctavePlan plan) {
+// A kernel's body; `problem` and `plan` must be its parameters.
+template <typename Block>
+HMSA_DEVICE void go_back_octaves(const typename Block::Problem& problem, const OctavePlan& plan) {
   for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
     for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
       // Anew each time: what a block starts with must not be kept in registers meanwhile.
-      const OctaveBackward<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
+      const Block block(problem, plan, only_here(blockIdx.x), b, chunk);
       block.run();
       __syncthreads();
     }
   }
 }
 
+template <typename S, bool kUpper, bool kLower>
+__global__ void HMSA_MOST_REGISTERS((OctaveBackward<S, kUpper, kLower, StoredGradient<S>>::kRegisters))
+    fuse_scales_octave_backward_kernel(HMSA_PARAMETER FuseScalesBackward<S> problem, HMSA_PARAMETER OctavePlan plan) {
+  go_back_octaves<OctaveBackward<S, kUpper, kLower, StoredGradient<S>>>(problem, plan);
+}
+
+// Whether the chain is one of octaves, and elements of heads and gradients can be counted in 32 bits.
+template <typename S>
+bool takes_octaves(const ChainInputs<S>& inputs, const ChainGradients<S>& gradients) {
+  const Chain& chain = inputs.chain;
+  if (!is_octave(chain) || !has_short_heads(inputs)) return false;
+  for (int i = 0; i < chain.count; ++i) {
+    if (!is_short(gradients.grad_logits[i], inputs.batch, inputs.classes, chain.heads[i])) return false;
+    if (!is_short(gradients.grad_attention[i], inputs.batch, 1, chain.heads[i])) return false;
+  }
+  return true;
+}
+
 // Calls start(kernel, grid, plan). False if the chain is another one.
 template <typename S, typename Start>
 bool start_octaves(const FuseScalesBackward<S>& problem, const Start& start) {
-  const Chain& chain = problem.chain;
-  if (!is_octave(chain) || !has_short_heads(problem)) return false;
-  for (int i = 0; i < chain.count; ++i) {
-    if (!is_short(problem.grad_logits[i], problem.batch, problem.classes, chain.heads[i])) return false;
-    if (!is_short(problem.grad_attention[i], problem.batch, 1, chain.heads[i])) return false;
-  }
-  return by_kind(chain, [&](auto upper, auto lower) {
+  if (!takes_octaves<S>(problem, problem)) return false;
+  return by_kind(problem.chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;
-    return start_planned<OctaveBackward<S, kUpper, kLower>>(
-        problem, lies_in_quads(problem.grad_output, problem.batch, problem.classes, chain.size),
+    return start_planned<OctaveBackward<S, kUpper, kLower, StoredGradient<S>>>(
+        problem, lies_in_quads(problem.grad_output, problem.batch, problem.classes, problem.chain.size),
         fuse_scales_octave_backward_kernel<S, kUpper, kLower>, start);
   });
 }
