@@ -56,16 +56,7 @@ struct PooledChain : ChainInputs<S> {
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
-// Without the code for subnormal results, which make no difference in what these are used for.
-HMSA_DEVICE float power_of_two(float x) {
-#if defined(__CUDACC__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
+// To one unit in the last place.
 HMSA_DEVICE float reciprocal(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -89,7 +80,7 @@ struct Probability {
   float e;       // exp(-|z|)
   float larger;  // of sigmoid(z) and sigmoid(-z)
 
-  HMSA_DEVICE explicit Probability(float z) : e(power_of_two(-1.44269504f * fabsf(z))), larger(reciprocal(1.0f + e)) {}
+  HMSA_DEVICE explicit Probability(float z) : e(fast_exponential(-fabsf(z))), larger(reciprocal(1.0f + e)) {}
   HMSA_DEVICE float of(float z) const { return z > 0.0f ? larger : larger * e; }
   HMSA_DEVICE float slope() const { return e * larger * larger; }
 };
