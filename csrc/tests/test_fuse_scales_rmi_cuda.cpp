@@ -111,6 +111,63 @@ void octaves_match_plain_loops() {
   expect_octaves<BFloat16>(c, Layout::kContiguous, LabelType::kInt32);
 }
 
+// What is promised of covariances: errors far below the ridge of the loss, whatever the maps. Where logits are constant or
+// beyond doubt, labels are one class, absent or ignored, the matrices are singular but for it.
+void degenerate_maps_stay_accurate() {
+  using Edit = RmiSetup<float>::Edit;
+  const auto logits = [](const auto& value) {
+    return [value](reference::Problem& problem, const Labels& labels) {
+      for (Map& map : problem.logits) {
+        reference::for_all(map, [&](int b, int c, int y, int x) {
+          const int row = y * labels.size.height / map.size.height, column = x * labels.size.width / map.size.width;
+          map.at(b, c, y, x) = value(labels.at(b, row, column) == c, (x + y) % 3);
+        });
+      }
+    };
+  };
+  const auto labels = [](const auto& value) {
+    return [value](Labels& of) {
+      for (int y = 0; y < of.size.height; ++y) {
+        for (int x = 0; x < of.size.width; ++x) of.at(0, y, x) = value(y, x);
+      }
+    };
+  };
+  const std::vector<std::function<void(Labels&)>> label_maps = {
+      labels([](int, int) { return 1; }),         // one class, the others are absent
+      labels([](int, int x) { return x / 24; }),  // halves, one class is absent
+      labels([](int, int) { return 255; }),       // all ignored
+      labels([](int y, int x) { return (x / 4 + y / 4) % 3; }),
+  };
+  const std::vector<std::function<void(reference::Problem&, const Labels&)>> logit_maps = {
+      logits([](bool, int) { return 0.7; }),
+      logits([](bool is_class, int) { return is_class ? 50.0 : -50.0; }),
+      logits([](bool is_class, int) { return is_class ? -50.0 : 50.0; }),
+      logits([](bool, int noise) { return 1e-6 * noise; }),
+  };
+  const Case c = {{1.0, 0.5}, {32, 48}, {{8, 12}, {4, 6}}, 1, 3, false, false};
+  for (size_t i = 0; i < label_maps.size(); ++i) {
+    for (size_t j = 0; j < logit_maps.size(); ++j) {
+      const std::string what = hmsa::concat("labels ", i, ", logits ", j);
+      const Edit edit = [&](reference::Problem& problem, Labels& of) {
+        label_maps[i](of);
+        logit_maps[j](problem, of);
+      };
+      const RmiSetup<float> setup(c, Layout::kContiguous, LabelType::kUint8, edit);
+      RmiResults results;
+      octaves_forward(setup, hmsa::cuda::fuse::kRmiBytes, results);
+      testing::expect_rmi(setup, results, what);
+      for (size_t k = 0; k < setup.wanted.classes.size(); ++k) {
+        const double got = half_log_det(&results.covariance[k * 18 * 18]);
+        const double wanted = half_log_det(setup.wanted.classes[k].covariance[0].data());
+        EXPECT(near(got, wanted, 1e-5), what, ", class ", k, ": log det ", got, " instead of ", wanted);
+      }
+      StoredMaps<float> maps;
+      octaves_backward(setup, results.mean, hmsa::cuda::fuse::kRmiBytes, maps);
+      expect_rmi_gradients(setup, maps, what);
+    }
+  }
+}
+
 void losses_match_plain_loops() {
   const std::vector<Case> all = cases();
   for (const size_t i : {size_t{0}, size_t{2}, size_t{6}, size_t{9}, size_t{12}}) {
@@ -177,6 +234,7 @@ void wrong_labels_are_loud() {
 
 int main() {
   RUN_TEST(octaves_match_plain_loops);
+  RUN_TEST(degenerate_maps_stay_accurate);
   RUN_TEST(losses_match_plain_loops);
   RUN_TEST(losses_match_in_every_dtype_and_layout);
   RUN_TEST(results_do_not_depend_on_the_order);

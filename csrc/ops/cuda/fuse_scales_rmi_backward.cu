@@ -11,7 +11,7 @@
 #include "ops/cuda/band_backward.cuh"
 #include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/fuse_scales_rmi_tiles.cuh"
-#include "ops/cuda/octave_rmi_gradient.cuh"
+#include "ops/cuda/octave_rmi_backward.cuh"
 
 namespace hmsa {
 namespace cuda {

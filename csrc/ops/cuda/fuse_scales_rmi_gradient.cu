@@ -5,9 +5,9 @@
 // Pooled probabilities are made once more (octave_rmi.cuh), P of them (octave_rmi_gradient.cuh), and dLoss/dz where it is
 // used, in the one pass of octave_backward.cuh. P of a plane takes the place of probabilities that are no longer needed:
 // these lie some planes farther on, and as many planes are done at a time.
-#include "ops/cuda/band_backward.cuh"
 #include "ops/cuda/block_sum.cuh"
 #include "ops/cuda/octave_backward.cuh"
+#include "ops/cuda/octave_rmi_backward.cuh"
 #include "ops/cuda/octave_rmi_gradient.cuh"
 
 namespace hmsa {
