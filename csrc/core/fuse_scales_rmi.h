@@ -63,6 +63,12 @@ HMSA_HOST_DEVICE uint32_t rmi_places(int32_t k, int32_t neighbourhoods) {
 
 // The index of the covariance of entries a <= b in RmiMoments::products.
 HMSA_HOST_DEVICE int32_t rmi_product(int32_t a, int32_t b) { return a * kRmiVector - a * (a + 1) / 2 + b; }
+// And the entries of an index.
+HMSA_HOST_DEVICE void rmi_entries(int32_t product, int32_t& a, int32_t& b) {
+  a = 0;
+  while (product >= kRmiVector - a) product -= kRmiVector - a++;
+  b = a + product;
+}
 
 // Moments of some neighbourhoods of an image and class.
 struct RmiMoments {

@@ -9,6 +9,8 @@
 #include "ops/cuda/fuse_scales_channel_sums.cu"
 #include "ops/cuda/fuse_scales_rmi_backward.cu"
 #include "ops/cuda/fuse_scales_rmi_forward.cu"
+#include "ops/cuda/fuse_scales_rmi_gradient.cu"
+#include "ops/cuda/fuse_scales_rmi_pool.cu"
 #include "ops/cuda/fuse_scales_rmi_probability.cu"
 #include "ops/cuda/gradient_parts.cu"
 #include "tests/fuse_scales_rmi_cases.h"
@@ -53,6 +55,117 @@ void expect_rmi(const Case& c, Layout layout, LabelType type = LabelType::kUint8
   testing::expect_rmi(setup, again, what + ", in bands");
   backward(setup, first.mean, kSmall, other);
   for (size_t m = 0; m < maps.size(); ++m) EXPECT(other[m]->same_bits(*maps[m]), what, ", in bands, map ", m);
+}
+
+// Chains of octaves, in a workspace of at most so many bytes.
+template <typename S>
+void octaves_forward(const RmiSetup<S>& setup, int64_t bytes, RmiResults& results) {
+  const hmsa::FuseScalesRmiForward<S> problem = rmi_forward_problem(setup, results);
+  hmsa::cuda::fuse::OctaveMomentsPlan plan;
+  EXPECT(hmsa::cuda::fuse::plan_octave_moments(problem, bytes, plan), text_of(setup.c));
+  EXPECT(plan.bytes() <= bytes, text_of(setup.c));
+  const PoisonedMemory workspace(static_cast<size_t>(plan.bytes()));
+  hmsa::cuda::fuse::launch_octave_moments(problem, plan, workspace.data(), nullptr);
+}
+
+template <typename S>
+void octaves_backward(const RmiSetup<S>& setup, const std::vector<double>& mean, int64_t bytes, StoredMaps<S>& maps) {
+  const hmsa::FuseScalesRmiBackward<S> problem = rmi_backward_problem(setup, mean, maps);
+  hmsa::cuda::fuse::OctaveGradientPlan plan;
+  EXPECT(hmsa::cuda::fuse::plan_octave_gradient(problem, bytes, plan), text_of(setup.c));
+  EXPECT(plan.bytes() <= bytes, text_of(setup.c));
+  const PoisonedMemory workspace(static_cast<size_t>(plan.bytes()));
+  hmsa::cuda::fuse::launch_octave_gradient(problem, plan, workspace.data(), nullptr);
+}
+
+// Bytes that do not hold all images of a case.
+int64_t too_few_bytes(const Case& c) {
+  const int64_t windows = (c.size.height / 4 + 1) * (c.size.width / 4 + 4);
+  return (windows * 8 + 8000) * c.channels + 20000;
+}
+
+template <typename S>
+void expect_octaves(const Case& c, Layout layout, LabelType type) {
+  const std::string what = text_of(c) + ", " + name_of(layout);
+  const RmiSetup<S> setup(c, layout, type);
+  StoredMaps<S> maps, other;
+  RmiResults first, again;
+  hmsa::host_run::seed() = 0;
+  octaves_forward(setup, hmsa::cuda::fuse::kRmiBytes, first);
+  testing::expect_rmi(setup, first, what);
+  octaves_backward(setup, first.mean, hmsa::cuda::fuse::kRmiBytes, maps);
+  expect_rmi_gradients(setup, maps, what);
+  // Neither the order of threads matters, nor what is done at a time.
+  hmsa::host_run::seed() = 1;
+  octaves_forward(setup, too_few_bytes(c), again);
+  testing::expect_rmi(setup, again, what + ", in parts");
+  octaves_backward(setup, first.mean, too_few_bytes(c), other);
+  for (size_t m = 0; m < maps.size(); ++m) EXPECT(other[m]->same_bits(*maps[m]), what, ", in parts, map ", m);
+}
+
+void octaves_match_plain_loops() {
+  for (const Case& c : rmi_octave_cases()) expect_octaves<float>(c, Layout::kContiguous, LabelType::kUint8);
+  const Case c = rmi_octave_cases()[0];
+  expect_octaves<float>(c, Layout::kGaps, LabelType::kInt64);
+  expect_octaves<Half>(c, Layout::kChannelsLast, LabelType::kInt16);
+  expect_octaves<BFloat16>(c, Layout::kContiguous, LabelType::kInt32);
+}
+
+// What is promised of covariances: errors far below the ridge of the loss, whatever the maps. Where logits are constant or
+// beyond doubt, labels are one class, absent or ignored, the matrices are singular but for it.
+void degenerate_maps_stay_accurate() {
+  using Edit = RmiSetup<float>::Edit;
+  const auto logits = [](const auto& value) {
+    return [value](reference::Problem& problem, const Labels& labels) {
+      for (Map& map : problem.logits) {
+        reference::for_all(map, [&](int b, int c, int y, int x) {
+          const int row = y * labels.size.height / map.size.height, column = x * labels.size.width / map.size.width;
+          map.at(b, c, y, x) = value(labels.at(b, row, column) == c, (x + y) % 3);
+        });
+      }
+    };
+  };
+  const auto labels = [](const auto& value) {
+    return [value](Labels& of) {
+      for (int y = 0; y < of.size.height; ++y) {
+        for (int x = 0; x < of.size.width; ++x) of.at(0, y, x) = value(y, x);
+      }
+    };
+  };
+  const std::vector<std::function<void(Labels&)>> label_maps = {
+      labels([](int, int) { return 1; }),         // one class, the others are absent
+      labels([](int, int x) { return x / 24; }),  // halves, one class is absent
+      labels([](int, int) { return 255; }),       // all ignored
+      labels([](int y, int x) { return (x / 4 + y / 4) % 3; }),
+  };
+  const std::vector<std::function<void(reference::Problem&, const Labels&)>> logit_maps = {
+      logits([](bool, int) { return 0.7; }),
+      logits([](bool is_class, int) { return is_class ? 50.0 : -50.0; }),
+      logits([](bool is_class, int) { return is_class ? -50.0 : 50.0; }),
+      logits([](bool, int noise) { return 1e-6 * noise; }),
+  };
+  const Case c = {{1.0, 0.5}, {32, 48}, {{8, 12}, {4, 6}}, 1, 3, false, false};
+  for (size_t i = 0; i < label_maps.size(); ++i) {
+    for (size_t j = 0; j < logit_maps.size(); ++j) {
+      const std::string what = hmsa::concat("labels ", i, ", logits ", j);
+      const Edit edit = [&](reference::Problem& problem, Labels& of) {
+        label_maps[i](of);
+        logit_maps[j](problem, of);
+      };
+      const RmiSetup<float> setup(c, Layout::kContiguous, LabelType::kUint8, edit);
+      RmiResults results;
+      octaves_forward(setup, hmsa::cuda::fuse::kRmiBytes, results);
+      testing::expect_rmi(setup, results, what);
+      for (size_t k = 0; k < setup.wanted.classes.size(); ++k) {
+        const double got = half_log_det(&results.covariance[k * 18 * 18]);
+        const double wanted = half_log_det(setup.wanted.classes[k].covariance[0].data());
+        EXPECT(near(got, wanted, 1e-5), what, ", class ", k, ": log det ", got, " instead of ", wanted);
+      }
+      StoredMaps<float> maps;
+      octaves_backward(setup, results.mean, hmsa::cuda::fuse::kRmiBytes, maps);
+      expect_rmi_gradients(setup, maps, what);
+    }
+  }
 }
 
 void losses_match_plain_loops() {
@@ -120,6 +233,8 @@ void wrong_labels_are_loud() {
 }  // namespace
 
 int main() {
+  RUN_TEST(octaves_match_plain_loops);
+  RUN_TEST(degenerate_maps_stay_accurate);
   RUN_TEST(losses_match_plain_loops);
   RUN_TEST(losses_match_in_every_dtype_and_layout);
   RUN_TEST(results_do_not_depend_on_the_order);

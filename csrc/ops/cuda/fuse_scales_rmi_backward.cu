@@ -1,5 +1,5 @@
-// Region mutual information on the GPU, backward: dLoss/dz of a band of the output at a time, from the inputs, and from
-// there the gradients of the inputs (band_backward.cuh).
+// Region mutual information on the GPU, backward. Chains of octaves have fuse_scales_rmi_gradient.cu; for others, dLoss/dz
+// of a band of the output at a time, from the inputs, and from there the gradients of the inputs (band_backward.cuh).
 //
 //     dLoss/dz = P / 16 * p (1 - p) + g * (p - y)       and 0 at ignored pixels
 //
@@ -11,6 +11,7 @@
 #include "ops/cuda/band_backward.cuh"
 #include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/fuse_scales_rmi_tiles.cuh"
+#include "ops/cuda/octave_rmi_backward.cuh"
 
 namespace hmsa {
 namespace cuda {
@@ -259,23 +260,35 @@ void launch_in_bands(const FuseScalesRmiBackward<S>& problem, int64_t bytes, voi
 
 template <typename S>
 int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<S>& problem) {
+  if (!wants_gradients<S>(problem, problem)) return 0;
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    fuse::OctaveGradientPlan plan;
+    if (fuse::plan_octave_gradient(problem, fuse::kRmiBytes, plan)) return plan.bytes();
+  }
   return forward::BandMemory<S>(problem, forward::kGradientBytes).numbers() *
          static_cast<int64_t>(sizeof(arithmetic_t<S>));
 }
 
 template <typename S>
 void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<S>& problem, void* workspace, StreamHandle stream) {
+  if (!wants_gradients<S>(problem, problem)) return;
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    fuse::OctaveGradientPlan plan;
+    if (fuse::plan_octave_gradient(problem, fuse::kRmiBytes, plan)) {
+      return fuse::launch_octave_gradient(problem, plan, workspace, stream);
+    }
+  }
   forward::launch_in_bands(problem, forward::kGradientBytes, workspace, stream);
 }
 
-template int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<float>&);
-template int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<double>&);
-template int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<Half>&);
-template int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<BFloat16>&);
-template void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<float>&, void*, StreamHandle);
-template void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<double>&, void*, StreamHandle);
-template void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<Half>&, void*, StreamHandle);
-template void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<BFloat16>&, void*, StreamHandle);
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<float>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<double>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<Half>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_backward_workspace(const FuseScalesRmiBackward<BFloat16>&));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<float>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<double>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<Half>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_backward(const FuseScalesRmiBackward<BFloat16>&, void*, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa

@@ -1,10 +1,11 @@
-// Region mutual information on the GPU, forward. Some rows of windows at a time, in the workspace: probabilities of
-// their pixels (fuse_scales_rmi_probability.cu), from which blocks pool tiles of windows and take the moments of their
-// neighbourhoods. Every block leaves the moments of a few tiles; they are merged with Chan's formula, always in the same order.
+// Region mutual information on the GPU, forward. Chains of octaves have octave_rmi_moments.cuh; for others, some rows of
+// windows at a time, in the workspace: probabilities of their pixels (fuse_scales_rmi_probability.cu), from which blocks
+// pool tiles of windows and take the moments of their neighbourhoods. Every block leaves the moments of a few tiles; they are merged with Chan's formula, always in the same order.
 #include <algorithm>
 
 #include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/fuse_scales_rmi_tiles.cuh"
+#include "ops/cuda/octave_rmi_moments.cuh"
 
 namespace hmsa {
 namespace cuda {
@@ -101,13 +102,6 @@ RmiPlan plan_moments(const FuseScalesRmiForward<S>& problem, int64_t probability
 
 // ---- moments of a band ----------------------------------------------------------------------------------------------
 
-// Entry `i` of a covariance: a <= b.
-HMSA_DEVICE void entry_of(int32_t i, int32_t& a, int32_t& b) {
-  a = 0;
-  while (i >= kRmiVector - a) i -= kRmiVector - a++;
-  b = a + i;
-}
-
 // Where entry a of a neighbourhood lies from its first pooled pixel on, in a tile of the kind's windows.
 HMSA_DEVICE int32_t offset_of(int32_t a, int32_t width) {
   const int32_t place = a % kRmiHalf;
@@ -158,7 +152,7 @@ __global__ void __launch_bounds__(kSumThreads) rmi_moments_kernel(HMSA_PARAMETER
   const int64_t tiles = static_cast<int64_t>(down) * across;
   const bool has_entry = thread < kRmiProducts;
   int32_t a = 0, b = 0;
-  if (has_entry) entry_of(thread, a, b);
+  if (has_entry) rmi_entries(thread, a, b);
   for (int32_t image = blockIdx.z; image < problem.images.size(); image += gridDim.z) {
     for (int32_t c = blockIdx.y; c < problem.classes.size(); c += gridDim.y) {
       EntryMoments all;
@@ -212,7 +206,7 @@ __global__ void rmi_merge_kernel(const RmiMoments* partials, int64_t parts, Rang
                                  int64_t all_classes, RmiMoments* merged /* [B, C] */) {
   const auto thread = static_cast<int32_t>(threadIdx.x);
   int32_t a = 0, b = 0;
-  entry_of(thread, a, b);
+  rmi_entries(thread, a, b);
   for (int32_t image = blockIdx.y; image < images.size(); image += gridDim.y) {
     for (int32_t c = blockIdx.x; c < classes.size(); c += gridDim.x) {
       RmiMoments& to = merged[(images.lo + image) * all_classes + classes.lo + c];
@@ -305,22 +299,32 @@ void launch_in_parts(const FuseScalesRmiForward<S>& problem, int64_t probability
 
 template <typename S>
 int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<S>& problem) {
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    fuse::OctaveMomentsPlan plan;
+    if (fuse::plan_octave_moments(problem, fuse::kRmiBytes, plan)) return plan.bytes();
+  }
   return forward::plan_moments(problem, forward::kProbabilityBytes).bytes();
 }
 
 template <typename S>
 void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<S>& problem, void* workspace, StreamHandle stream) {
+  if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
+    fuse::OctaveMomentsPlan plan;
+    if (fuse::plan_octave_moments(problem, fuse::kRmiBytes, plan)) {
+      return fuse::launch_octave_moments(problem, plan, workspace, stream);
+    }
+  }
   forward::launch_in_parts(problem, forward::kProbabilityBytes, workspace, static_cast<cudaStream_t>(stream));
 }
 
-template int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<float>&);
-template int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<double>&);
-template int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<Half>&);
-template int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<BFloat16>&);
-template void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<float>&, void*, StreamHandle);
-template void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<double>&, void*, StreamHandle);
-template void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<Half>&, void*, StreamHandle);
-template void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<BFloat16>&, void*, StreamHandle);
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<float>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<double>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<Half>&));
+HMSA_INSTANTIATE(int64_t fuse_scales_rmi_forward_workspace(const FuseScalesRmiForward<BFloat16>&));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<float>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<double>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<Half>&, void*, StreamHandle));
+HMSA_INSTANTIATE(void launch_fuse_scales_rmi_forward(const FuseScalesRmiForward<BFloat16>&, void*, StreamHandle));
 
 }  // namespace cuda
 }  // namespace hmsa
