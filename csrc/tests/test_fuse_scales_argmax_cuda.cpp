@@ -168,7 +168,7 @@ void octaves_match() {
   const Layout layouts[] = {Layout::kContiguous, Layout::kGaps, Layout::kChannelsLast};
   int k = 0;
   for (const Case& c : quarter_cases()) {
-    EXPECT(hmsa::cuda::fuse::is_forward_octave(Setup<float>(c, Layout::kContiguous).chain), text_of(c));
+    EXPECT(hmsa::cuda::fuse::is_octave_of_end(Setup<float>(c, Layout::kContiguous).chain), text_of(c));
     expect_prediction<float>(c, layouts[k % 3], 1);
     if (k % 2 == 0) expect_prediction<Half>(c, layouts[(k + 1) % 3], 1);
     if (k % 2 == 1) expect_prediction<BFloat16>(c, layouts[(k + 1) % 3], 1);

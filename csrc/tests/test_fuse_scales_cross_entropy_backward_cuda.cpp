@@ -228,7 +228,8 @@ void expect_octaves(const Case& c, Layout layout, bool weights, double smoothing
 
 void octaves_match() {
   int k = 0;
-  for (const Case& c : octave_cases()) {
+  for (const Case& c : quarter_cases()) {
+    if (c.channels > 100) continue;  // takes minutes here
     expect_octaves<float>(c, Layout::kContiguous, k % 2 == 0, 0.0, kReductions[k % 3]);
     expect_octaves<float>(c, Layout::kGaps, k % 2 == 1, 0.2, kReductions[(k + 1) % 3], LabelType::kInt64);
     expect_octaves<Half>(c, Layout::kChannelsLast, false, k % 2 == 0 ? 0.1 : 0.0, Reduction::kMean, LabelType::kInt32);

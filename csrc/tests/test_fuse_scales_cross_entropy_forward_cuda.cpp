@@ -230,7 +230,7 @@ void octaves_match() {
   const LabelType types[] = {LabelType::kUint8, LabelType::kInt16, LabelType::kInt32, LabelType::kInt64};
   int k = 0;
   for (const Case& c : quarter_cases()) {
-    EXPECT(hmsa::cuda::fuse::is_forward_octave(Setup<float>(c, Layout::kContiguous).chain), text_of(c));
+    EXPECT(hmsa::cuda::fuse::is_octave_of_end(Setup<float>(c, Layout::kContiguous).chain), text_of(c));
     const LabelType type = c.channels > 256 ? LabelType::kInt32 : types[k % 4];
     expect_forward<float>(c, layouts[k % 3], k % 2 == 0, k % 4 < 2 ? 0.1 : 0.0, kReductions[k % 3], type, k % 2 == 1);
     expect_forward<float>(c, layouts[(k + 1) % 3], k % 2 == 1, 0.0, kReductions[(k + 1) % 3], type);

@@ -258,11 +258,11 @@ bool launch_octaves(const FuseScalesCrossEntropyBackward<S>& problem, cudaStream
   if constexpr (sizeof(arithmetic_t<S>) != sizeof(float)) {
     return false;
   } else {
-    if (!takes_octaves<S>(problem, problem)) return false;
+    if (!is_octave_of_end(problem.chain) || !has_short_maps<S>(problem, problem)) return false;
     const auto start = [&](auto kernel, dim3 grid, const OctavePlan& plan) {
       HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * kLanes), plan.bytes, stream, problem, plan);
     };
-    return by_kind(problem.chain, [&](auto upper, auto lower) {
+    return by_kind_of_end(problem.chain, [&](auto upper, auto lower) {
       constexpr bool kUpper = decltype(upper)::value;
       constexpr bool kLower = decltype(lower)::value;
       if (problem.target.label_smoothing != 0) {

@@ -105,7 +105,7 @@ constexpr int32_t kMostCorrelations = 16;  // launches for the planes that are m
 template <typename S>
 bool plan_octave_gradient(const FuseScalesRmiBackward<S>& problem, int64_t most, OctaveGradientPlan& plan) {
   plan = OctaveGradientPlan{};
-  if (!pools_octaves(problem, problem.classes) || !takes_octaves<S>(problem, problem)) return false;
+  if (!pools_octaves(problem, problem.classes) || !has_short_maps<S>(problem, problem)) return false;
   plan.moments = problem.grad_covariance != nullptr;
   plan.pooled = pooled_maps(problem.chain.size);
   plan.areas = pooled_areas(plan.pooled.height, plan.pooled.width);

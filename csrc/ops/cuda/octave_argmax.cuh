@@ -133,14 +133,14 @@ __global__ void HMSA_MOST_REGISTERS((OctaveArgmax<S>::kRegisters))
 // Calls start(kernel, grid, plan). False if the chain is another one.
 template <typename S, typename Start>
 bool start_octaves(const FuseScalesArgmax<S>& problem, const Start& start) {
-  if (problem.views > 1 || !is_forward_octave(problem.chain) || !has_short_heads(problem)) return false;
+  if (problem.views > 1 || !is_octave_of_end(problem.chain) || !has_short_heads(problem)) return false;
   const bool bytes = problem.classes <= 256;
   if (!(bytes ? lies_in_pairs(static_cast<uint8_t*>(problem.labels))
               : lies_in_pairs(static_cast<int32_t*>(problem.labels))) ||
       !lies_in_pairs(problem.confidence)) {
     return false;
   }
-  return by_forward_kind(problem.chain, [&](auto upper, auto lower) {
+  return by_kind_of_end(problem.chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;
     return start_planned<OctaveForward<S, kUpper, kLower, OctaveArgmax<S>>>(

@@ -787,11 +787,11 @@ __global__ void HMSA_MOST_REGISTERS((OctaveBackward<S, kUpper, kLower, StoredGra
   go_back_octaves<OctaveBackward<S, kUpper, kLower, StoredGradient<S>>>(problem, plan);
 }
 
-// Whether the chain is one of octaves, and elements of heads and gradients can be counted in 32 bits.
+// Whether elements of heads and gradients can be counted in 32 bits.
 template <typename S>
-bool takes_octaves(const ChainInputs<S>& inputs, const ChainGradients<S>& gradients) {
+bool has_short_maps(const ChainInputs<S>& inputs, const ChainGradients<S>& gradients) {
   const Chain& chain = inputs.chain;
-  if (!is_octave(chain) || !has_short_heads(inputs)) return false;
+  if (!has_short_heads(inputs)) return false;
   for (int i = 0; i < chain.count; ++i) {
     if (!is_short(gradients.grad_logits[i], inputs.batch, inputs.classes, chain.heads[i])) return false;
     if (!is_short(gradients.grad_attention[i], inputs.batch, 1, chain.heads[i])) return false;
@@ -802,7 +802,7 @@ bool takes_octaves(const ChainInputs<S>& inputs, const ChainGradients<S>& gradie
 // Calls start(kernel, grid, plan). False if the chain is another one.
 template <typename S, typename Start>
 bool start_octaves(const FuseScalesBackward<S>& problem, const Start& start) {
-  if (!takes_octaves<S>(problem, problem)) return false;
+  if (!is_octave(problem.chain) || !has_short_maps<S>(problem, problem)) return false;
   return by_kind(problem.chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;

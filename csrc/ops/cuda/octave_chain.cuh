@@ -318,16 +318,17 @@ struct OctaveChain {
 
 // ---- the host -------------------------------------------------------------------------------------------------------
 
+// Enlarges so many times, with corners that are not aligned.
+inline bool enlarges(const Resize& resize, int32_t times) {
+  const auto one = [&](const AxisMap& map) {
+    return map.out == map.in * times && map.slope * map.out == map.den * map.in;
+  };
+  return one(resize.rows) && one(resize.columns);
+}
+
 // Whether the chain is one of octaves.
 inline bool is_octave(const Chain& chain) {
   if (chain.class_wise || chain.count < 2 || chain.unit > 1 || chain.count > chain.unit + 2) return false;
-  // Enlarged so many times, with corners that are not aligned.
-  const auto enlarges = [](const Resize& resize, int32_t times) {
-    const auto one = [&](const AxisMap& map) {
-      return map.out == map.in * times && map.slope * map.out == map.den * map.in;
-    };
-    return one(resize.rows) && one(resize.columns);
-  };
   for (int i = 0; i < chain.count; ++i) {
     if (!enlarges(chain.up[i], 4)) return false;
   }
@@ -414,6 +415,18 @@ auto by_kind(const Chain& chain, const WithKind& with_kind) {
   if (chain.unit == 0) return with_kind(std::false_type{}, std::true_type{});
   if (chain.count == 2) return with_kind(std::true_type{}, std::false_type{});
   return with_kind(std::true_type{}, std::true_type{});
+}
+
+// Losses and predictions take a lone scale, too, whose head is a quarter of the output.
+inline bool is_lone_quarter(const Chain& chain) {
+  return chain.count == 1 && !chain.needs_final_resize && enlarges(chain.up[0], 4);
+}
+inline bool is_octave_of_end(const Chain& chain) { return is_lone_quarter(chain) || is_octave(chain); }
+
+template <typename WithKind>
+auto by_kind_of_end(const Chain& chain, const WithKind& with_kind) {
+  if (chain.count == 1) return with_kind(std::false_type{}, std::false_type{});
+  return by_kind(chain, with_kind);
 }
 
 }  // namespace fuse

@@ -174,7 +174,7 @@ __global__ void HMSA_MOST_REGISTERS((OctaveCrossEntropy<S>::kRegisters))
 template <typename S>
 bool is_octave_cross_entropy(const FuseScalesCrossEntropyForward<S>& problem) {
   if (sizeof(arithmetic_t<S>) != sizeof(float)) return false;
-  return is_forward_octave(problem.chain) && has_short_heads(problem) && lies_in_pairs(problem.log_sum_exp) &&
+  return is_octave_of_end(problem.chain) && has_short_heads(problem) && lies_in_pairs(problem.log_sum_exp) &&
          (problem.reduction != Reduction::kNone || lies_in_pairs(problem.loss));
 }
 
@@ -184,7 +184,7 @@ Extent parts_of_octaves(const FuseScalesCrossEntropyForward<S>& problem) {
   OctavePlan plan{};
   if constexpr (sizeof(arithmetic_t<S>) == sizeof(float)) {
     if (!is_octave_cross_entropy(problem)) return {0, 0};
-    by_forward_kind(problem.chain, [&](auto upper, auto lower) {
+    by_kind_of_end(problem.chain, [&](auto upper, auto lower) {
       constexpr bool kUpper = decltype(upper)::value;
       constexpr bool kLower = decltype(lower)::value;
       if (!plan_octaves<OctaveForward<S, kUpper, kLower, OctaveCrossEntropy<S>>>(problem, plan)) plan.parts = {0, 0};
@@ -197,7 +197,7 @@ Extent parts_of_octaves(const FuseScalesCrossEntropyForward<S>& problem) {
 template <typename S, typename Start>
 bool start_octaves(const FuseScalesCrossEntropyForward<S>& problem, const Start& start) {
   if (!is_octave_cross_entropy(problem)) return false;
-  return by_forward_kind(problem.chain, [&](auto upper, auto lower) {
+  return by_kind_of_end(problem.chain, [&](auto upper, auto lower) {
     constexpr bool kUpper = decltype(upper)::value;
     constexpr bool kLower = decltype(lower)::value;
     return start_planned<OctaveForward<S, kUpper, kLower, OctaveCrossEntropy<S>>>(

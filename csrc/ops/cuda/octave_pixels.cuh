@@ -195,24 +195,6 @@ bool lies_in_pairs(const V* numbers) {
   return reinterpret_cast<uintptr_t>(numbers) % alignof(Pair<V>) == 0;
 }
 
-inline bool enlarges(const Resize& resize, int32_t times) {
-  const auto one = [&](const AxisMap& map) {
-    return map.out == map.in * times && map.slope * map.out == map.den * map.in;
-  };
-  return one(resize.rows) && one(resize.columns);
-}
-// A lone scale whose head is a quarter of the output is no chain of octaves for the backward pass, but for this.
-inline bool is_lone_quarter(const Chain& chain) {
-  return chain.count == 1 && !chain.needs_final_resize && enlarges(chain.up[0], 4);
-}
-inline bool is_forward_octave(const Chain& chain) { return is_lone_quarter(chain) || is_octave(chain); }
-
-template <typename WithKind>
-auto by_forward_kind(const Chain& chain, const WithKind& with_kind) {
-  if (chain.count == 1) return with_kind(std::false_type{}, std::false_type{});
-  return by_kind(chain, with_kind);
-}
-
 }  // namespace fuse
 }  // namespace cuda
 }  // namespace hmsa
