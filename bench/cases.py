@@ -27,6 +27,7 @@ OPS = {
     "fuse_scales": Op("fuse_scales"),
     "cross_entropy": Op("fuse_scales_cross_entropy", takes_target=True),
     "argmax": Op("fuse_scales_argmax", differentiable=False),
+    "labels": Op("fuse_scales_argmax", differentiable=False),
     "rmi": Op("rmi_loss", takes_target=True, compiled=False),
     "confusion_matrix": Op("confusion_matrix", differentiable=False, compiled=False),
 }
@@ -44,6 +45,7 @@ class Case:
     class_wise: bool = False
     channels_last: bool = False
     op: str = "fuse_scales"  # one of OPS
+    trained: bool = False  # logits and attention of bench/trained_logits.py, for times that depend on the values
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -101,6 +103,10 @@ def shapes(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
 def ends(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
     """The chain ended where it is used: losses, predictions and their counting."""
     three = (2.0, 1.0, 0.5)
+    trained = [
+        Case("two scales, trained", size, op="cross_entropy", trained=True),
+        Case("labels only, trained", size, scales=three, op="labels", trained=True),
+    ]
     return [
         Case("two scales", size, op="cross_entropy"),
         Case("three scales", size, scales=three, op="cross_entropy"),
@@ -113,8 +119,10 @@ def ends(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
             op="cross_entropy",
         ),
         Case("three scales", size, scales=three, op="argmax"),
+        Case("labels only, random", size, scales=three, op="labels"),
         Case("two scales", size, op="rmi"),
         Case("19 classes", size, scales=(1.0,), op="confusion_matrix"),
+        *(trained if size == HEADLINE_SIZE else []),  # there are no others
     ]
 
 

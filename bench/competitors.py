@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hmsa_ext
-from bench import published_rmi
+from bench import published_rmi, trained_logits
 from bench.cases import OPS, Case
 from hmsa_ext.ops import reference
 
@@ -56,7 +56,9 @@ def make_inputs(case: Case, device: torch.device | str = "cpu") -> Inputs:
     if case.op == "confusion_matrix":
         return Inputs([], [], [labels(torch.uint8), labels(torch.uint8, 0.1)], None)
     logits, attention = [], []
-    for i, scale in enumerate(case.scales):
+    if case.trained:
+        logits, attention = ([place(x).requires_grad_() for x in maps] for maps in trained_logits.load(case.scales))
+    for i, scale in enumerate(() if case.trained else case.scales):
         head = [-(-side // case.stride) for side in reference.grid_size(case.size, scale)]
         logits.append(place(torch.randn(case.batch, case.classes, *head, generator=generator)).requires_grad_())
         if i > 0:
@@ -96,6 +98,14 @@ def _argmax(logits, attention, labels, scales, size):
     return torch.ops.hmsa.fuse_scales_argmax(logits, attention, scales, size)
 
 
+def _eager_labels(logits, attention, labels, scales, size):
+    return reference.fuse_scales(logits, attention, scales, size).argmax(1)
+
+
+def _labels(logits, attention, labels, scales, size):
+    return hmsa_ext.fuse_scales_argmax(logits, attention, scales, size, confidence=False)
+
+
 def _eager_rmi(logits, attention, labels, scales, size):
     return published_rmi.rmi_loss(reference.fuse_scales(logits, attention, scales, size), labels[0])
 
@@ -126,6 +136,7 @@ _FUNCTIONS: dict[str, dict[str, Function]] = {
     "fuse_scales": {"eager": _eager_fuse, "hmsa": _fuse},
     "cross_entropy": {"eager": _eager_cross_entropy, "hmsa": _cross_entropy},
     "argmax": {"eager": _eager_argmax, "hmsa": _argmax},
+    "labels": {"eager": _eager_labels, "hmsa": _labels},
     "rmi": {"eager": _eager_rmi, "hmsa": _rmi},
     "confusion_matrix": {
         "numpy": _numpy_confusion_matrix,
@@ -179,7 +190,8 @@ def moved_bytes(case: Case, direction: str) -> int:
     attention = (case.classes if case.class_wise else 1) * sum(cells[1:])
     inputs = case.batch * (case.classes * sum(cells) + attention) * case.torch_dtype.itemsize
     labels = 8 * pixels if OPS[case.op].takes_target else 0
-    result = {"fuse_scales": case.output_bytes, "argmax": (1 if case.classes <= 256 else 4) * pixels + 4 * pixels}
+    label_bytes = (1 if case.classes <= 256 else 4) * pixels
+    result = {"fuse_scales": case.output_bytes, "argmax": label_bytes + 4 * pixels, "labels": label_bytes}
     forward = inputs + labels + result.get(case.op, 0)
     grad = case.output_bytes if case.op == "fuse_scales" else 0
     return forward if direction == "forward" else forward + grad + labels + 2 * inputs

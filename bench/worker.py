@@ -52,12 +52,12 @@ class Work:
     inputs: competitors.Inputs
 
     def __init__(self, name: str, memory: str, device: str) -> None:
-        global torch, competitors, flops, meters, Case
+        global torch, competitors, flops, meters, Case, OPS
         import torch
 
         import hmsa_ext  # noqa: F401  (registers the op)
         from bench import competitors, flops, meters
-        from bench.cases import Case
+        from bench.cases import OPS, Case
 
         self.name, self.memory, self.device = name, memory, device
         self.threads = torch.get_num_threads()
@@ -134,7 +134,7 @@ class Work:
             facts["live_peak_bytes"] = meter.peak
         facts["flops"] = flops.of_competitor(self.name, self.case, self.direction)
         facts["saved_bytes"] = 0
-        if self.inputs.leaves and self.case.op != "argmax":  # a prediction is made without gradients
+        if self.inputs.leaves and OPS[self.case.op].differentiable:  # a prediction is made without gradients
             facts["saved_bytes"] = meters.saved_bytes(
                 lambda: competitors.call(self.function, self.case, self.inputs), self.inputs.all
             )
