@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def load(scales: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
 
 def make(root: str | None, steps: int = STEPS) -> None:
     """Trains the network and writes its outputs. ``root``: folder of CamVid; None for generated scenes."""
-    options = {"size": (SIZE[0] // 2, SIZE[1] // 2)} if root is None else {"root": root}
+    options: dict[str, Any] = {"size": (SIZE[0] // 2, SIZE[1] // 2)} if root is None else {"root": root}
     name = "synthetic" if root is None else "camvid"
     model = _trained(data.build(name, "train", **options), steps)
     sample = data.build(name, "val", **options)[0]
