@@ -43,6 +43,7 @@ class Case:
     class_wise: bool = False
     channels_last: bool = False
     op: str = "fuse_scales"  # one of OPS
+    trained: bool = False  # logits and attention of bench/trained_logits.py, for times that depend on the values
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -100,6 +101,10 @@ def shapes(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
 def ends(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
     """The chain ended where it is used: losses, predictions and their counting."""
     three = (2.0, 1.0, 0.5)
+    trained = [
+        Case("two scales, trained", size, op="cross_entropy", trained=True),
+        Case("labels only, trained", size, scales=three, op="labels", trained=True),
+    ]
     return [
         Case("two scales", size, op="cross_entropy"),
         Case("three scales", size, scales=three, op="cross_entropy"),
@@ -112,10 +117,12 @@ def ends(size: tuple[int, int] = HEADLINE_SIZE) -> list[Case]:
             op="cross_entropy",
         ),
         Case("three scales", size, scales=three, op="argmax"),
+        Case("labels only, random", size, scales=three, op="labels"),
         Case("one scale", size, scales=(1.0,), op="argmax"),
-        Case("one scale, labels alone", size, scales=(1.0,), op="labels"),
+        Case("one scale, labels only", size, scales=(1.0,), op="labels"),
         Case("two scales", size, op="rmi"),
         Case("19 classes", size, scales=(1.0,), op="confusion_matrix"),
+        *(trained if size == HEADLINE_SIZE else []),  # there are no others
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import mmap
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hmsa_ext
-from bench import published_rmi, runtimes
+from bench import published_rmi, runtimes, trained_logits
 from bench.cases import OPS, Case
 from hmsa_ext.ops import reference
 
@@ -60,7 +59,9 @@ def make_inputs(case: Case, device: torch.device | str = "cpu") -> Inputs:
     if case.op == "confusion_matrix":
         return Inputs([], [], [labels(torch.uint8), labels(torch.uint8, 0.1)], None)
     logits, attention = [], []
-    for i, scale in enumerate(case.scales):
+    if case.trained:
+        logits, attention = ([place(x).requires_grad_() for x in maps] for maps in trained_logits.load(case.scales))
+    for i, scale in enumerate(() if case.trained else case.scales):
         head = [-(-side // case.stride) for side in reference.grid_size(case.size, scale)]
         logits.append(place(torch.randn(case.batch, case.classes, *head, generator=generator)).requires_grad_())
         if i > 0:
@@ -105,14 +106,7 @@ def _eager_labels(logits, attention, labels, scales, size):
 
 
 def _labels(logits, attention, labels, scales, size):
-    result = hmsa_ext.fuse_scales_argmax(logits, attention, scales, size, **_LABELS_ALONE)
-    return result if isinstance(result, Tensor) else result[0]
-
-
-# Without this option the confidence is computed as well, and left.
-_LABELS_ALONE = (
-    {"confidence": False} if "confidence" in inspect.signature(hmsa_ext.fuse_scales_argmax).parameters else {}
-)
+    return hmsa_ext.fuse_scales_argmax(logits, attention, scales, size, confidence=False)
 
 
 def _eager_rmi(logits, attention, labels, scales, size):

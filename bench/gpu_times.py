@@ -123,7 +123,7 @@ def times() -> list[Item]:
         ({}, ("fuse_scales", "cross_entropy", "argmax")),
         ({"name": "three scales", "scales": _THREE}, ("fuse_scales", "cross_entropy", "argmax")),
         ({"name": "one scale", "scales": (1.0,)}, ("argmax",)),
-        ({"name": "one scale, labels alone", "scales": (1.0,)}, ("labels",)),
+        ({"name": "one scale, labels only", "scales": (1.0,)}, ("labels",)),
         ({}, ("rmi",)),
         ({"name": "two scales, bfloat16", "dtype": "bfloat16"}, ("fuse_scales", "cross_entropy", "argmax")),
         ({"name": "two scales, channels_last", "channels_last": True}, ("fuse_scales", "cross_entropy")),
@@ -156,7 +156,7 @@ def compiled() -> list[Call]:
     """Two headlines by torch.compile, training and inference, then labels of one scale and the confusion matrix."""
     two = Case("two scales", _SIZE)
     loss = dataclasses.replace(two, op="cross_entropy")
-    labels = Case("one scale, labels alone", _SIZE, scales=(1.0,), op="labels")
+    labels = Case("one scale, labels only", _SIZE, scales=(1.0,), op="labels")
     counts = Case("19 classes", _SIZE, scales=(1.0,), op="confusion_matrix")
     pairs = (
         (loss, "forward+backward"),

@@ -241,7 +241,8 @@ def _memories(tests: list[dict]) -> list[str]:
 def _op(fields: dict) -> str:
     case = Case.from_json(fields)
     scales = "" if case.op == "confusion_matrix" else f" ({', '.join(f'{s:g}' for s in case.scales)})"
-    return f"`{OPS[case.op].function}`{scales}{', labels alone' if case.op == 'labels' else ''}"
+    more = [", labels only"] * (case.op == "labels") + [", trained"] * case.trained
+    return f"`{OPS[case.op].function}`{scales}{''.join(more)}"
 
 
 def _what(test: dict) -> str:

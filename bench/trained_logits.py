@@ -7,8 +7,8 @@ Trains ``hrnet_small_ocr`` with 19 classes for some minutes, runs it on one imag
 and 0.5, and keeps its outputs in ``runs/trained_logits.pt``, which :func:`load` reads. Without the file :func:`load`
 trains on generated scenes.
 
-The data sets have 11 classes. Half of the training images are darkened, and eight of the classes are others in the dark:
-19 in all, some of which are not in the image, as in most street scenes with 19 classes. The image is resized to
+The data sets have 11 classes. Half of the training images are darkened, and eight of the classes are others in the
+dark: 19 in all, some of which are not in the image, as in most street scenes with 19 classes. The image is resized to
 1024x2048; the network is trained on crops of images of this size and smaller.
 """
 
@@ -17,7 +17,9 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,20 +33,23 @@ from hmsa_ext.normalisation import MEAN, STD
 FILE = Path(__file__).parents[1] / "runs" / "trained_logits.pt"
 SIZE, SCALES, CLASSES, CROP = (1024, 2048), (2.0, 1.0, 0.5), 19, (192, 384)
 DARK = 0.3  # what is left of the light
-STEPS, BATCH, RATE = 250, 2, 4e-3
+STEPS, BATCH, RATE = 1000, 2, 4e-3
 
 
-def load() -> tuple[list[Tensor], list[Tensor]]:
-    """Logits [1, 19, h, w] of scales 2, 1 and 0.5 of an image of 1024x2048, attention [1, 1, h, w] of 1 and 0.5."""
+def load(scales: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits [1, 19, h, w] of some of the scales 2, 1 and 0.5, of an image of 1024x2048; attention [1, 1, h, w] of all
+    but the first of them."""
     if not FILE.exists():
         make(None)
     found = torch.load(FILE, weights_only=True)
-    return found["logits"], found["attention"]
+    logits = dict(zip(SCALES, found["logits"], strict=True))
+    attention = dict(zip(SCALES[1:], found["attention"], strict=True))
+    return [logits[scale] for scale in scales], [attention[scale] for scale in scales[1:]]
 
 
 def make(root: str | None, steps: int = STEPS) -> None:
     """Trains the network and writes its outputs. ``root``: folder of CamVid; None for generated scenes."""
-    options = {"size": (SIZE[0] // 2, SIZE[1] // 2)} if root is None else {"root": root}
+    options: dict[str, Any] = {"size": (SIZE[0] // 2, SIZE[1] // 2)} if root is None else {"root": root}
     name = "synthetic" if root is None else "camvid"
     model = _trained(data.build(name, "train", **options), steps)
     sample = data.build(name, "val", **options)[0]

@@ -84,7 +84,7 @@ def test_summary_has_all_but_the_shapes(report):
     assert any(line.startswith("| `rmi_loss` (1, 0.5), forward | published, eager |") for line in lines)
     assert any(line.startswith("| `rmi_loss` (1, 0.5), forward | torch.compile | 64.0 |") for line in lines)
     # Memory and operations of another runtime are not known.
-    assert "| `fuse_scales_argmax` (1), labels alone | ONNX Runtime | 160 | 10.0 | 20.0 |  |  |  |" in lines
+    assert "| `fuse_scales_argmax` (1), labels only | ONNX Runtime | 160 | 10.0 | 20.0 |  |  |  |" in lines
     one_scale = "| `fuse_scales_cross_entropy` (1), 150 classes, 8x512x512, forward | **hmsa_ext** |"
     assert any(line.startswith(one_scale) for line in lines)
 

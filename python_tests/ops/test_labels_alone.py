@@ -89,6 +89,14 @@ def test_ties_and_near_ties_are_kept(device, value, ulps):
     check(problem, views=2)
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e-41, 1e-44])
+def test_numbers_too_small_for_relative_errors_are_kept(device, size):
+    problem = regions([2.0, 1.0, 0.5], 1.0, device=device)
+    for z in problem.logits:
+        z *= size
+    check(problem)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38, -3e38])
 def test_irregular_logits_are_not_skipped(device, value):
     problem = regions([2.0, 1.0, 0.5], 0.3, device=device)

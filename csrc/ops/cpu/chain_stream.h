@@ -222,6 +222,8 @@ class ChainStream {
     const Range head = tiles_.heads[i].columns;
     return pair_of(cache, axes.up[i].rows, v, summed_head_[i], [&](int32_t row, T* to) {
       memory.load(load_, map.at(b, c, row, head.lo), map.column, head.size());
+      if (map.column == 1 && row + 1 < tiles_.heads[i].rows.hi)
+        prefetch_row(map.at(b, c, row + 1, head.lo), head.size());
       stretch(to, load_, head, axes.up[i].columns, columns);
     });
   }

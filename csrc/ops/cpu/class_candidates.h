@@ -12,7 +12,8 @@
 // at most 32 roundings for each scale, each of which changes the element's share by a factor within 1 +- u, with
 // u = 2^-24 for float. A rounded 1 - R A may be negative by some u. So the computed P_d - P_c differs from a mean of
 // z_d - z_c by less than 2 * 64 u per scale times the largest |logit| of the block. The margin m is four times as
-// large. Classes that are nearer than that stay, so ties and their order are those of all classes.
+// large, and a normal number more, for products that underflow. Classes that are nearer than that stay, so ties and
+// their order are those of all classes.
 //
 // All classes stay where this does not hold: attention for each class, attention outside [0, 1] or NaN, logits that are
 // NaN, infinite or so large that a sum could overflow.
@@ -194,16 +195,14 @@ class ClassCandidates {
     }
   }
 
-  // The bounds of row y. Rows of a map lie far apart: the processor fetches the next row of a class only if it is told.
+  // The bounds of row y, while the next one is on its way.
   void bound(Window& window, int32_t y) {
-    constexpr int64_t kLine = 64 / sizeof(T);
     const auto at = static_cast<size_t>(y - window.tile.rows.lo);
     if (!window.direct) copy(window, y);
     bool numbers = true;
     for (int64_t c = 0; c < inputs_.classes; ++c) {
       if (window.direct && y + 1 < window.tile.rows.hi) {
-        const T* next = row(window, c, y + 1, window.tile.columns);
-        for (int64_t x = 0; x < window.tile.columns.size(); x += kLine) __builtin_prefetch(next + x);
+        prefetch_row(row(window, c, y + 1, window.tile.columns), window.tile.columns.size());
       }
       for (int32_t stripe = 0; stripe < stripes_; ++stripe) {
         const size_t k = (at * static_cast<size_t>(stripes_) + static_cast<size_t>(stripe)) * all_.size();
@@ -260,6 +259,7 @@ class ClassCandidates {
         std::max(*std::max_element(largest_.begin(), largest_.end()), -*std::min_element(least_.begin(), least_.end()));
     if (!(reach < std::numeric_limits<T>::max() / 4)) return false;
     margin_ = static_cast<T>(256 * chain.count) * std::numeric_limits<T>::epsilon() * reach;
+    margin_ += std::numeric_limits<T>::min();
     return true;
   }
 

@@ -70,6 +70,10 @@ class SoftmaxGradient {
     std::copy(saved, saved + n, log_sum_exp_ + at);
     WrongLabels wrong;  // the forward pass has counted them
     load_labels(label_ + at, {target_.labels, batch_, y, columns_, problem_.classes, target_.ignore_index}, wrong);
+    if (problem_.grad_loss.row == 0 && problem_.grad_loss.column == 0 && target_.weight == nullptr) {
+      begin_row_of_one(at, *problem_.grad_loss.at(batch_, y, columns_.lo));
+      return;
+    }
     for (int64_t x = 0; x < n; ++x) {
       const auto label = static_cast<int64_t>(label_[at + x]);
       if (label < 0) {
@@ -82,6 +86,18 @@ class SoftmaxGradient {
       smooth_[at + x] = grad * share_;
       all_of_[at + x] = own_[at + x] + (share_ > 0 ? smooth_[at + x] * weight_sum_ : T(0));
     }
+  }
+
+  // The same where one gradient belongs to all pixels and one weight to all classes.
+  void begin_row_of_one(int64_t at, T grad) {
+    if (problem_.total_weight != nullptr) grad /= *problem_.total_weight;
+    const T own = grad * (T(1) - target_.label_smoothing) * weight(0);
+    const T smooth = grad * share_;
+    const T all_of = own + (share_ > 0 ? smooth * weight_sum_ : T(0));
+    const int64_t n = columns_.size();
+    for (int64_t x = 0; x < n; ++x) own_[at + x] = label_[at + x] < T(0) ? T(0) : own;
+    for (int64_t x = 0; x < n; ++x) all_of_[at + x] = label_[at + x] < T(0) ? T(0) : all_of;
+    for (int64_t x = 0; share_ > 0 && x < n; ++x) smooth_[at + x] = label_[at + x] < T(0) ? T(0) : smooth;
   }
 
   const FuseScalesCrossEntropyBackward<S>& problem_;

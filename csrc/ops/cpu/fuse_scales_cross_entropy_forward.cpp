@@ -49,9 +49,13 @@ class CrossEntropyRows {
     if (target_.label_smoothing > 0) ops_.weighted_sum(weighted_, planes, pitch, target_.weight, classes, n);
 
     for (int64_t x = 0; x < n; ++x) {
-      const auto label = static_cast<int64_t>(label_[x]);
-      own_[x] = planes[std::max<int64_t>(label, 0) * pitch + x];
-      weight_[x] = target_.weight == nullptr ? T(1) : target_.weight[std::max<int64_t>(label, 0)];
+      const auto label = static_cast<int32_t>(label_[x]);
+      own_[x] = planes[std::max(label, 0) * pitch + x];
+    }
+    if (target_.weight == nullptr) {
+      std::fill(weight_, weight_ + n, T(1));
+    } else {
+      for (int64_t x = 0; x < n; ++x) weight_[x] = target_.weight[std::max(static_cast<int32_t>(label_[x]), 0)];
     }
     const int64_t first = (batch_ * problem_.chain.size.height + y) * problem_.chain.size.width + tile_.columns.lo;
     T* log_sum_exp = problem_.log_sum_exp + first;

@@ -41,11 +41,16 @@ void load_labels(T* to, const LabelRow& row, WrongLabels& wrong) {
   const int64_t stride = row.labels.column, n = row.columns.size();
   visit_labels(row.labels, row.b, row.y, row.columns.lo, [&](const auto* from) {
     bool regular = true;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t label = from[i * stride];
-      const bool is_class = label >= 0 && label < classes && label != ignore_index;
-      regular &= is_class || label == ignore_index;
-      to[i] = is_class ? static_cast<T>(label) : T(-1);
+    // One comparison without a branch: a negative label is a large number without a sign.
+    const auto take = [&](int64_t i, int64_t label) {
+      const bool is_class = (static_cast<uint64_t>(label) < static_cast<uint64_t>(classes)) & (label != ignore_index);
+      regular &= is_class | (label == ignore_index);
+      to[i] = static_cast<T>(is_class ? static_cast<int32_t>(label) : -1);
+    };
+    if (stride == 1) {
+      for (int64_t i = 0; i < n; ++i) take(i, from[i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) take(i, from[i * stride]);
     }
     for (int64_t i = 0; !regular && i < n; ++i) {
       const int64_t label = from[i * stride];

@@ -31,6 +31,13 @@ struct Patch {
   int32_t width() const { return tile.columns.size(); }
 };
 
+// Asks for a row that is read soon. The rows of a map lie pages apart, and no processor guesses the next one.
+template <typename S>
+void prefetch_row(const S* row, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  for (int64_t x = 0; x < n; x += kLine) __builtin_prefetch(row + x);
+}
+
 // Scratch memory of one thread: hands out aligned pieces, takes all of them back at once, and grows as needed.
 template <typename T>
 class Scratch {

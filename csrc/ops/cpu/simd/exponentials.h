@@ -64,7 +64,8 @@ using IntVector = mask_t<float>;
 typedef uint32_t BitVector __attribute__((vector_size(kVectorBytes)));
 using DoubleVector = vector_t<double>;
 
-inline FloatVector exp_of(FloatVector x) {
+// Without the limits of its range.
+inline FloatVector exp_between(FloatVector x) {
   // x = n ln 2 + r. Adding 1.5 * 2^23 rounds to the nearest whole n and leaves it in the low bits.
   constexpr float kRound = 12582912.0f;
   const FloatVector shifted = x * 1.44269504088896341f + kRound;
@@ -77,17 +78,20 @@ inline FloatVector exp_of(FloatVector x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = (p * r + 1.0f) * r + 1.0f;
   // times 2^n, by adding to the exponent
   BitVector bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits << 23) + 0x3f800000u;
   FloatVector scale;
   std::memcpy(&scale, &bits, sizeof(scale));
-  FloatVector result = p * scale;
-  result = x < all(-87.33654f) ? all(0.0f) : result;
-  return x > all(88.37626f) ? all(HUGE_VALF) : result;
+  return p * scale;
 }
+
+// For x <= 88: differences from a largest logit or from a log-sum-exp.
+inline FloatVector exp_below(FloatVector x) { return x < all(-87.33654f) ? all(0.0f) : exp_between(x); }
+
+inline FloatVector exp_of(FloatVector x) { return x > all(88.37626f) ? all(HUGE_VALF) : exp_below(x); }
 
 // For x > 0, and infinity.
 inline FloatVector log_positive(FloatVector x) {
@@ -135,6 +139,7 @@ inline DoubleVector each(DoubleVector x, Function function) {
 inline DoubleVector exp_of(DoubleVector x) {
   return each(x, [](double value) { return std::exp(value); });
 }
+inline DoubleVector exp_below(DoubleVector x) { return exp_of(x); }
 inline DoubleVector log_positive(DoubleVector x) {
   return each(x, [](double value) { return std::log(value); });
 }

@@ -46,21 +46,24 @@ Pixels<T> largest_of(const T* planes, int64_t pitch, int64_t channels) {
 template <typename T, typename AtLargest>
 Pixels<T> rest_of(const Pixels<T>& m, const T* planes, int64_t pitch, int64_t channels, const AtLargest& at_largest) {
   Pixels<T> sum;
-  Pixels<T> ties;
-  for (int k = 0; k < kSide; ++k) sum.v[k] = ties.v[k] = vector_t<T>{};
+  mask_t<T> ties[kSide];  // minus their number: a mask is -1
+  for (int k = 0; k < kSide; ++k) {
+    sum.v[k] = vector_t<T>{};
+    ties[k] = mask_t<T>{};
+  }
   for (int64_t c = channels - 1; c >= 0; --c) {
     const Pixels<T> z = Pixels<T>::load(planes + c * pitch);
     mask_t<T> is_largest[kSide];
     for (int k = 0; k < kSide; ++k) {
-      const vector_t<T> e = exp_of(z.v[k] - m.v[k]);
+      const vector_t<T> e = exp_below(z.v[k] - m.v[k]);
       is_largest[k] = z.v[k] == m.v[k];
       sum.v[k] += is_largest[k] ? vector_t<T>{} : e;
-      ties.v[k] += is_largest[k] ? all(T(1)) : vector_t<T>{};
+      ties[k] += is_largest[k];
     }
     at_largest(c, is_largest);
   }
   for (int k = 0; k < kSide; ++k) {
-    sum.v[k] += ties.v[k] - T(1);
+    sum.v[k] -= __builtin_convertvector(ties[k], vector_t<T>) + T(1);
     sum.v[k] += m.v[k] - m.v[k];  // NaN where m is infinite, as in inf - inf
   }
   return sum;
@@ -224,7 +227,7 @@ void gradient(T* grad, const CrossEntropyGradientRow<T> row, int64_t n) {  // by
   using Lanes = Vector<T>;
   const auto [logit, log_sum_exp, label, all_of, own, smooth, channel, weight] = row;
   for (int64_t x = 0; x < n; x += Lanes::kLanes) {
-    const vector_t<T> p = exp_of(load_vector(logit + x) - load_vector(log_sum_exp + x));
+    const vector_t<T> p = exp_below(load_vector(logit + x) - load_vector(log_sum_exp + x));
     vector_t<T> g = load_vector(all_of + x) * p;
     g -= load_vector(label + x) == all(channel) ? load_vector(own + x) : vector_t<T>{};
     if (kSmooth) g -= weight * load_vector(smooth + x);

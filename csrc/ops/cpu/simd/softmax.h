@@ -44,6 +44,7 @@ struct SoftmaxOps {
   void (*weighted_sum)(T* to, const T* planes, int64_t pitch, const T* weight, int64_t channels, int64_t n);
 
   // grad = all_of * exp(logit - log_sum_exp) - (label == channel ? own : 0) - weight * smooth.  `grad` may be `logit`.
+  // No logit is larger than the log-sum-exp by more than 88.
   void (*cross_entropy_gradient)(T* grad, const CrossEntropyGradientRow<T>& row, int64_t n);
 
   // to = (a[x] + b[n - 1 - x]) / 2: a row and its mirror image.  `to` may be `a`.
