@@ -35,7 +35,7 @@ def all_cases(ops: list[str], quick: bool):
     shapes = [OCTAVES] if quick else [OCTAVES, OCTAVE_BELOW, OCTAVE_ABOVE]
     if not quick:
         shapes += [original.with_dtype(shape, dtype) for shape in shapes for dtype in ("f16", "bf16")]
-    for op, make in (("fwd", original.forward), ("bwd", original.backward)):
+    for op, make in (("fwd", original.forward), ("bwd", original.backward), ("rmi", original.rmi)):
         if op in ops:
             for shape in shapes:
                 yield original.Case(op, str(shape), original.bind(make, shape))

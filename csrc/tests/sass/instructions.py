@@ -8,8 +8,11 @@ missing __syncwarp.
 
 from __future__ import annotations
 
+import dataclasses
+
 import emulator
 import integers
+import machine
 import memory
 import numpy as np
 from operands import integer, predicate, to_register
@@ -92,3 +95,14 @@ def decode_idp(parts):
 
 
 emulator.DECODERS["IDP"] = decode_idp
+
+
+def control_with_unanimous_branches(kernel, index, instruction):
+    """BRA.U is taken if all threads of the warp that run take it, and if not, the plain branch behind it decides."""
+    if instruction.opcode == "BRA" and "U" in instruction.modifiers:
+        instruction = dataclasses.replace(instruction, modifiers=(*instruction.modifiers, "ALL"))
+    return control(kernel, index, instruction)
+
+
+control = machine.Kernel._control
+machine.Kernel._control = control_with_unanimous_branches
