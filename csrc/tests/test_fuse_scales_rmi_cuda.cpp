@@ -205,6 +205,39 @@ void results_do_not_depend_on_the_order() {
   }
 }
 
+// A wrong label makes everything NaN, a NaN among the logits what is of its class; one at ignored pixels is nothing.
+void octaves_are_loud() {
+  const Case c = {{1.0, 0.5}, {24, 16}, {{6, 4}, {3, 2}}, 1, 3, false, false};
+  const auto covariance_is_nan = [](const RmiResults& results, size_t k) {
+    return std::isnan(results.covariance[k * 18 * 18]) && std::isnan(results.mean[k * 18 + 17]);
+  };
+  for (const bool ignored : {false, true}) {
+    const RmiSetup<float> setup(c, Layout::kContiguous, LabelType::kUint8,
+                                [&](reference::Problem& problem, Labels& of) {
+                                  problem.logits[0].at(0, 1, 0, 0) = NAN;
+                                  for (int64_t& label : of.values) label = ignored ? 255 : 0;
+                                });
+    RmiResults results;
+    octaves_forward(setup, hmsa::cuda::fuse::kRmiBytes, results);
+    EXPECT(std::isnan(results.bce) == !ignored, results.bce);
+    EXPECT(covariance_is_nan(results, 1) == !ignored, "ignored ", ignored);
+    EXPECT(!covariance_is_nan(results, 0) && !covariance_is_nan(results, 2), "ignored ", ignored);
+  }
+  const RmiSetup<float> setup(c, Layout::kContiguous, LabelType::kInt32,
+                              [](reference::Problem&, Labels& of) { of.at(0, 20, 12) = 3; });
+  RmiResults results;
+  octaves_forward(setup, hmsa::cuda::fuse::kRmiBytes, results);
+  EXPECT(std::isnan(results.bce), results.bce);
+  for (size_t k = 0; k < 3; ++k) EXPECT(covariance_is_nan(results, k), "class ", k);
+  StoredMaps<float> maps;
+  octaves_backward(setup, std::vector<double>(3 * 18, 0.5), hmsa::cuda::fuse::kRmiBytes, maps);
+  const Map gradient = maps[0]->load();
+  for (int k = 0; k < 3; ++k) {
+    EXPECT(std::isnan(gradient.at(0, k, 5, 3)), "class ", k);  // under the pixel
+    EXPECT(!std::isnan(gradient.at(0, k, 0, 0)), "class ", k);
+  }
+}
+
 // The binary cross-entropy is NaN, and so is the gradient of the pixel; pixels that do not share a window with it are
 // not touched.
 void wrong_labels_are_loud() {
@@ -238,6 +271,7 @@ int main() {
   RUN_TEST(losses_match_plain_loops);
   RUN_TEST(losses_match_in_every_dtype_and_layout);
   RUN_TEST(results_do_not_depend_on_the_order);
+  RUN_TEST(octaves_are_loud);
   RUN_TEST(wrong_labels_are_loud);
   return finish();
 }

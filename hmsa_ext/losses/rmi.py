@@ -57,6 +57,12 @@ def rmi_loss(
     - NaN at a pixel that counts: the loss is NaN. Infinite logits are the limits of large ones: an infinite loss where
       the label says otherwise, nothing special where it agrees.
 
+    Accuracy, for logits that are not float64: probabilities are float32, or rounded to 2^-24 once they are pooled, and
+    what is made of them is exact to 1e-15 of the number of neighbourhoods. Against the same formulas in float64, the
+    loss is right to 1e-5 of itself, or to 1e-5 where it is smaller than 1, even where the matrices are singular but for
+    eps I. Gradients are right to 1e-5 of the largest one; where the matrices are singular, to 1e-3 of it, or of 1 over
+    the number of pixels where that is more: they are products with (P + eps I)^-1.
+
     Args:
         {chain}
         target: [B, H, W] labels, uint8, int16, int32 or int64; H and W, at least 8, are the size that is fused to.

@@ -212,6 +212,38 @@ def test_large_degenerate_maps_stay_accurate(device, case: str):
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("case", ["constant", "saturated", "wrong", "perfect", "tiny"])
+@pytest.mark.parametrize("labels", ["one", "halves", "blocks", "ignored"])
+def test_degenerate_maps_of_two_scales_are_as_accurate_as_promised(device, case: str, labels: str):
+    """Heads at a quarter of their grids, which have kernels of their own on a GPU; the third class is absent."""
+    size, classes = (96, 128), 3
+    y, x = torch.meshgrid(*(torch.arange(side, device=device) for side in size), indexing="ij")
+    maps = {"one": 0 * x + 1, "halves": x // 64, "blocks": (x // 8 + y // 16) % 2, "ignored": 0 * x + 255}
+    target = maps[labels].unsqueeze(0)
+    own = (target[:, None, 2::4, 2::4] == torch.arange(classes, device=device).view(1, -1, 1, 1)).float()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(own.shape, generator=generator).to(device)
+    value = {
+        "constant": 0.7 + 0 * own,
+        "saturated": 1e4 * (own - 0.3),
+        "wrong": 50 - 100 * own,
+        "perfect": 100 * own - 50,
+        "tiny": 1e-6 * noise,
+    }[case]
+    inputs = value, value[:, :, ::2, ::2].contiguous(), torch.rand(1, 1, 12, 16, generator=generator).to(device)
+
+    def loss_and_gradients(dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
+        high, low, attention = (t.to(dtype).requires_grad_() for t in inputs)
+        loss = rmi_loss([high, low], [attention], [1.0, 0.5], target)
+        return loss, torch.autograd.grad(loss, (high, low))
+
+    loss, gradients = loss_and_gradients(torch.float32)
+    expected, expected_gradients = loss_and_gradients(torch.float64)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        assert (got - want).abs().max().item() <= 1e-3 * max(want.abs().max().item(), 1 / target.numel())
+
+
 # ---- special inputs ---------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,9 @@ def all_cases(ops: list[str], quick: bool):
         if op in ops:
             for shape in shapes:
                 yield original.Case(op, str(shape), original.bind(make, shape))
+    if "rmi" in ops and not quick:
+        make = original.bind(original.rmi, OCTAVES, moments=False)
+        yield original.Case("rmi", f"{OCTAVES} without moments", make)
     if "fwd" in ops:
         yield original.Case("fwd", f"{OCTAVES} inf and NaN", original.bind(original.forward, OCTAVES, special=True))
     if "ce" in ops:
