@@ -135,7 +135,8 @@ class Calls {
   void fuse_scales_cross_entropy_backward(double smoothing) {
     hmsa::FuseScalesCrossEntropyBackward<S> problem{
         {inputs_}, {gradients_}, target(smoothing), {numbers<T>(1), 0, 0, 0}, numbers<T>(pixels()), numbers<T>(1)};
-    hmsa::cuda::launch_fuse_scales_cross_entropy_backward(problem, [](int64_t n) { return numbers<T>(n); }, nullptr);
+    hmsa::cuda::launch_fuse_scales_cross_entropy_backward(
+        problem, [this](int64_t n) -> void* { return numbers<T>(n); }, nullptr);
   }
   void argmax(int views) {
     hmsa::FuseScalesArgmax<S> problem{inputs_, views, numbers<int32_t>(pixels()), numbers<T>(pixels())};
