@@ -259,6 +259,7 @@ void small_problems_run() {
   expect_all_taken(Problem{{8, 11}, {2, 1, 0.5}, 2, 2, 2, false, true}, kAll, true, true);
   for (const std::vector<double>& scales : std::vector<std::vector<double>>{{1}, {1, 0.5}, {2, 1}, {2, 1, 0.5}}) {
     expect_all_taken(Problem{{8, 16}, scales, 4, 4, 2}, kPredictions | kGradients, true, true);  // octaves
+    expect_all_taken(Problem{{16, 16}, scales, 4, 3, 2}, kRmi, true, true);
   }
   // Chains for which fuse_scales has kernels of their own, or none.
   for (const std::vector<double>& scales :
@@ -416,6 +417,7 @@ constexpr hmsa::CropType kCropTypes[] = {hmsa::CropType::kFloat, hmsa::CropType:
 void small_labels_and_crops_run() {
   expect_labels_taken(2, 20, 30, 5, 8, true);
   expect_labels_taken(1, 20, 30, 200, 8, true);
+  expect_labels_taken(1, 70, 70, 5, 70, true);  // blocks share a tile
   expect_boxes_taken(3, true);
   for (const hmsa::CropType type : kCropTypes) {
     for (const double sigma : {0.0, 1.0}) expect_crops_taken(Extent{8, 9}, 1, sigma, type, true, true);
