@@ -234,7 +234,10 @@ def test_vmap_is_a_loop(device, views, in_dims):
         assert torch.equal(mapped[0][i], alone[0])
         torch.testing.assert_close(mapped[1][i], alone[1])
 
-    mapped_labels = torch.vmap(lambda *maps: predict(*maps, confidence=False), in_dims)(*inputs)
+    def predict_labels(high, low, attention):
+        return predict(high, low, attention, confidence=False)
+
+    mapped_labels = torch.vmap(predict_labels, in_dims)(*inputs)
     assert torch.equal(mapped_labels[0], mapped[0])
     assert mapped_labels[1].shape == (3, 0)
 
