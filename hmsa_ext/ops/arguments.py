@@ -97,6 +97,13 @@ def numbers(op: str, name: str, values: Iterable[float]) -> list[float]:
         raise ArgumentTypeError(f"{op}: {name} is {values!r}; expected a list of numbers") from None
 
 
+def flag(op: str, name: str, value: bool) -> bool:
+    """True or False. Raises TypeError for anything else, which would be taken for one of them."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{op}: {name} is {value!r}; expected True or False")
+    return value
+
+
 def ignored(op: str, ignore_index: int | None, classes: int) -> int:
     """The label to ignore: 255 where none is chosen. Raises ValueError if that is a class."""
     if ignore_index is None and classes > IGNORED:

@@ -95,6 +95,7 @@ def fuse_scales_argmax(
     """
     inputs = chain.sorted_chain(_NAME, logits, attention, scales, align_corners)
     size = arguments.sides(_NAME, "size", size)
+    confidence = arguments.flag(_NAME, "confidence", confidence)
     if inputs.has_kernels(_NAME):
         results = inputs.call(_op, size, views=views, confidence=confidence)
     else:
@@ -134,6 +135,7 @@ def upsample_argmax(
     """
     arguments.tensor("upsample_argmax", "logits", logits, arguments.FLOATING, "[B, C, h, w]")
     size = arguments.sides("upsample_argmax", "size", size)
+    confidence = arguments.flag("upsample_argmax", "confidence", confidence)
     return fuse_scales_argmax(
         [logits], [], [1.0], size, views=views, align_corners=align_corners, confidence=confidence
     )

@@ -165,6 +165,16 @@ def test_bad_chain_is_named(case):
         op(**bad(change))
 
 
+@pytest.mark.parametrize("value", [None, 1, 0.5, "no"])
+def test_bad_confidence_is_named(value):
+    problem = make_problem([1.0, 0.5], (16, 24))
+    expected = f"confidence is {value!r}; expected True or False$"
+    with pytest.raises(TypeError, match=f"^fuse_scales_argmax: {expected}"):
+        hmsa_ext.fuse_scales_argmax(problem.logits, problem.attention, [1.0, 0.5], (16, 24), confidence=value)
+    with pytest.raises(TypeError, match=f"^upsample_argmax: {expected}"):
+        hmsa_ext.upsample_argmax(problem.logits[0], (16, 24), confidence=value)
+
+
 def test_bad_views_are_named():
     problem = make_problem([1.0, 0.5], (16, 24), batch=3)
     for views in (0, 3, -1):
