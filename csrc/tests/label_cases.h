@@ -104,6 +104,22 @@ inline reference::Map fused_once(const reference::Problem& problem) {
   return reference::resize(problem.logits[0], problem.size, problem.align_corners);
 }
 
+// Logits of all scales with infinities and NaN here and there, nearly all -inf, or too large for exponentials.
+template <typename S>
+void spoil_logits(Setup<S>& setup, const std::string& what, std::mt19937& random) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const double specials[] = {infinity, -infinity, NAN};
+  for (size_t i = 0; i < setup.problem.scales.size(); ++i) {
+    reference::Map& logits = setup.problem.logits[i];
+    for (double& value : logits.values) {
+      if (what == "large numbers") value *= 6e37;
+      if (what == "mostly -inf" && value < 3.5) value = -infinity;
+      if (what == "infinities and NaN" && random() % 29 == 0) value = specials[random() % 3];
+    }
+    setup.logits[i]->store(logits);
+  }
+}
+
 // Equal, or both NaN, or within a tolerance.
 inline bool near(double got, double wanted, double tolerance) {
   if (std::isnan(wanted)) return std::isnan(got);

@@ -195,19 +195,10 @@ void ties_in_octaves_go_to_the_first_class() {
 // Infinities and NaN anywhere in the logits, and numbers whose exponentials need care.
 void special_logits_pass_through_octaves() {
   std::mt19937 random(3);
-  const double specials[] = {kInfinity, -kInfinity, NAN};
   for (const Case& c : quarter_cases()) {
     for (const std::string what : {"infinities and NaN", "mostly -inf", "large numbers"}) {
       Setup<float> setup(c, Layout::kContiguous);
-      for (size_t i = 0; i < c.scales.size(); ++i) {
-        Map& logits = setup.problem.logits[i];
-        for (double& value : logits.values) {
-          if (what == "large numbers") value *= 6e37;
-          if (what == "mostly -inf" && value < 3.5) value = -kInfinity;
-          if (what == "infinities and NaN" && random() % 29 == 0) value = specials[random() % 3];
-        }
-        setup.logits[i]->store(logits);
-      }
+      spoil_logits(setup, what, random);
       expect_prediction(c, setup, fused_once(setup.problem), 1, text_of(c) + ", " + what);
     }
   }

@@ -243,19 +243,10 @@ void octaves_match() {
 // Infinities and NaN anywhere in the logits, numbers whose exponentials need care, and wrong labels.
 void special_problems_pass_through_octaves() {
   std::mt19937 random(3);
-  const double specials[] = {kInfinity, -kInfinity, NAN};
   for (const Case& c : quarter_cases()) {
     for (const std::string what : {"infinities and NaN", "mostly -inf", "large numbers", "wrong labels"}) {
       Setup<float> setup(c, Layout::kContiguous);
-      for (size_t i = 0; i < c.scales.size(); ++i) {
-        Map& logits = setup.problem.logits[i];
-        for (double& value : logits.values) {
-          if (what == "large numbers") value *= 6e37;
-          if (what == "mostly -inf" && value < 3.5) value = -kInfinity;
-          if (what == "infinities and NaN" && random() % 29 == 0) value = specials[random() % 3];
-        }
-        setup.logits[i]->store(logits);
-      }
+      spoil_logits(setup, what, random);
       Target target = random_target(c, false, 0.0);
       if (what == "wrong labels") target.labels.values[target.labels.values.size() / 2] = c.channels;
       const StoredLabels labels(target.labels, LabelType::kInt32, false);

@@ -126,17 +126,21 @@ struct Arena {
   }
 };
 
-// exp x, to 2^-22 and two roundings; subnormal results are zero.
-HMSA_DEVICE float fast_exponential(float x) {
-  constexpr float kLog2E = 1.44269504f;
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * kLog2E));
-  return result;
+constexpr float kLog2e = 1.44269504f;
+
+// 2^x, to 2^-22; subnormal results are zero.
+HMSA_DEVICE float power_of_two(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 #else
-  return exp2f(x * kLog2E);
+  return exp2f(x);
 #endif
 }
+
+// exp x, with one rounding more.
+HMSA_DEVICE float fast_exponential(float x) { return power_of_two(x * kLog2e); }
 
 // ---- quads ----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@
 #include "ops/cuda/fuse_scales_rmi.h"
 #include "ops/cuda/fuse_scales_rmi_tiles.cuh"
 #include "ops/cuda/octave_rmi_moments.cuh"
+#include "ops/cuda/workspace.h"
 
 namespace hmsa {
 namespace cuda {
@@ -258,16 +259,11 @@ void launch_in_parts(const FuseScalesRmiForward<S>& problem, int64_t probability
   const RmiPlan plan = plan_moments(problem, probability_bytes);
   const Extent size = problem.chain.size;
   const CrossEntropyTarget<T> target{problem.labels, nullptr, problem.ignore_index, T(0)};
-  auto* memory = static_cast<unsigned char*>(workspace);
-  const auto take = [&](int64_t bytes) {
-    void* at = memory;
-    memory += bytes;
-    return at;
-  };
-  auto* probabilities = static_cast<T*>(take(plan.probability_bytes));
-  auto* partials = static_cast<RmiMoments*>(take(plan.partial_bytes));
-  auto* merged = static_cast<RmiMoments*>(take(plan.merged_bytes));
-  auto* sums = static_cast<double*>(take(0));
+  WorkspaceParts memory(workspace);
+  auto* probabilities = memory.take<T>(plan.probability_bytes);
+  auto* partials = memory.take<RmiMoments>(plan.partial_bytes);
+  auto* merged = memory.take<RmiMoments>(plan.merged_bytes);
+  auto* sums = memory.take<double>(0);
   int64_t sum_count = 0;
   for_parts(problem, plan, [&](const Part& part, int32_t band) {
     RmiPart<S> inputs{problem, target, {}, sums + 2 * sum_count, band_pixels(plan, size, band, true).hi};

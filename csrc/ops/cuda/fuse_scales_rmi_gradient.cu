@@ -9,6 +9,7 @@
 #include "ops/cuda/octave_backward.cuh"
 #include "ops/cuda/octave_rmi_backward.cuh"
 #include "ops/cuda/octave_rmi_gradient.cuh"
+#include "ops/cuda/workspace.h"
 
 namespace hmsa {
 namespace cuda {
@@ -144,16 +145,11 @@ template <typename S>
 void launch_octave_gradient(const FuseScalesRmiBackward<S>& problem, const OctaveGradientPlan& plan, void* workspace,
                             StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  auto* memory = static_cast<unsigned char*>(workspace);
-  const auto take = [&](int64_t bytes) {
-    void* at = memory;
-    memory += bytes;
-    return at;
-  };
-  auto* grad_bce = static_cast<float*>(take(plan.numbers));
-  auto* weights = static_cast<PlaneWeights*>(take(plan.weights));
-  auto* probability = static_cast<uint32_t*>(take(plan.probability));
-  auto* pixels = static_cast<uint8_t*>(take(plan.pixels));
+  WorkspaceParts memory(workspace);
+  auto* grad_bce = memory.take<float>(plan.numbers);
+  auto* weights = memory.take<PlaneWeights>(plan.weights);
+  auto* probability = memory.take<uint32_t>(plan.probability);
+  auto* pixels = memory.take<uint8_t>(plan.pixels);
   const auto classes = static_cast<int32_t>(problem.classes);
   const auto grid_side = [](int32_t count) { return static_cast<unsigned>(smaller(count, 65535)); };
   for (int32_t b = 0; b < problem.batch; b += plan.images) {

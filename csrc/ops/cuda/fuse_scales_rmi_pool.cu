@@ -10,13 +10,7 @@ namespace {
 template <typename S, bool kUpper, bool kLower>
 __global__ void HMSA_MOST_REGISTERS((PoolBlock<S, kUpper, kLower>::kRegisters))
     rmi_octave_pool_kernel(HMSA_PARAMETER PooledChain<S> problem, HMSA_PARAMETER OctavePlan plan) {
-  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      // Anew each time: what a block starts with must not be kept in registers meanwhile.
-      const PoolBlock<S, kUpper, kLower> block(problem, plan, only_here(blockIdx.x), b, chunk);
-      block.run();
-    }
-  }
+  go_down_octaves<PoolBlock<S, kUpper, kLower>>(problem, plan);
 }
 
 }  // namespace

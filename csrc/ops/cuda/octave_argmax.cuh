@@ -122,12 +122,7 @@ struct OctaveArgmax : PixelEnding<2> {
 template <typename S, bool kUpper, bool kLower>
 __global__ void HMSA_MOST_REGISTERS((OctaveArgmax<S>::kRegisters))
     argmax_octave_kernel(HMSA_PARAMETER FuseScalesArgmax<S> problem, HMSA_PARAMETER OctavePlan plan) {
-  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      const OctaveForward<S, kUpper, kLower, OctaveArgmax<S>> block(problem, plan, only_here(blockIdx.x), b, chunk);
-      block.run();
-    }
-  }
+  go_down_octaves<OctaveForward<S, kUpper, kLower, OctaveArgmax<S>>>(problem, plan);
 }
 
 // Calls start(kernel, grid, plan). False if the chain is another one.

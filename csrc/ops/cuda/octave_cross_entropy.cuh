@@ -162,10 +162,7 @@ __global__ void HMSA_MOST_REGISTERS((OctaveCrossEntropy<S>::kRegisters))
   using Block = OctaveForward<S, kUpper, kLower, Ending>;
   if (uniform(warp() == 0)) Ending::template begin_sums<Block>(problem, plan);
   for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      const Block block(problem, plan, only_here(blockIdx.x), b, chunk);
-      block.run();
-    }
+    go_down_image<Block>(problem, plan, b);
     meet();
     if (uniform(warp() == 0)) Ending::template end_sums<Block>(plan, partial_sums + 2 * (b * gridDim.x + blockIdx.x));
   }

@@ -246,16 +246,25 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
   }
 };
 
+// One image, by a block of threads; `problem` and `plan` must be the kernel's parameters.
+template <typename Block>
+HMSA_DEVICE void go_down_image(const typename Block::Problem& problem, const OctavePlan& plan, int64_t b) {
+  for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    // Anew each time: what a block starts with must not be kept in registers meanwhile.
+    const Block block(problem, plan, only_here(blockIdx.x), b, chunk);
+    block.run();
+  }
+}
+// A kernel's body.
+template <typename Block>
+HMSA_DEVICE void go_down_octaves(const typename Block::Problem& problem, const OctavePlan& plan) {
+  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) go_down_image<Block>(problem, plan, b);
+}
+
 template <typename S, bool kUpper, bool kLower>
 __global__ void HMSA_MOST_REGISTERS((OctaveStore<S>::kRegisters))
     fuse_scales_octave_forward_kernel(HMSA_PARAMETER FuseScalesForward<S> problem, HMSA_PARAMETER OctavePlan plan) {
-  for (int64_t b = blockIdx.y; b < problem.batch; b += gridDim.y) {
-    for (int32_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      // Anew each time: what a block starts with must not be kept in registers meanwhile.
-      const OctaveForward<S, kUpper, kLower, OctaveStore<S>> block(problem, plan, only_here(blockIdx.x), b, chunk);
-      block.run();
-    }
-  }
+  go_down_octaves<OctaveForward<S, kUpper, kLower, OctaveStore<S>>>(problem, plan);
 }
 
 // Calls start(kernel, grid, plan). False if the chain is another one, or the output lies otherwise.

@@ -20,20 +20,9 @@ constexpr int32_t kPixelWarps = kOctaveBand * kPixelPairs / kLanes;  // of pairs
 constexpr int32_t kPixelSlots = kPixelWarps * kLanes;
 static_assert(kPixelSlots == kOctaveBand * kPixelPairs, "the pairs of a band are whole warps");
 
-constexpr float kLog2e = 1.44269504f;
 constexpr float kLn2 = 0.693147182f;
 
 // ---- arithmetic of pixels -------------------------------------------------------------------------------------------
-
-HMSA_DEVICE float power_of_two(float x) {
-#if defined(__CUDACC__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
 
 // NaN if one of them is.
 HMSA_DEVICE float largest_of(float a, float b) {

@@ -14,6 +14,7 @@
 
 #include "ops/cuda/block_sum.cuh"
 #include "ops/cuda/pooled_areas.cuh"
+#include "ops/cuda/workspace.h"
 
 namespace hmsa {
 namespace cuda {
@@ -351,20 +352,15 @@ template <typename S>
 void launch_octave_moments(const FuseScalesRmiForward<S>& problem, const OctaveMomentsPlan& plan, void* workspace,
                            StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  auto* memory = static_cast<unsigned char*>(workspace);
-  const auto take = [&](int64_t bytes) {
-    void* at = memory;
-    memory += bytes;
-    return at;
-  };
-  auto* totals = static_cast<PlaneSums*>(take(plan.totals));
-  auto* sums = static_cast<PlaneSums*>(take(plan.sums));
+  WorkspaceParts memory(workspace);
+  auto* totals = memory.take<PlaneSums>(plan.totals);
+  auto* sums = memory.take<PlaneSums>(plan.sums);
   PooledMaps pooled = plan.pooled;
   uint64_t* pieces = nullptr;
   if (plan.moments) {
-    pooled.probability = static_cast<uint32_t*>(take(plan.probability));
-    pieces = static_cast<uint64_t*>(take(plan.pieces));
-    pooled.pixels = static_cast<uint8_t*>(take(plan.pixels));
+    pooled.probability = memory.take<uint32_t>(plan.probability);
+    pieces = memory.take<uint64_t>(plan.pieces);
+    pooled.pixels = memory.take<uint8_t>(plan.pixels);
   }
   const auto grid_side = [](int32_t count) { return static_cast<unsigned>(smaller(count, 65535)); };
   const auto some = [](int32_t lo, int32_t size, int64_t all) {
