@@ -301,7 +301,8 @@ def check_cross_entropy(case: Case, inputs: Inputs, number: int) -> Iterator[Res
 
 
 def check_argmax(case: Case, inputs: Inputs, number: int) -> Iterator[Result]:
-    """The confidence, and that no other class is better than the winner by more than rounding; one view and two."""
+    """The confidence, that no other class is better than the winner by more than rounding, and labels alone; one view
+    and two."""
     for views in (1, 2):
         if views == 2:  # the second half of the batch are outputs for the mirrored images
             inputs = with_mirrored(inputs)
@@ -320,6 +321,10 @@ def check_argmax(case: Case, inputs: Inputs, number: int) -> Iterator[Result]:
         # Computed in float32 whatever the logits' type: ties may fall either way.
         yield Result(f"winning logit, views {views}", chosen.to(confidence.dtype), best)
         yield Result(f"confidence, views {views}", confidence, probability)
+        alone = hmsa_ext.fuse_scales_argmax(
+            inputs.logits, inputs.attention, case.scales, case.size, views=views, confidence=False
+        )
+        yield Result(f"labels only, views {views}", alone.to(confidence.dtype), labels.to(confidence.dtype))
 
 
 def with_mirrored(inputs: Inputs) -> Inputs:
