@@ -210,7 +210,7 @@ void gradients_and_sums_follow_their_formulas() {
     const int64_t c = channels / 2;
     for (const bool smoothed : {false, true}) {
       ops.cross_entropy_gradient(to.data(),
-                                 {z.data() + c * z.pitch, lse.data(), label.data(), all_of.data(), own.data(),
+                                 {z.data() + c * z.pitch, lse.data(), label.data(), T(0), all_of.data(), own.data(),
                                   smoothed ? smooth.data() : nullptr, static_cast<T>(c), T(0.3)},
                                  n);
       for (int64_t x = 0; x < n; ++x) {
@@ -226,13 +226,132 @@ void gradients_and_sums_follow_their_formulas() {
   });
 }
 
+// One gradient for all pixels is rows of it; and the pass in registers is the three steps one after the other.
+template <typename T>
+void the_pass_of_a_lower_scale_follows_its_formulas() {
+  const SoftmaxOps<T>& ops = softmax_ops<T>();
+  for_shapes([&](int64_t channels, int64_t n, double reach) {
+    const auto row = [&](double low, double high) { return row_of<T>(n, low, high); };
+    const std::vector<T> attention = row(0, 1), a = row(-reach, reach), b = row(-reach, reach), c = row(-reach, reach),
+                         d = row(-reach, reach), sum_before = row(-1, 1), grads(attention.size(), T(0.7));
+    std::vector<T> lse = row(2 * reach, 2 * reach + 2), label(attention.size()), to = row(0, 0), g = row(0, 0),
+                   sum = sum_before;
+    for (int64_t x = 0; x < n; ++x) {
+      label[x] = static_cast<T>(x % (channels + 1) - 1);
+      if (label[x] < 0) lse[x] = static_cast<T>(INFINITY);
+    }
+    const auto channel = static_cast<T>(channels / 2);
+    ops.cross_entropy_backward(to.data(), g.data(), sum.data(),
+                               {attention.data(),
+                                {a.data(), b.data(), T(0.3)},
+                                {c.data(), d.data(), T(0.6)},
+                                lse.data(),
+                                label.data(),
+                                channel,
+                                T(0.7)},
+                               n);
+    std::vector<T> z = row(0, 0), one = row(0, 0), rows = row(0, 0);
+    for (int64_t x = 0; x < n; ++x) {
+      const double before = 0.4 * c[x] + 0.6 * d[x];
+      const double logit = 0.7 * a[x] + 0.3 * b[x] + (1 - attention[x]) * before;
+      const double wanted = label[x] < 0 ? 0 : 0.7 * (std::exp(logit - lse[x]) - (label[x] == channel));
+      const double slack = 8 * tolerance<T> * (1 + reach);
+      EXPECT(std::fabs(g[x] - wanted) <= slack, "g of ", x, ": ", g[x], " instead of ", wanted);
+      EXPECT(std::fabs(to[x] - (1 - attention[x]) * wanted) <= slack, "element ", x, ": ", to[x]);
+      EXPECT(std::fabs(sum[x] - (sum_before[x] + wanted * before)) <= slack * (1 + reach), "sum of ", x, ": ", sum[x]);
+      EXPECT(label[x] >= 0 || (g[x] == 0 && sum[x] == sum_before[x]), "an ignored pixel has a gradient");
+      z[x] = static_cast<T>(logit);
+    }
+    ops.cross_entropy_gradient(
+        one.data(), {z.data(), lse.data(), label.data(), T(0.7), nullptr, nullptr, nullptr, channel, T(1)}, n);
+    ops.cross_entropy_gradient(
+        rows.data(), {z.data(), lse.data(), label.data(), T(0), grads.data(), grads.data(), nullptr, channel, T(1)}, n);
+    for (int64_t x = 0; x < n; ++x) EXPECT_EQUAL(one[x], rows[x]);
+  });
+}
+
+template <typename T>
+void losses_follow_their_formula() {
+  const SoftmaxOps<T>& ops = softmax_ops<T>();
+  for_shapes([&](int64_t channels, int64_t n, double reach) {
+    Rows<T> z(channels, n, 0, reach);
+    std::vector<T> largest = row_of<T>(n, 0, reach), rest = row_of<T>(n, 0, 3), label = row_of<T>(n, 0, 0), own = label,
+                   weight = row_of<T>(n, 0, 2), loss = own, lse = own;
+    const std::vector<T> weight_before = weight;
+    for (int64_t x = 0; x < n; ++x) label[x] = static_cast<T>((7 * x) % (channels + 1) - 1);
+    ops.pick(own.data(), z.data(), z.pitch, label.data(), n);
+    for (int64_t x = 0; x < n; ++x) EXPECT_EQUAL(own[x], z.at(std::max<int64_t>(int64_t(label[x]), 0), x));
+    ops.cross_entropy_loss(loss.data(), lse.data(), weight.data(),
+                           {largest.data(), rest.data(), own.data(), label.data(), T(0.9)}, n);
+    double sum = 0;
+    for (int64_t x = 0; x < n; ++x) {
+      const double wanted = label[x] < 0 ? 0 : 0.9 * weight_before[x] * (double(largest[x]) - own[x] + rest[x]);
+      EXPECT(std::fabs(loss[x] - wanted) <= 8 * tolerance<T> * (3 + 2 * reach), "element ", x, ": ", loss[x],
+             " instead of ", wanted);
+      EXPECT_EQUAL(weight[x], label[x] < 0 ? T(0) : weight_before[x]);
+      EXPECT_EQUAL(lse[x], largest[x] + rest[x]);
+      sum += loss[x];
+    }
+    const double added = ops.sum(loss.data(), n);
+    EXPECT(std::fabs(added - sum) <= 1e-12 * std::fabs(sum), "sum ", added, " instead of ", sum);
+  });
+}
+
+// Every type, stride and kind of label, the extreme ones, too.
+template <typename T, typename L>
+void labels_are_told_apart_as(bool (*load)(T*, hmsa::LabelElements<L>, int64_t)) {
+  constexpr int64_t kClasses = 19;
+  const L odd[] = {0,
+                   18,
+                   19,
+                   20,
+                   127,
+                   static_cast<L>(-1),
+                   static_cast<L>(-100),
+                   std::numeric_limits<L>::max(),
+                   std::numeric_limits<L>::min(),
+                   static_cast<L>(int64_t(1) << 32),
+                   static_cast<L>((int64_t(1) << 32) + 3)};
+  for (const int64_t ignore_index : {int64_t(255), int64_t(-1), int64_t(-100), int64_t(3), (int64_t(1) << 32) + 3}) {
+    for (const int64_t stride : {1, 3}) {
+      for (const int64_t n : {1, 7, 8, 23, 40}) {
+        for (const bool with_odd : {false, true}) {
+          std::vector<L> from(n * stride);
+          for (size_t k = 0; k < from.size(); ++k) {
+            from[k] = with_odd && number<float>(0, 1) < 0.3 ? odd[size_t(number<float>(0, 10.9f))]
+                                                            : static_cast<L>(number<float>(0, 18.9f));
+          }
+          std::vector<T> to(n + kRowSlack);
+          bool wanted = true;
+          const bool regular = load(to.data(), {from.data(), stride, kClasses, ignore_index}, n);
+          for (int64_t x = 0; x < n; ++x) {
+            const auto label = static_cast<int64_t>(from[x * stride]);
+            const bool is_class = label >= 0 && label < kClasses && label != ignore_index;
+            wanted = wanted && (is_class || label == ignore_index);
+            EXPECT(to[x] == static_cast<T>(is_class ? label : -1), "label ", label, " gave ", to[x]);
+          }
+          EXPECT_EQUAL(regular, wanted);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void labels_are_told_apart() {
+  labels_are_told_apart_as<T>(softmax_ops<T>().load_labels_uint8);
+  labels_are_told_apart_as<T>(softmax_ops<T>().load_labels_int16);
+  labels_are_told_apart_as<T>(softmax_ops<T>().load_labels_int32);
+  labels_are_told_apart_as<T>(softmax_ops<T>().load_labels_int64);
+}
+
 // exp by way of the gradient: one channel, no label. Over its range, against the C library in double.
 void exponentials_are_accurate() {
   const SoftmaxOps<float>& ops = softmax_ops<float>();
   constexpr int64_t n = 4096;
   std::vector<float> x(n + kRowSlack), zero(n + kRowSlack), one(n + kRowSlack, 1.0f), label(n + kRowSlack, -1.0f),
       e = zero;
-  const hmsa::CrossEntropyGradientRow<float> row{x.data(),    zero.data(), label.data(), one.data(),
+  const hmsa::CrossEntropyGradientRow<float> row{x.data(),    zero.data(), label.data(), 0.0f, one.data(),
                                                  zero.data(), nullptr,     0.0f,         0.0f};
   double worst = 0;
   for (int round = 0; round < 20; ++round) {
@@ -250,6 +369,12 @@ void exponentials_are_accurate() {
 }
 
 int run_all() {
+  RUN_TEST(the_pass_of_a_lower_scale_follows_its_formulas<float>);
+  RUN_TEST(the_pass_of_a_lower_scale_follows_its_formulas<double>);
+  RUN_TEST(losses_follow_their_formula<float>);
+  RUN_TEST(losses_follow_their_formula<double>);
+  RUN_TEST(labels_are_told_apart<float>);
+  RUN_TEST(labels_are_told_apart<double>);
   RUN_TEST(log_sums_keep_small_rests<float>);
   RUN_TEST(log_sums_keep_small_rests<double>);
   RUN_TEST(labels_are_the_first_of_the_largest<float>);

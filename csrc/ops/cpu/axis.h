@@ -29,6 +29,8 @@ struct Axis {
   std::vector<int32_t> origin;  // [in]
   std::vector<int32_t> start;   // [in + 1]
   std::vector<T> adjoint;
+  Range adjoint_steady{0, 0};  // see SumTable
+  int32_t adjoint_step = 0;
 
   // The same as taps of the adjoint, where they are few: [fan][in].
   int fan = 0;
@@ -80,6 +82,11 @@ struct Axis {
     return view(fan_index, fan_weight, fan, in, fan_steady, fan_step, columns.lo);
   }
 
+  SumTable<T> sum_table(Range columns) const {
+    const Range steady{adjoint_steady.lo - columns.lo, adjoint_steady.hi - columns.lo};
+    return SumTable<T>{origin.data() + columns.lo, start.data() + columns.lo, adjoint.data(), steady, adjoint_step};
+  }
+
   // The outputs that read input i with a weight other than zero.
   Range readers(int32_t i) const { return Range{origin[i], origin[i] + (start[i + 1] - start[i])}; }
 
@@ -98,6 +105,7 @@ struct Axis {
     }
     adjoint.assign(start.back(), T(0));
     for_each_tap([&](int32_t o, int32_t i, T w) { adjoint[start[i] + (o - origin[i])] += w; });
+    find_steady_sums();
     make_fan();
     make_slots();
   }
@@ -167,6 +175,25 @@ struct Axis {
       if (current.size() > steady.size()) {
         steady = current;
         step = current_step;
+      }
+    }
+  }
+
+  // The longest stretch of inputs with the same weights, each as far from the one before.
+  void find_steady_sums() {
+    Range current{0, 1};
+    int32_t current_step = 0;
+    for (int32_t i = 1; i < in; ++i) {
+      const int32_t terms = start[i + 1] - start[i], step = origin[i] - origin[i - 1];
+      const bool alike =
+          terms == start[i] - start[i - 1] && (current.size() == 1 || step == current_step) &&
+          std::equal(adjoint.begin() + start[i], adjoint.begin() + start[i + 1], adjoint.begin() + start[i - 1]);
+      if (!alike) current.lo = i;
+      current.hi = i + 1;
+      current_step = alike ? step : 0;
+      if (current.size() > adjoint_steady.size()) {
+        adjoint_steady = current;
+        adjoint_step = current_step;
       }
     }
   }

@@ -42,6 +42,20 @@ constexpr int32_t kGroupRows = 8;
 //   int32_t group_rows() const                                   rows in a group, kGroupRows at most
 //   void begin_group(Range rows)                                 rows of the next group, for each of the channels
 //   const T* row(int64_t c, int32_t y, const T* fused)           row y of g, columns of the part; holds until the group ends
+//   static constexpr bool kPassesLower;                          whether it has
+//   bool passes_lower() const                                    whether it can take this step for the part at hand, and
+//   const T* pass_lower(int64_t c, int32_t y, const LowerStep<T>& step)      row(), and what the last scale, a lower one,
+//                                                                            does before and after it, in one pass
+
+// The step of a lower scale, a row of one channel: P = product + (1 - attention) before on the way down; on the way up
+// sum += g before, and next = (1 - attention) g.
+template <typename T>
+struct LowerStep {
+  T* next;
+  T* sum;
+  const T* attention;
+  RowPair<T> product, before;
+};
 
 // The state that one channel keeps between rows: the chain before the row, and incomplete sums on the way up.
 template <typename T>
@@ -201,10 +215,12 @@ class ChainBackward {
     for (int32_t y = group_.lo; y < group_.hi; ++y) {
       RowPair<T> before[kMaxScales + 1];  // P before every lower scale
       if (wants_attention_below_unit_ || Source::kReadsFused) chain_before(before, state, y);
-      const T* fused = Source::kReadsFused ? fused_row(before, state, y) : nullptr;
-      const T* row = source_.row(state.before.channel, y, fused);
-      grad[y - group_.lo] = row;
-      const T* left = pass_lower(before, y, row);
+      const T* left = nullptr;
+      if (!pass_last(&grad[y - group_.lo], &left, before, state, y)) {
+        const T* fused = Source::kReadsFused ? fused_row(before, state, y) : nullptr;
+        grad[y - group_.lo] = source_.row(state.before.channel, y, fused);
+        left = pass_lower(before, y, chain_.count - 1, grad[y - group_.lo]);
+      }
       if (chain_.unit > 0 && holds(tiles_.levels[chain_.unit].rows, y)) upper_row(state, chain_.unit, y, left);
     }
     for (int i = chain_.count - 1; i > chain_.unit; --i) {
@@ -244,12 +260,27 @@ class ChainBackward {
     return fused_row_;
   }
 
-  // Row y of g past the lower scales: what is left of it behind each, returned behind the last, and what it adds to the
+  // Makes row y of g and takes it past all lower scales, the last of them by the source. False if the source cannot.
+  bool pass_last(const T** grad, const T** left, const RowPair<T>* before, ChannelState<T>& state, int32_t y) {
+    if constexpr (Source::kPassesLower) {
+      const int end = chain_.count - 1;
+      if (end == chain_.unit || !wants_attention(end) || !source_.passes_lower()) return false;
+      const int32_t k = y - group_.lo;
+      const LowerStep<T> step{passed_[end].row(k), sums_[end].row(k), resized_[end].row(k),
+                              stream_.product(state.before, end, y), before[end]};
+      *grad = source_.pass_lower(state.before.channel, y, step);
+      *left = pass_lower(before, y, end - 1, step.next);
+      return true;
+    }
+    return false;
+  }
+
+  // Row y of g past the lower scales from `first` on: what is left of it behind each, returned behind the last, and what it adds to the
   // gradients of their attention.
-  const T* pass_lower(const RowPair<T>* before, int32_t y, const T* grad) {
+  const T* pass_lower(const RowPair<T>* before, int32_t y, int first, const T* grad) {
     const int64_t n = tiles_.output.columns.size();
     const int32_t k = y - group_.lo;
-    for (int i = chain_.count - 1; i > chain_.unit; --i) {
+    for (int i = first; i > chain_.unit; --i) {
       T* next = passed_[i].row(k);
       if (wants_attention(i)) {
         ops_.lower_backward(next, sums_[i].row(k), grad, resized_[i].row(k), before[i], n);

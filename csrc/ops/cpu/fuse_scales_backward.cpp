@@ -20,6 +20,7 @@ template <typename S, typename T>
 class ReadGradient {
  public:
   static constexpr bool kReadsFused = false;
+  static constexpr bool kPassesLower = false;
 
   ReadGradient(const FuseScalesBackward<S>& problem)
       : problem_(problem), grad_(problem.grad_output), ops_(row_ops<T>()), memory_(memory_ops<S, T>(ops_)) {}

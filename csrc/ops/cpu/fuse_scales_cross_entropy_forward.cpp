@@ -48,10 +48,7 @@ class CrossEntropyRows {
     ops_.log_sum(largest_, log_rest_, planes, pitch, classes, n);
     if (target_.label_smoothing > 0) ops_.weighted_sum(weighted_, planes, pitch, target_.weight, classes, n);
 
-    for (int64_t x = 0; x < n; ++x) {
-      const auto label = static_cast<int32_t>(label_[x]);
-      own_[x] = planes[std::max(label, 0) * pitch + x];
-    }
+    ops_.pick(own_, planes, pitch, label_, n);
     if (target_.weight == nullptr) {
       std::fill(weight_, weight_ + n, T(1));
     } else {
@@ -61,31 +58,14 @@ class CrossEntropyRows {
     T* log_sum_exp = problem_.log_sum_exp + first;
     T* loss = problem_.reduction == Reduction::kNone ? problem_.loss + first : loss_;
     const T e = target_.label_smoothing;
-    for (int64_t x = 0; x < n; ++x) {
-      log_sum_exp[x] = largest_[x] + log_rest_[x];
-      weight_[x] = label_[x] < T(0) ? T(0) : weight_[x];
-      // (largest - own) + log_rest: a small loss is not lost beside large logits.
-      const T of_label = (T(1) - e) * weight_[x] * ((largest_[x] - own_[x]) + log_rest_[x]);
-      loss[x] = label_[x] < T(0) ? T(0) : of_label;
-    }
+    ops_.cross_entropy_loss(loss, log_sum_exp, weight_, {largest_, log_rest_, own_, label_, T(1) - e}, n);
     for (int64_t x = 0; e > 0 && x < n; ++x) {
       if (label_[x] >= T(0)) {
         loss[x] += e / static_cast<T>(classes) * (weight_sum_ * log_sum_exp[x] - weighted_[x]);
       }
     }
-    sums.loss += sum_of(loss, n);
-    sums.weight += sum_of(weight_, n);
-  }
-
-  // In double; four chains of additions side by side.
-  static double sum_of(const T* row, int64_t n) {
-    double sums[4] = {};
-    int64_t x = 0;
-    for (; x + 4 <= n; x += 4) {
-      for (int k = 0; k < 4; ++k) sums[k] += static_cast<double>(row[x + k]);
-    }
-    for (; x < n; ++x) sums[0] += static_cast<double>(row[x]);
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    sums.loss += ops_.sum(loss, n);
+    sums.weight += ops_.sum(weight_, n);
   }
 
   const FuseScalesCrossEntropyForward<S>& problem_;

@@ -23,6 +23,7 @@ template <typename S, typename T>
 class RmiGradient {
  public:
   static constexpr bool kReadsFused = true;
+  static constexpr bool kPassesLower = false;
 
   RmiGradient(const FuseScalesRmiBackward<S>& problem, const ChainAxes<T>& axes)
       : problem_(problem),

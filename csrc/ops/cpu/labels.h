@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/resize.h"
 #include "core/view.h"
+#include "ops/cpu/simd/softmax.h"
 
 namespace hmsa {
 namespace cpu {
@@ -37,20 +39,21 @@ struct LabelRow {
 // Writes the labels of a row as T: the class, or -1 where the label is ignored or wrong. Counts the wrong ones.
 template <typename T>
 void load_labels(T* to, const LabelRow& row, WrongLabels& wrong) {
+  const SoftmaxOps<T>& ops = softmax_ops<T>();
   const int64_t classes = row.classes, ignore_index = row.ignore_index;
   const int64_t stride = row.labels.column, n = row.columns.size();
   visit_labels(row.labels, row.b, row.y, row.columns.lo, [&](const auto* from) {
+    using L = std::remove_cv_t<std::remove_pointer_t<decltype(from)>>;
+    const LabelElements<L> labels{from, stride, classes, ignore_index};
     bool regular = true;
-    // One comparison without a branch: a negative label is a large number without a sign.
-    const auto take = [&](int64_t i, int64_t label) {
-      const bool is_class = (static_cast<uint64_t>(label) < static_cast<uint64_t>(classes)) & (label != ignore_index);
-      regular &= is_class | (label == ignore_index);
-      to[i] = static_cast<T>(is_class ? static_cast<int32_t>(label) : -1);
-    };
-    if (stride == 1) {
-      for (int64_t i = 0; i < n; ++i) take(i, from[i]);
+    if constexpr (std::is_same_v<L, uint8_t>) {
+      regular = ops.load_labels_uint8(to, labels, n);
+    } else if constexpr (std::is_same_v<L, int16_t>) {
+      regular = ops.load_labels_int16(to, labels, n);
+    } else if constexpr (std::is_same_v<L, int32_t>) {
+      regular = ops.load_labels_int32(to, labels, n);
     } else {
-      for (int64_t i = 0; i < n; ++i) take(i, from[i * stride]);
+      regular = ops.load_labels_int64(to, labels, n);
     }
     for (int64_t i = 0; !regular && i < n; ++i) {
       const int64_t label = from[i * stride];

@@ -34,12 +34,13 @@ class RowAdjoint {
   void push(int32_t y, const T* const* rows, int count, const RowOps<T>& ops, const T* zeros, const Emit& emit) {
     for (int done = 0; done < count;) {
       const Run run = run_at(y + done, count - done);
-      for (int k = 0; k < run.targets; ++k) {
-        if (y + done == axis_->readers(run.target[k]).lo) std::fill_n(slot(run.target[k]), width_, T(0));
-      }
+      // In a slot there is the sum of an earlier target still where these are the first rows.
+      const auto is_fresh = [&](int k) { return y + done == axis_->readers(run.target[k]).lo; };
       for (int k = 0; k < run.targets; k += 2) {
-        T* const to[2] = {slot(run.target[k]), slot(run.target[k + 1 < run.targets ? k + 1 : k])};
-        ops.spread(to, std::min(run.targets - k, 2), rows + done, run.weights + k, run.rows, width_);
+        const int last = std::min(k + 1, run.targets - 1);
+        T* const to[2] = {slot(run.target[k]), slot(run.target[last])};
+        if (last > k && is_fresh(k)) std::fill_n(to[0], width_, T(0));
+        ops.spread(to, last - k + 1, is_fresh(last), rows + done, run.weights + k, run.rows, width_);
       }
       done += run.rows;
       for (int k = 0; k < run.targets; ++k) {
@@ -110,8 +111,7 @@ void adjoint_columns(T* to, const T* sum, int32_t shift, const Axis<T>& axis, Ra
   if (!axis.fan_index.empty()) {
     ops.resample(to, sum, shift, axis.fan_table(columns), columns.size());
   } else {
-    ops.contract(to, sum, shift, axis.origin.data() + columns.lo, axis.start.data() + columns.lo, axis.adjoint.data(),
-                 columns.size());
+    ops.contract(to, sum, shift, axis.sum_table(columns), columns.size());
   }
 }
 

@@ -91,13 +91,55 @@ struct Wide {
   }
 };
 
+#if !defined(__AVX512F__)
+// ... or pairs of taps side by side, two elements from one output to the next: what a map enlarged by two gathers. Sums
+// are made in the order 0, 1, 4, 5, 2, 3, 6, 7 of the outputs, in which two loads hold both taps of a pair.
+template <int kTaps>
+struct Halves {
+  static bool fits(const TapTable<float>& table, int64_t x) {
+    if (kTaps % 2 != 0) return false;
+    for (int k = 0; k < kTaps; ++k) {
+      const int32_t* index = table.index + k * table.pitch + x;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        if (index[lane] != table.index[x] + k + 2 * lane) return false;
+      }
+    }
+    return true;
+  }
+  Halves(const TapTable<float>&, int64_t) {}
+  static Floats turned(Floats value) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(value), 0xd8)); }
+  Floats sum(const float* source, const Floats* weight) const {
+    Floats sum = {};
+    for (int k = 0; k < kTaps; k += 2) {
+      const Floats low = load_floats(source + k), high = load_floats(source + k + kLanes);
+      const Floats even = _mm256_shuffle_ps(low, high, 0x88), odd = _mm256_shuffle_ps(low, high, 0xdd);
+      sum = k == 0 ? multiply_floats(weight[0], even) : multiply_add_floats(weight[k], even, sum);
+      sum = multiply_add_floats(weight[k + 1], odd, sum);
+    }
+    return turned(sum);
+  }
+};
+#endif
+
+// How the weights of a vector of outputs are kept.
+template <typename Reach>
+Floats arranged(const Reach&, Floats weight) {
+  return weight;
+}
+#if !defined(__AVX512F__)
+template <int kTaps>
+Floats arranged(const Halves<kTaps>& halves, Floats weight) {
+  return halves.turned(weight);
+}
+#endif
+
 // `count` vectors of outputs from x on, the table of the first of which holds for all.
 template <typename Reach, int kTaps>
 void resample_like(float* __restrict__ to, const float* __restrict__ from, const TapTable<float>& table, int64_t x,
                    int64_t count) {
   const Reach reach(table, x);
   Floats weight[kTaps];
-  for (int k = 0; k < kTaps; ++k) weight[k] = load_floats(table.weight + k * table.pitch + x);
+  for (int k = 0; k < kTaps; ++k) weight[k] = arranged(reach, load_floats(table.weight + k * table.pitch + x));
   const float* source = from + table.index[x];
   const int32_t step = table.step * static_cast<int32_t>(kLanes / TapTable<float>::kPeriod);
   for (int64_t v = 0; v < count; ++v) {
@@ -114,6 +156,10 @@ int64_t resample_vectors(float* to, const float* from, const TapTable<float>& ta
     const int64_t count = x >= table.steady.lo && steady >= kLanes ? steady / kLanes : 1;
     if (Near<kTaps>::fits(table, x)) {
       resample_like<Near<kTaps>, kTaps>(to, from, table, x, count);
+#if !defined(__AVX512F__)
+    } else if (Halves<kTaps>::fits(table, x)) {
+      resample_like<Halves<kTaps>, kTaps>(to, from, table, x, count);
+#endif
     } else if (Wide<kTaps>::fits(table, x)) {
       resample_like<Wide<kTaps>, kTaps>(to, from, table, x, count);
     } else {
@@ -172,7 +218,7 @@ void sum_rows(T* __restrict__ to, const T* const* rows, const T* weights, int co
 }
 
 // The sums stay in registers while all rows are added, one after the other: the same bits as row by row.
-template <int kRows, typename T>
+template <int kRows, bool kFresh, typename T>
 void spread_rows(T* __restrict__ to0, T* __restrict__ to1, const T* const* rows, const T (*weights)[4], int64_t n) {
   const T* __restrict__ a = rows[0];
   const T* __restrict__ b = rows[kRows > 1 ? 1 : 0];
@@ -187,23 +233,32 @@ void spread_rows(T* __restrict__ to0, T* __restrict__ to1, const T* const* rows,
   };
   const T v[4] = {weights[0][0], weights[0][1], weights[0][2], weights[0][3]};
   if (to1 == nullptr) {
-    for (int64_t x = 0; x < n; ++x) to0[x] = add(to0[x], v, a[x], b[x], c[x], d[x]);
+    for (int64_t x = 0; x < n; ++x) to0[x] = add(kFresh ? T(0) : to0[x], v, a[x], b[x], c[x], d[x]);
     return;
   }
   const T w[4] = {weights[1][0], weights[1][1], weights[1][2], weights[1][3]};
   for (int64_t x = 0; x < n; ++x) {
     to0[x] = add(to0[x], v, a[x], b[x], c[x], d[x]);
-    to1[x] = add(to1[x], w, a[x], b[x], c[x], d[x]);
+    to1[x] = add(kFresh ? T(0) : to1[x], w, a[x], b[x], c[x], d[x]);
+  }
+}
+
+template <int kRows, typename T>
+void spread_rows(T* const* to, int targets, bool fresh, const T* const* rows, const T (*weights)[4], int64_t n) {
+  T* second = targets > 1 ? to[1] : nullptr;
+  if (fresh) {
+    spread_rows<kRows, true>(to[0], second, rows, weights, n);
+  } else {
+    spread_rows<kRows, false>(to[0], second, rows, weights, n);
   }
 }
 
 template <typename T>
-void spread(T* const* to, int targets, const T* const* rows, const T (*weights)[4], int count, int64_t n) {
-  T* second = targets > 1 ? to[1] : nullptr;
-  if (count == 4) return spread_rows<4>(to[0], second, rows, weights, n);
-  if (count == 3) return spread_rows<3>(to[0], second, rows, weights, n);
-  if (count == 2) return spread_rows<2>(to[0], second, rows, weights, n);
-  spread_rows<1>(to[0], second, rows, weights, n);
+void spread(T* const* to, int targets, bool fresh, const T* const* rows, const T (*weights)[4], int count, int64_t n) {
+  if (count == 4) return spread_rows<4>(to, targets, fresh, rows, weights, n);
+  if (count == 3) return spread_rows<3>(to, targets, fresh, rows, weights, n);
+  if (count == 2) return spread_rows<2>(to, targets, fresh, rows, weights, n);
+  spread_rows<1>(to, targets, fresh, rows, weights, n);
 }
 
 // Rows that may be the same memory are read before they are written, element by element: no dependence between
@@ -351,17 +406,21 @@ __m256 add_across(const __m256* v) {
   return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
 
-void contract(float* __restrict__ to, const float* __restrict__ from, int32_t shift, const int32_t* __restrict__ origin,
-              const int32_t* __restrict__ start, const float* __restrict__ weight, int64_t n) {
+// Sums begin .. end - 1. As many as have a multiple of eight terms, up to eight, are summed together: how many they are
+// does not change a bit of any.
+void contract_between(float* __restrict__ to, const float* __restrict__ from, const SumTable<float>& table,
+                      int64_t begin, int64_t end) {
+  const int32_t* __restrict__ origin = table.origin;
+  const int32_t* __restrict__ start = table.start;
+  const float* __restrict__ weight = table.weight;
   __m256 sums[8] = {};
-  for (int64_t i = 0; i < n;) {
-    // As many as are of this kind, up to eight, summed together: how many they are does not change a bit of any.
+  for (int64_t i = begin; i < end;) {
     int64_t count = 0;
-    for (; count < 8 && i + count < n; ++count) {
+    for (; count < 8 && i + count < end; ++count) {
       const int32_t k = start[i + count];
       const int32_t terms = start[i + count + 1] - k;
       if (terms == 0 || terms % 8 != 0) break;
-      sums[count] = products(weight + k, from + (origin[i + count] - shift), terms);
+      sums[count] = products(weight + k, from + origin[i + count], terms);
     }
     if (count == 8) {
       _mm256_storeu_ps(to + i, add_across(sums));
@@ -370,19 +429,69 @@ void contract(float* __restrict__ to, const float* __restrict__ from, int32_t sh
       _mm256_storeu_ps(few, add_across(sums));
       for (int64_t k = 0; k < count; ++k) to[i + k] = few[k];
     } else {
-      to[i] = dot(weight + start[i], from + (origin[i] - shift), start[i + 1] - start[i]);
+      to[i] = dot(weight + start[i], from + origin[i], start[i + 1] - start[i]);
       count = 1;
     }
     i += count;
   }
 }
+
+// Elements k, 4 + k, 8 + k and so on of 32 for k < 4, each in the order 0, 2, 4, 6, 1, 3, 5, 7.
+struct Fourths {
+  __m256 of[4];
+
+  explicit Fourths(const float* from) {
+    const __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 8);
+    const __m256 c = _mm256_loadu_ps(from + 16), d = _mm256_loadu_ps(from + 24);
+    const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
+    const __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
+    of[0] = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
+    of[1] = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
+    of[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+    of[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+  }
+};
+
+// Sums of eight terms with the same weights, four elements from one to the next: what a map enlarged by four gathers.
+void contract_fours(float* __restrict__ to, const float* __restrict__ from, const float* __restrict__ weight,
+                    int64_t n) {
+  __m256 weights[8];
+  for (int k = 0; k < 8; ++k) weights[k] = _mm256_set1_ps(weight[k]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const Fourths near(from + 4 * i), far(from + 4 * i + 4);
+    __m256 sum = _mm256_mul_ps(weights[0], near.of[0]);
+    for (int k = 1; k < 4; ++k) sum = _mm256_fmadd_ps(weights[k], near.of[k], sum);
+    for (int k = 0; k < 4; ++k) sum = _mm256_fmadd_ps(weights[4 + k], far.of[k], sum);
+    _mm256_storeu_ps(to + i, _mm256_permutevar8x32_ps(sum, order));
+  }
+  for (; i < n; ++i) {  // in the same order
+    __m128 sum = _mm_mul_ss(_mm_load_ss(weight), _mm_load_ss(from + 4 * i));
+    for (int k = 1; k < 8; ++k) sum = _mm_fmadd_ss(_mm_load_ss(weight + k), _mm_load_ss(from + 4 * i + k), sum);
+    _mm_store_ss(to + i, sum);
+  }
+}
+
+void contract(float* to, const float* from, int32_t shift, const SumTable<float>& table, int64_t n) {
+  const float* source = from - shift;
+  const int64_t lo = table.steady.lo < 0 ? 0 : table.steady.lo;
+  const int64_t hi = table.steady.hi < n ? table.steady.hi : n;
+  if (lo >= hi || table.step != 4 || table.start[lo + 1] - table.start[lo] != 8) {
+    contract_between(to, source, table, 0, n);
+    return;
+  }
+  contract_between(to, source, table, 0, lo);
+  contract_fours(to + lo, source + table.origin[lo], table.weight + table.start[lo], hi - lo);
+  contract_between(to, source, table, hi, n);
+}
 #endif
 
 template <typename T>
-void contract(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const int32_t* __restrict__ origin,
-              const int32_t* __restrict__ start, const T* __restrict__ weight, int64_t n) {
+void contract(T* __restrict__ to, const T* __restrict__ from, int32_t shift, const SumTable<T>& table, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    to[i] = dot(weight + start[i], from + (origin[i] - shift), start[i + 1] - start[i]);
+    const int32_t start = table.start[i];
+    to[i] = dot(table.weight + start, from + (table.origin[i] - shift), table.start[i + 1] - start);
   }
 }
 

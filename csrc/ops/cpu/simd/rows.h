@@ -45,6 +45,17 @@ struct TapTable {
   int32_t step;
 };
 
+// Sums of different lengths: to[i] = sum_k weight[start[i] + k] from[origin[i] + k],  k < start[i + 1] - start[i]. From
+// steady.lo to steady.hi all have the same weights, and origin grows by `step`.
+template <typename T>
+struct SumTable {
+  const int32_t* origin;
+  const int32_t* start;
+  const T* weight;
+  Range steady;
+  int32_t step;
+};
+
 template <typename T>
 struct RowOps {
   const char* name;
@@ -54,13 +65,14 @@ struct RowOps {
   // to[x] = sum_k weight[k][x] from[index[k][x] - shift]                                      (columns, either direction)
   // `from` is followed by kRowSlack elements that may be read.
   void (*resample)(T* to, const T* from, int32_t shift, const TapTable<T>& table, int64_t n);
-  // to[i] = sum_k weight[start[i] + k] from[origin[i] - shift + k],  k < start[i + 1] - start[i]        (long adjoints)
-  void (*contract)(T* to, const T* from, int32_t shift, const int32_t* origin, const int32_t* start, const T* weight,
-                   int64_t n);
+  // to = the sums of `from`, whose first element counts as number `shift`                              (long adjoints)
+  void (*contract)(T* to, const T* from, int32_t shift, const SumTable<T>& table, int64_t n);
   // to = sum_k weights[k] rows[k],  2 <= count <= 4                                                             (rows)
   void (*sum_rows)(T* to, const T* const* rows, const T* weights, int count, int64_t n);
   // to[j] += weights[j][0] rows[0], then += weights[j][1] rows[1] and so on: 1 or 2 targets, 1 to 4 rows   (its adjoint)
-  void (*spread)(T* const* to, int targets, const T* const* rows, const T (*weights)[4], int count, int64_t n);
+  // `fresh`: the last target counts as zeros, whatever it holds.
+  void (*spread)(T* const* to, int targets, bool fresh, const T* const* rows, const T (*weights)[4], int count,
+                 int64_t n);
 
   // ---- products and sums --------------------------------------------------------------------------------------------
 
