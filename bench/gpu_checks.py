@@ -302,7 +302,13 @@ def check_cross_entropy(case: Case, inputs: Inputs, number: int) -> Iterator[Res
 
 def check_argmax(case: Case, inputs: Inputs, number: int) -> Iterator[Result]:
     """The confidence, that no other class is better than the winner by more than rounding, and labels alone; one view
-    and two."""
+    and two, and labels alone where most classes lie below others."""
+    regions = with_regions(inputs)
+    both, alone = (
+        hmsa_ext.fuse_scales_argmax(regions.logits, regions.attention, case.scales, case.size, confidence=confident)
+        for confident in (True, False)
+    )
+    yield Result("labels only, regions", alone.to(both[1].dtype), both[0].to(both[1].dtype))
     for views in (1, 2):
         if views == 2:  # the second half of the batch are outputs for the mirrored images
             inputs = with_mirrored(inputs)
@@ -325,6 +331,19 @@ def check_argmax(case: Case, inputs: Inputs, number: int) -> Iterator[Result]:
             inputs.logits, inputs.attention, case.scales, case.size, views=views, confidence=False
         )
         yield Result(f"labels only, views {views}", alone.to(confidence.dtype), labels.to(confidence.dtype))
+
+
+def with_regions(inputs: Inputs) -> Inputs:
+    """In each of six regions of the image one class is well above the others."""
+
+    def of_head(x: Tensor) -> Tensor:
+        classes, height, width = x.shape[1:]
+        rows = torch.arange(height, device=x.device)[:, None] * 3 // height
+        columns = torch.arange(width, device=x.device) * 2 // width
+        leads = torch.arange(classes, device=x.device)[:, None, None] == (rows + 3 * columns) % classes
+        return x.detach() + 20 * leads.to(x.dtype)
+
+    return Inputs([of_head(x) for x in inputs.logits], inputs.attention, [], None)
 
 
 def with_mirrored(inputs: Inputs) -> Inputs:

@@ -125,6 +125,8 @@ struct Fiber {
   int source = 0;           // warp operation: the lane whose value this one gets
   std::uint64_t value = 0;  // in: what this thread gives; out: what it gets
   Reduction reduction = Reduction::kNone;
+  int barrier = 0;          // its number; all but 0 are barriers of some threads
+  std::size_t meeting = 0;  // threads that meet at a barrier of some
 };
 
 // Memory of exactly `bytes`, filled with 0xff. Without AddressSanitizer 64 bytes behind it tell of stray writes.
@@ -310,8 +312,24 @@ inline int barrier(const char* what, int value, Reduction reduction, const char*
   fiber.line = line;
   fiber.value = value != 0;
   fiber.reduction = reduction;
+  fiber.barrier = 0;
   yield();
   return static_cast<int>(fiber.value);
+}
+
+// Waits for so many threads of the block at the barrier of this number, as bar.sync does: 1 to 15, whole warps.
+inline void barrier_of_some(int number, int threads, const char* file, int line) {
+  Fiber& fiber = *machine().current;
+  fiber.what = "barrier of some threads";
+  fiber.file = file;
+  fiber.line = line;
+  if (number < 1 || number > 15 || threads <= 0 || threads % warpSize != 0) {
+    fail([&] { return "asks for barrier " + std::to_string(number) + " of " + std::to_string(threads) + site(fiber); });
+  }
+  fiber.state = State::kAtBarrier;
+  fiber.barrier = number;
+  fiber.meeting = static_cast<std::size_t>(threads);
+  yield();
 }
 
 inline int lane_of(const Fiber& fiber) { return static_cast<int>(&fiber - machine().fibers.data()) % warpSize; }
@@ -381,6 +399,30 @@ inline void try_exchange(Fiber& arrived, std::vector<Fiber*>& ready) {
   }
 }
 
+// Lets threads go on that wait at a barrier of some threads, once the last of them is there.
+inline void try_barrier_of_some(const Fiber& arrived, std::vector<Fiber*>& ready) {
+  Machine& m = machine();
+  const auto waits = [&](const Fiber& fiber) {
+    return fiber.state == State::kAtBarrier && fiber.barrier == arrived.barrier;
+  };
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < m.threads; ++i) {
+    if (!waits(m.fibers[i])) continue;
+    if (m.fibers[i].meeting != arrived.meeting) {
+      throw std::runtime_error("divergent barrier: " + place(m.fibers[i]) + " for " +
+                               std::to_string(m.fibers[i].meeting) + " threads, but " + place(arrived) + " for " +
+                               std::to_string(arrived.meeting));
+    }
+    ++count;
+  }
+  if (count < arrived.meeting) return;
+  for (std::size_t i = 0; i < m.threads; ++i) {
+    if (!waits(m.fibers[i])) continue;
+    m.fibers[i].state = State::kReady;
+    ready.push_back(&m.fibers[i]);
+  }
+}
+
 // Nobody can run: either all threads are at one barrier and pass it, or the kernel is wrong.
 inline void pass_barrier(std::vector<Fiber*>& ready) {
   Machine& m = machine();
@@ -404,8 +446,8 @@ inline void pass_barrier(std::vector<Fiber*>& ready) {
   std::uint64_t count = 0;
   for (std::size_t i = 0; i < m.threads; ++i) {
     const Fiber& fiber = m.fibers[i];
-    if (fiber.state != State::kAtBarrier || fiber.line != first->line || std::strcmp(fiber.file, first->file) != 0 ||
-        std::strcmp(fiber.what, first->what) != 0) {
+    if (fiber.state != State::kAtBarrier || fiber.barrier != 0 || fiber.line != first->line ||
+        std::strcmp(fiber.file, first->file) != 0 || std::strcmp(fiber.what, first->what) != 0) {
       throw std::runtime_error("divergent barrier: " + place(*first) + ", but " + place(fiber));
     }
     count += fiber.value;
@@ -446,6 +488,7 @@ inline void run_block(std::size_t shared_bytes, Random random) {
     if (!m.failure.empty()) throw std::runtime_error(m.failure);
     if (fiber.state == State::kDone) ++done;
     if (fiber.state == State::kAtWarp) try_exchange(fiber, ready);
+    if (fiber.state == State::kAtBarrier && fiber.barrier != 0) try_barrier_of_some(fiber, ready);
   }
   for (const PoisonedMemory& memory : m.shared) {
     if (!memory.guard_intact()) {

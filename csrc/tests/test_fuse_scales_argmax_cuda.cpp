@@ -204,6 +204,148 @@ void special_logits_pass_through_octaves() {
   }
 }
 
+// ---- classes that labels alone do without ---------------------------------------------------------------------------
+
+// Labels alone are those with a confidence. Returns the share of the planes that were fused for them.
+template <typename S>
+double share_of_fused_planes(const Case& c, const Setup<S>& setup, const std::string& what) {
+  hmsa::host_run::seed() = 0;
+  const std::vector<int32_t> wanted = predict(c, setup, 1).labels;
+  hmsa::cuda::fuse::fused_planes() = {};
+  for (uint64_t seed = 0; seed < 2; ++seed) {
+    hmsa::host_run::seed() = seed;
+    EXPECT(predict(c, setup, 1, false).labels == wanted, what, ", seed ", seed);
+  }
+  const hmsa::cuda::fuse::FusedPlanes planes = hmsa::cuda::fuse::fused_planes();
+  EXPECT(planes.all > 0, what);
+  return static_cast<double>(planes.fused) / static_cast<double>(planes.all);
+}
+
+// Logits of every scale from value(k, y, x), where y and x are places in the output from 0 to 1.
+template <typename S, typename Value>
+void set_logits(Setup<S>& setup, const Case& c, const Value& value) {
+  for (size_t i = 0; i < c.scales.size(); ++i) {
+    Map& logits = setup.problem.logits[i];
+    reference::for_all(logits, [&](int b, int k, int y, int x) {
+      logits.at(b, k, y, x) = value(k, (y + 0.5) / c.heads[i].height, (x + 0.5) / c.heads[i].width);
+    });
+    setup.logits[i]->store(logits);
+  }
+}
+
+template <typename S>
+void set_attention(Setup<S>& setup, double value, bool one_only) {
+  for (size_t i = 1; i < setup.attention.size(); ++i) {
+    Map& attention = setup.problem.attention[i];
+    if (one_only) {
+      attention.at(0, 0, attention.size.height / 2, attention.size.width / 2) = value;
+    } else {
+      for (double& number : attention.values) number = value;
+    }
+    setup.attention[i]->store(attention);
+  }
+}
+
+// Sizes that are odd in units of eight, parts of the first and of the last bands, several images.
+std::vector<Case> cases_of_labels_alone() {
+  return {
+      {{1.0, 0.5}, {104, 264}, {{26, 66}, {13, 33}}, 2, 9, false, false},
+      {{2.0, 1.0}, {36, 132}, {{18, 66}, {9, 33}}, 1, 8, false, false},
+      {{2.0, 1.0, 0.5}, {72, 120}, {{36, 60}, {18, 30}, {9, 15}}, 1, 19, false, false},
+      {{1.0}, {44, 140}, {{11, 35}}, 2, 9, false, false},
+  };
+}
+
+std::mt19937 noise_of_labels(11);
+double noise(double spread) { return spread * (noise_of_labels() / 4294967296.0 - 0.5); }
+
+// Few classes lead, here and there; the others follow far behind, or close, but each below one of the leaders.
+template <typename S>
+void expect_few_classes(const Case& c) {
+  const auto region = [&](double y, double x) { return static_cast<int>(2.9 * y + y * x) % c.channels; };
+  const auto smooth = [&](int k, double y, double x) {
+    return (k == region(y, x) ? 4.0 : k == c.channels - 1 ? 3.0 : 0.0) + std::sin(3 * y + 2 * x);
+  };
+  for (const double spread : {0.0, 0.5, 2.5, 8.0}) {
+    Setup<S> setup(c, Layout::kContiguous);
+    set_logits(setup, c, [&](int k, double y, double x) { return smooth(k, y, x) + noise(spread); });
+    const std::string what = text_of(c) + ", spread " + std::to_string(spread);
+    const double share = share_of_fused_planes(c, setup, what);
+    EXPECT(share < (spread < 1 ? 0.8 : 1.01), what, ": ", share, " of the planes");
+    if (spread < 1) EXPECT(hmsa::cuda::fuse::fused_planes().crews > 1, what);
+  }
+}
+
+void labels_alone_are_the_same_where_classes_fall() {
+  for (const Case& c : cases_of_labels_alone()) {
+    expect_few_classes<float>(c);
+    expect_few_classes<Half>(c);
+  }
+  expect_few_classes<BFloat16>(cases_of_labels_alone()[0]);
+}
+
+void one_class_is_not_fused() {
+  for (const Case& c : cases_of_labels_alone()) {
+    for (const int leader : {0, c.channels - 1}) {
+      Setup<float> setup(c, Layout::kGaps);
+      set_logits(setup, c, [&](int k, double, double) { return (k == leader ? 3.0 : 0.0) + noise(2); });
+      EXPECT_EQUAL(share_of_fused_planes(c, setup, text_of(c)), 0.0, text_of(c));
+      for (const int32_t label : predict(c, setup, 1, false).labels) EXPECT_EQUAL(label, leader, text_of(c));
+    }
+  }
+}
+
+// Some classes are equal, or differ by a few units in the last place, or by about as much as the margin.
+void near_ties_of_labels_alone() {
+  const double reaches[] = {1.0, 1e-30, 1e20};
+  int number = 0;
+  for (const Case& c : cases_of_labels_alone()) {
+    for (const double apart : {0.0, 1.0, 30.0, 256.0 * static_cast<double>(c.scales.size()), 2000.0}) {
+      const double reach = reaches[number++ % 3];
+      Setup<float> setup(c, Layout::kContiguous);
+      set_logits(setup, c, [&](int k, double y, double x) {
+        const double ground = k % 3 == 0 ? 1.0 + 0.3 * std::sin(9 * x + 4 * y) : -1.0;
+        return reach * (ground + (k % 2 == 0 ? 0.0 : 1.2e-7 * (apart + noise(4))));
+      });
+      share_of_fused_planes(c, setup, text_of(c) + ", apart " + std::to_string(apart));
+    }
+  }
+}
+
+// Where the rule does not hold all classes are fused, in the blocks that see it.
+void labels_alone_of_special_numbers() {
+  const auto with_leader = [&](const Case& c) {
+    Setup<float> setup(c, Layout::kContiguous);
+    set_logits(setup, c, [&](int k, double, double) { return (k == 1 ? 3.0 : 0.0) + noise(1); });
+    return setup;
+  };
+  for (const Case& c : cases_of_labels_alone()) {
+    for (const double special : {kInfinity, -kInfinity, static_cast<double>(NAN), 3e38}) {
+      for (const int k : {0, 1, c.channels - 1}) {
+        Setup<float> setup = with_leader(c);
+        for (size_t i = 0; i < c.scales.size(); ++i) {
+          Map& logits = setup.problem.logits[i];
+          logits.at(0, k, c.heads[i].height / 2, c.heads[i].width / 2) = special;
+          setup.logits[i]->store(logits);
+        }
+        const std::string what = text_of(c) + ", " + std::to_string(special) + " of class " + std::to_string(k);
+        EXPECT(share_of_fused_planes(c, setup, what) > 0, what);
+      }
+    }
+    if (c.scales.size() == 1) continue;
+    for (const double attention : {0.0, 1.0, -1e-6, 1.000001, 1.5, static_cast<double>(NAN)}) {
+      for (const bool one_only : {false, true}) {
+        Setup<float> setup = with_leader(c);
+        set_attention(setup, attention, one_only);
+        const std::string what = text_of(c) + ", attention " + std::to_string(attention);
+        const double share = share_of_fused_planes(c, setup, what);
+        const bool holds = attention >= 0 && attention <= 1;
+        EXPECT(holds ? share == 0 : one_only ? share > 0 : share == 1, what, ": ", share, " of the planes");
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -217,5 +359,9 @@ int main() {
   RUN_TEST(octaves_match);
   RUN_TEST(ties_in_octaves_go_to_the_first_class);
   RUN_TEST(special_logits_pass_through_octaves);
+  RUN_TEST(labels_alone_are_the_same_where_classes_fall);
+  RUN_TEST(one_class_is_not_fused);
+  RUN_TEST(near_ties_of_labels_alone);
+  RUN_TEST(labels_alone_of_special_numbers);
   return testing::finish();
 }

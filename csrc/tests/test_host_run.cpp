@@ -321,6 +321,39 @@ void warp_barrier_orders_a_warp_and_no_more() {
   EXPECT(nans(sync_only_the_warp) > 0);
 }
 
+// Groups of two warps, each at a barrier of its own, some more often than others.
+__global__ void pass_on_in_groups(int* results) {
+  HMSA_SHARED(int, values, [192]);
+  const int me = static_cast<int>(threadIdx.x);
+  const int group = me / 64;
+  const int other = group * 64 + (me + 33) % 64;
+  values[me] = me;
+  for (int round = 0; round <= group; ++round) {
+    hmsa::host_run::barrier_of_some(1 + group, 64, __FILE__, __LINE__);
+    const int value = values[other];
+    hmsa::host_run::barrier_of_some(1 + group, 64, __FILE__, __LINE__);
+    values[me] = value + 1;
+  }
+  results[me] = values[me];
+}
+
+void groups_of_warps_meet_at_barriers_of_their_own() {
+  const auto results = for_seeds([] {
+    std::vector<int> values(192);
+    HMSA_LAUNCH(pass_on_in_groups, 1, 192, 0, nullptr, values.data());
+    return values;
+  });
+  EXPECT(all_same_bits(results));
+  for (int t = 0; t < 192; ++t) {
+    const int rounds = t / 64 + 1;
+    EXPECT_EQUAL(results[0][static_cast<size_t>(t)], t / 64 * 64 + (t + 33 * rounds) % 64 + rounds, "thread ", t);
+  }
+}
+
+__global__ void wait_for_too_many(int threads) {
+  hmsa::host_run::barrier_of_some(1, static_cast<int>(threadIdx.x) < 32 ? 64 : threads, __FILE__, __LINE__);
+}
+
 __global__ void depend_on_the_order_of_blocks(int* order, int* next) {
   order[(*next)++] = static_cast<int>(blockIdx.x);
 }
@@ -358,6 +391,10 @@ void divergent_barrier_is_an_error() {
   EXPECT_THROWS(HMSA_LAUNCH(wait_unless, 1, 64, 0, nullptr, 5u), "test_host_run: wait_unless: ");
   EXPECT_THROWS(HMSA_LAUNCH(wait_at_two_places, 1, 64, 0, nullptr), "divergent barrier");
   EXPECT_THROWS(HMSA_LAUNCH(wait_often, 1, 3, 0, nullptr, 2), "divergent barrier");
+  EXPECT_THROWS(HMSA_LAUNCH(wait_for_too_many, 1, 32, 0, nullptr, 64), "divergent barrier");
+  EXPECT_THROWS(HMSA_LAUNCH(wait_for_too_many, 1, 64, 0, nullptr, 32), "divergent barrier");
+  EXPECT_THROWS(HMSA_LAUNCH(wait_for_too_many, 1, 64, 0, nullptr, 48), "asks for barrier 1 of 48");
+  HMSA_LAUNCH(wait_for_too_many, 1, 64, 0, nullptr, 64);
   HMSA_LAUNCH(wait_unless, 3, 64, 0, nullptr, 64u);  // and the harness still works
 }
 
@@ -637,6 +674,7 @@ int main() {
   RUN_TEST(missing_barrier_after_a_read_shows_between_seeds);
   RUN_TEST(warp_barrier_orders_a_warp_and_no_more);
   RUN_TEST(blocks_run_in_an_order_that_the_seed_chooses);
+  RUN_TEST(groups_of_warps_meet_at_barriers_of_their_own);
   RUN_TEST(divergent_barrier_is_an_error);
   RUN_TEST(divergent_warp_is_an_error);
   RUN_TEST(impossible_launches_are_errors);

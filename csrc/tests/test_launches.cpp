@@ -138,8 +138,9 @@ class Calls {
     hmsa::cuda::launch_fuse_scales_cross_entropy_backward(
         problem, [this](int64_t n) -> void* { return numbers<T>(n); }, nullptr);
   }
-  void argmax(int views) {
-    hmsa::FuseScalesArgmax<S> problem{inputs_, views, numbers<int32_t>(pixels()), numbers<T>(pixels())};
+  void argmax(int views, bool confident) {
+    hmsa::FuseScalesArgmax<S> problem{inputs_, views, numbers<int32_t>(pixels()),
+                                      confident ? numbers<T>(pixels()) : nullptr};
     problem.batch = p_.batch / views;
     hmsa::cuda::launch_fuse_scales_argmax(problem, nullptr);
   }
@@ -210,8 +211,9 @@ void expect_all_taken(const Problem& p, const char* dtype, int ops, bool runs) {
     expect("cross-entropy", [&] { calls.fuse_scales_cross_entropy_forward(0.0, hmsa::Reduction::kMean); });
     expect("cross-entropy with smoothing",
            [&] { calls.fuse_scales_cross_entropy_forward(0.1, hmsa::Reduction::kNone); });
-    expect("argmax", [&] { calls.argmax(1); });
-    if (p.batch % 2 == 0) expect("argmax of two views", [&] { calls.argmax(2); });
+    expect("argmax", [&] { calls.argmax(1, true); });
+    expect("labels alone", [&] { calls.argmax(1, false); });
+    if (p.batch % 2 == 0) expect("argmax of two views", [&] { calls.argmax(2, true); });
   }
   if (ops & kGradients) {
     expect("fuse_scales backward", [&] { calls.fuse_backward(); });

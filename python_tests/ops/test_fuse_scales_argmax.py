@@ -88,6 +88,23 @@ def test_several_tiles_in_both_directions(device):
     check(make_problem([1.0, 0.5], (197, 1111), classes=3, device=device), views=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("scales", [[1.0, 0.5], [2.0, 1.0], [2.0, 1.0, 0.5]])
+def test_labels_alone_are_the_same_where_classes_fall(device, scales, dtype):
+    """In each of six regions one class leads, and the noise decides how many others can win somewhere."""
+    for noise in (0.1, 1.0, 4.0):
+        problem = make_problem(scales, (128, 256), classes=9, dtype=dtype, device=device)
+        logits = []
+        for x in problem.logits:
+            height, width = x.shape[2:]
+            rows, columns = torch.arange(height)[:, None] * 3 // height, torch.arange(width) * 2 // width
+            leads = torch.arange(9)[:, None, None] == rows + 3 * columns
+            logits.append((noise * x.detach() + 4 * leads.to(x)).to(dtype))
+        labels, _ = op(logits, *problem.args()[1:])
+        alone, _ = op(logits, *problem.args()[1:], confidence=False)
+        assert torch.equal(alone, labels)
+
+
 def test_empty_batch(device):
     problem = make_problem([1.0, 0.5], (16, 24), batch=0, device=device)
     for views in (1, 2):

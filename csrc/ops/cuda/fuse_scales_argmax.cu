@@ -4,10 +4,10 @@
 // Two views: every resize is symmetric, so the chain of the mirrored images is run on their maps read from the right, and
 // comes out unmirrored, pixel for pixel beside that of the first view.
 //
-// Chains of octaves with one view are predicted by octave_argmax.cuh.
+// Chains of octaves with one view are predicted by octave_argmax.cuh, or octave_labels.cuh where no confidence is wanted.
 #include "ops/cuda/class_tiles.cuh"
 #include "ops/cuda/fuse_scales_argmax.h"
-#include "ops/cuda/octave_argmax.cuh"
+#include "ops/cuda/octave_labels.cuh"
 #include "ops/cuda/online_softmax.cuh"
 
 namespace hmsa {
@@ -122,7 +122,10 @@ void launch_fuse_scales_argmax(const FuseScalesArgmax<S>& problem, StreamHandle 
       HMSA_LAUNCH(kernel, grid, dim3((plan.planes + 1) * fuse::kLanes), plan.bytes, static_cast<cudaStream_t>(stream),
                   problem, plan);
     };
-    if (fuse::start_octaves(problem, start)) return;
+    if (fuse::is_octave_prediction(problem)) {
+      const bool alone = problem.confidence == nullptr;
+      if (alone ? fuse::start_labels(problem, start) : fuse::start_octaves(problem, start)) return;
+    }
   }
   const forward::ClassLayout layout = forward::plan(problem);
   const auto start = [&](auto kernel) {

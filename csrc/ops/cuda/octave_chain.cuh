@@ -99,6 +99,8 @@ struct OctavePlan {
   int32_t chunks;  // of the classes, one after the other
   bool quads;      // a quad of the incoming gradient is one load
   int32_t bytes;
+  int32_t blocks;  // that a multiprocessor is to hold
+  int32_t crews;   // of octave_labels.cuh
 };
 
 template <typename S, bool kUpper, bool kLower>
@@ -122,6 +124,7 @@ struct OctaveChain {
   int32_t column;  // of the lane's quad in the output
   int64_t image;
   int32_t chunk, first_class, count;
+  int32_t factors_at = 0;  // what lies in shared memory, lies so many bytes on
 
   HMSA_DEVICE OctaveChain(const ChainInputs<S>& of, const OctavePlan& plan, int32_t part, int64_t b,
                           int32_t which_classes)
@@ -143,11 +146,11 @@ struct OctaveChain {
 
   HMSA_DEVICE static int32_t quad_offset() { return lane() * static_cast<int32_t>(sizeof(Quad<T>)); }
   HMSA_DEVICE static int32_t pair_offset() { return lane() * static_cast<int32_t>(sizeof(Pair<T>)); }
-  HMSA_DEVICE static int32_t factors_of(int32_t k) {
-    return kFactors + (k & (kOctaveBuffers - 1)) * kSums * kBandBytes + quad_offset();
+  HMSA_DEVICE int32_t factors_of(int32_t k) const {
+    return factors_at + kFactors + (k & (kOctaveBuffers - 1)) * kSums * kBandBytes + quad_offset();
   }
-  HMSA_DEVICE static int32_t grid_row(int32_t row) {
-    return kGrid + (row & (kOctaveGridRows - 1)) * (kRow / 2) + pair_offset();
+  HMSA_DEVICE int32_t grid_row(int32_t row) const {
+    return factors_at + kGrid + (row & (kOctaveGridRows - 1)) * (kRow / 2) + pair_offset();
   }
   HMSA_DEVICE static Pair<T> pair_at(int32_t offset) { return *shared_at<const Pair<T>>(offset); }
   HMSA_DEVICE static void put_pair(int32_t offset, const Pair<T>& pair) { *shared_at<Pair<T>>(offset) = pair; }
@@ -357,9 +360,10 @@ bool has_short_heads(const ChainInputs<S>& inputs) {
 }
 
 // The division of the work of a pass that takes the least time, with one or two blocks on a multiprocessor; false if
-// nothing fits.
+// nothing fits. `most_height`: of a part, in units; `most_chunks`: of the classes.
 template <typename Pass, typename S>
-bool plan_octaves(const ChainInputs<S>& inputs, OctavePlan& plan) {
+bool plan_octaves(const ChainInputs<S>& inputs, OctavePlan& plan, int32_t most_height = INT32_MAX,
+                  int32_t most_chunks = INT32_MAX) {
   const Chain& chain = inputs.chain;
   const auto classes = static_cast<int32_t>(inputs.classes);
   const Extent units{divide_up(chain.size.height, kUnit), divide_up(chain.size.width, kUnit)};
@@ -371,8 +375,9 @@ bool plan_octaves(const ChainInputs<S>& inputs, OctavePlan& plan) {
   for (int32_t blocks = 2; blocks >= 1; --blocks) {
     const int32_t most_planes = smaller(65536 / (kLanes * Pass::kRegisters) / blocks, 32) - 1;
     const int32_t budget = shared_budget(blocks);
-    for (int32_t height = 1; height <= units.height; ++height) {
+    for (int32_t height = 1; height <= smaller(units.height, most_height); ++height) {
       OctavePlan candidate = base;
+      candidate.blocks = blocks;
       candidate.units.height = height;
       candidate.parts.height = divide_up(units.height, height);
       // As many planes at a time as registers and shared memory hold.
@@ -381,7 +386,7 @@ bool plan_octaves(const ChainInputs<S>& inputs, OctavePlan& plan) {
         candidate.bytes = Pass::bytes(candidate);
         if (candidate.bytes <= budget) break;
       }
-      if (candidate.chunks > classes) continue;
+      if (candidate.chunks > smaller(classes, most_chunks)) continue;
       const int64_t all = inputs.batch * candidate.parts.width * candidate.parts.height;
       const int64_t rounds = (all + blocks * multiprocessors - 1) / (blocks * multiprocessors);
       const double bands = 2 * height + Pass::kMoreBands;
@@ -397,15 +402,18 @@ bool plan_octaves(const ChainInputs<S>& inputs, OctavePlan& plan) {
   return least > 0;
 }
 
+inline dim3 grid_of(const OctavePlan& plan, int64_t batch) {
+  return dim3(static_cast<unsigned>(plan.parts.height * plan.parts.width),
+              static_cast<unsigned>(batch < 65535 ? batch : 65535));
+}
+
 // Calls start(kernel, grid, plan). False if nothing fits.
 template <typename Pass, typename S, typename Kernel, typename Start>
 bool start_planned(const ChainInputs<S>& inputs, bool quads, Kernel kernel, const Start& start) {
   OctavePlan plan{};
   plan.quads = quads;
   if (!plan_octaves<Pass>(inputs, plan)) return false;
-  const dim3 grid(static_cast<unsigned>(plan.parts.height * plan.parts.width),
-                  static_cast<unsigned>(inputs.batch < 65535 ? inputs.batch : 65535));
-  start(kernel, grid, plan);
+  start(kernel, grid_of(plan, inputs.batch), plan);
   return true;
 }
 

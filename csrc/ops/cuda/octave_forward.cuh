@@ -115,8 +115,8 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
     typename Ending::Plane end;
   };
 
-  HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel) const {
-    const int32_t k = first_band();
+  // From band k on.
+  HMSA_DEVICE_PHASE void start(Plane& plane, int64_t channel, int32_t k) const {
     plane.own_from = Octaves::own_source(problem.logits, channel);
     plane.own.begin(plane.own_from, k, place);
     if constexpr (kUpper) {
@@ -218,7 +218,7 @@ struct OctaveForward : OctaveChain<S, kUpper, kLower> {
     if (uniform(warp() < plan.planes)) {
       const bool works = uniform(warp() < count);
       Plane plane{};
-      if (works) start(plane, first_class + warp());
+      if (works) start(plane, first_class + warp(), first_band());
       meet();
       if (kLower && works) {
         plane.grid[0] = grid_quad<true>(plane, first_band(), 0);

@@ -159,9 +159,15 @@ struct PixelEnding {
   // the same way.
   template <typename Block, typename Body>
   HMSA_DEVICE static void for_pixels(const Block& block, int32_t k, const Body& body) {
+    for_pixels(block, k, PlanesAt{buffer_of(block, k), block.count}, thread(), block.plan.planes * kLanes, body);
+  }
+  // Of some planes only, by so many threads.
+  template <typename Block, typename Body>
+  HMSA_DEVICE static void for_pixels(const Block& block, int32_t k, const PlanesAt& planes, int32_t number,
+                                     int32_t threads, const Body& body) {
     constexpr int32_t kPairBytes = static_cast<int32_t>(sizeof(Pair<float>));
     HMSA_ROLLED
-    for (int32_t slot = thread(); slot < kPixelSlots; slot += block.plan.planes * kLanes) {
+    for (int32_t slot = number; slot < kPixelSlots; slot += threads) {
       const int32_t row = slot / kPixelPairs;
       const int32_t pair = slot - row * kPixelPairs;
       const int32_t y = kOctaveBand * k + 2 + row;
@@ -170,8 +176,8 @@ struct PixelEnding {
       if (y < 0 || y >= size.height || x >= smaller(block.unit_columns.hi * kUnit, size.width)) continue;
       const int32_t kept =
           Block::kShared + 2 * buffer_bytes(block.plan) + ((k - block.first_band()) * kPixelSlots + slot) * kPairBytes;
-      const int32_t first = buffer_of(block, k) + row * Block::kRow + (kUnit / 2 + pair) * kPairBytes;
-      body(Place{y, x, slot, kept}, PlanesAt{first, block.count});
+      const int32_t first = planes.first + row * Block::kRow + (kUnit / 2 + pair) * kPairBytes;
+      body(Place{y, x, slot, kept}, PlanesAt{first, planes.count});
     }
   }
 };

@@ -19,6 +19,7 @@ OCTAVES = Shape((2, 1, 0.5), (24, 136), 5)
 OCTAVE_BELOW = Shape((1, 0.5), (24, 136), 24)
 OCTAVE_ABOVE = Shape((2, 1), (20, 36), 3, batch=2, layout="nhwc")
 LONE_QUARTER = Shape((1,), (12, 132), 5)  # for losses and predictions only
+PARTS = Shape((1, 0.5), (96, 264), 9)  # of several blocks
 
 path = next(
     path for folder in sys.path if (path := Path(folder) / "cases.py").is_file() and not path.samefile(__file__)
@@ -52,6 +53,10 @@ def all_cases(ops: list[str], quick: bool):
         for shape in shapes if quick else [*shapes, LONE_QUARTER]:
             yield original.Case("argmax", str(shape), original.bind(original.argmax, shape))
         yield original.Case("argmax", f"{OCTAVES} inf and NaN", lambda: argmax_of_special_logits(OCTAVES))
+        for shape in shapes if quick else [*shapes, LONE_QUARTER, PARTS]:
+            for smooth in (False, True):
+                title = f"{shape} labels alone, {'smooth' if smooth else 'random'}"
+                yield original.Case("argmax", title, original.bind(labels_alone, shape, smooth=smooth))
 
 
 def argmax_of_special_logits(shape: Shape):
@@ -70,6 +75,19 @@ def argmax_of_special_logits(shape: Shape):
         ]
 
     return original.Problem(call.run, compare)
+
+
+def labels_alone(shape: Shape, smooth: bool):
+    """Labels alone are those beside a confidence."""
+    chain = problems.Chain(shape, gradients=False)
+    if smooth:
+        problems.make_smooth(chain)
+    alone, (both,) = problems.labels_call("labels", chain), problems.argmax(chain)
+
+    def compare(results):
+        return [original.equality("labels", results[0].long(), results[1].long())]
+
+    return original.Problem(lambda: [alone.run()[0], both.run()[0]], compare)
 
 
 def __getattr__(name: str):

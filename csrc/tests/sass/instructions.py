@@ -106,3 +106,20 @@ def control_with_unanimous_branches(kernel, index, instruction):
 
 control = machine.Kernel._control
 machine.Kernel._control = control_with_unanimous_branches
+
+
+def barrier_in_a_register(modifiers, arguments):
+    """BAR.SYNC R0, R0: the number of the barrier in the low bits of a register, the number of threads in the high."""
+    operands = barrier_operands(modifiers, arguments)
+    if len(arguments) < 2 or arguments[0] != arguments[1] or not arguments[0].startswith("R"):
+        return operands
+    both = integer(arguments[0])
+    return dataclasses.replace(
+        operands,
+        number=lambda machine: both(machine) & np.uint32(0xF),
+        threads=lambda machine: both(machine) >> np.uint32(16),
+    )
+
+
+barrier_operands = machine.BarrierOperands.of
+machine.BarrierOperands.of = barrier_in_a_register
