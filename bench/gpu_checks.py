@@ -304,11 +304,10 @@ def check_argmax(case: Case, inputs: Inputs, number: int) -> Iterator[Result]:
     """The confidence, that no other class is better than the winner by more than rounding, and labels alone; one view
     and two, and labels alone where most classes lie below others."""
     regions = with_regions(inputs)
-    both, alone = (
-        hmsa_ext.fuse_scales_argmax(regions.logits, regions.attention, case.scales, case.size, confidence=confident)
-        for confident in (True, False)
-    )
-    yield Result("labels only, regions", alone.to(both[1].dtype), both[0].to(both[1].dtype))
+    parts = (regions.logits, regions.attention, case.scales, case.size)
+    wanted, confidence = hmsa_ext.fuse_scales_argmax(*parts)
+    alone = hmsa_ext.fuse_scales_argmax(*parts, confidence=False)
+    yield Result("labels only, regions", alone.to(confidence.dtype), wanted.to(confidence.dtype))
     for views in (1, 2):
         if views == 2:  # the second half of the batch are outputs for the mirrored images
             inputs = with_mirrored(inputs)
