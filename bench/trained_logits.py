@@ -62,9 +62,15 @@ def make(root: str | None, steps: int = STEPS) -> None:
     truth = torch.from_numpy(_nearest(sample.label, SIZE))
     known = truth != 255
     print(f"pixel accuracy of the image: {(guess[0][known] == truth[known]).float().mean():.3f}", file=sys.stderr)
-    print(f"classes that are the label of some pixel: {guess.unique().numel()}", file=sys.stderr)
+    _describe(guess, outputs.fuse())
     FILE.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"logits": outputs.logits, "attention": outputs.attention, "source": name, "steps": steps}, FILE)
+
+
+def _describe(labels: Tensor, logits: Tensor) -> None:
+    below = logits.amax(1, keepdim=True) - logits
+    print(f"classes that are the label of some pixel: {labels.unique().numel()}", file=sys.stderr)
+    print(f"logits 17 or more below the largest of their pixel: {(below >= 17).float().mean():.2e}", file=sys.stderr)
 
 
 def _trained(dataset: data.Dataset, steps: int) -> torch.nn.Module:
